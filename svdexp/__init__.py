@@ -1,0 +1,26 @@
+"""svdexp: SVD-based compression of language models, every method on one protocol.
+
+`compress(model, windows, method, ratio)` is the engine and `load(folder)` reads what it saved. Both are
+imported on first use, because `python -m svdexp --help` should not wait for torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svdexp.compress import compress
+    from svdexp.models.checkpoint import load
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "compress", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compress":
+        from svdexp.compress import compress
+
+        return compress
+    if name == "load":
+        from svdexp.models.checkpoint import load
+
+        return load
+    raise AttributeError(f"module 'svdexp' has no attribute {name!r}")

@@ -1,0 +1,98 @@
+"""The bits an allocation may spend, and what each rank costs under the chosen storage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from svdexp.errors import UserError
+from svdexp.storage import Storage
+
+# Module name → rank; None keeps the layer dense.
+Ranks = dict[str, int | None]
+
+
+class Allocation(Protocol):
+    """Chooses one rank per matrix."""
+
+    needs_spectra: ClassVar[bool]  # whether singular values of the weighted matrices must exist first
+
+    def __call__(self, budget: "Budget", spectra: Mapping[str, torch.Tensor]) -> Ranks:
+        """Ranks within `budget`; `spectra` maps each layer to (min(m, n),) descending singular values."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`ratio` of the dense bits of all layers in `shapes` (name → (m, n))."""
+
+    ratio: float
+    shapes: Mapping[str, tuple[int, int]]
+    storage: Storage
+    number_bits: int
+
+    def dense(self, name: str) -> int:
+        """Bits of the dense matrix."""
+        m, n = self.shapes[name]
+        return m * n * self.number_bits
+
+    def bits(self, name: str, rank: int | None) -> int:
+        """Bits at `rank`; None is dense."""
+        if rank is None:
+            return self.dense(name)
+        return self.storage.bits(rank, *self.shapes[name], self.number_bits)
+
+    @property
+    def total(self) -> float:
+        """Bits that may be spent on all layers together."""
+        return self.ratio * sum(map(self.dense, self.shapes))
+
+    def spent(self, ranks: Ranks) -> int:
+        """Bits that `ranks` costs."""
+        return sum(self.bits(name, rank) for name, rank in ranks.items())
+
+    def largest_rank(self, name: str, bits: float) -> int | None:
+        """The largest rank that costs at most `bits`; None where dense fits or a rank saves nothing.
+
+        Raises:
+            UserError: not even rank 1 fits.
+        """
+        if bits >= self.dense(name):
+            return None
+        low, high = 0, min(self.shapes[name])
+        while low < high:  # bits(rank) grows with rank, so bisect
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.bits(name, middle) <= bits else (low, middle - 1)
+        if low == 0:
+            raise UserError(
+                f"ratio={self.ratio:g} leaves {name} of shape {self.shapes[name]} without a single rank"
+            )
+        return low if self.bits(name, low) < self.dense(name) else None
+
+    def fill(self, ranks: Ranks) -> Ranks:
+        """Spend what rounding left: one more rank for the layers that are furthest below their share.
+
+        The share of a layer is `ratio` of its dense bits plus what its rank already exceeds; each layer gets at
+        most one rank more, so the allocation keeps its shape.
+        """
+        left = self.total - self.spent(ranks)
+        result = dict(ranks)
+
+        def step(name: str) -> int:
+            rank = ranks[name]
+            assert rank is not None
+            return self.bits(name, rank + 1) - self.bits(name, rank)
+
+        growable = [
+            name for name, rank in ranks.items() if rank is not None and rank < min(self.shapes[name])
+        ]
+        for name in sorted(growable, key=lambda name: self._shortfall(name, ranks), reverse=True):
+            rank = ranks[name]
+            assert rank is not None
+            if step(name) <= left and self.bits(name, rank + 1) < self.dense(name):
+                left -= step(name)
+                result[name] = rank + 1
+        return result
+
+    def _shortfall(self, name: str, ranks: Ranks) -> float:
+        return (self.ratio * self.dense(name) - self.bits(name, ranks[name])) / self.dense(name)

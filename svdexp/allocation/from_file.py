@@ -1,0 +1,58 @@
+"""Ranks from a ranks.json that an earlier run wrote: any run can be replayed, with any weighting."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from omegaconf import MISSING
+
+from svdexp.allocation.budget import Budget, Ranks
+from svdexp.errors import UserError
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """`path`: a JSON object {module name: rank, or null for dense} with exactly the compressed layers.
+
+    The file decides the size; a file that costs more than the requested ratio is an error.
+    """
+
+    path: str = MISSING
+    needs_spectra: ClassVar[bool] = False
+
+    def __call__(self, budget: Budget, spectra: Mapping[str, torch.Tensor]) -> Ranks:
+        """The file's ranks, checked against the model's layers and the budget."""
+        ranks = read_ranks(Path(self.path))
+        different = sorted(ranks.keys() ^ budget.shapes.keys())
+        if different:
+            raise UserError(
+                f"method.allocation.path={self.path} and the model's layers differ, first at {different[0]}"
+            )
+        for name, rank in ranks.items():
+            if rank is not None and rank > min(budget.shapes[name]):
+                raise UserError(f"method.allocation.path={self.path}: rank {rank} is too large for {name}")
+        if budget.spent(ranks) > budget.total:
+            share = budget.ratio * budget.spent(ranks) / budget.total
+            raise UserError(
+                f"method.allocation.path={self.path} keeps {share:.4f}, more than ratio={budget.ratio:g}"
+            )
+        return ranks
+
+
+def read_ranks(path: Path) -> Ranks:
+    """Parse a ranks.json.
+
+    Raises:
+        UserError: missing, not JSON, or not an object of positive integers and nulls.
+    """
+    try:
+        ranks = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"method.allocation.path={path} cannot be read: {error}") from error
+    valid = isinstance(ranks, dict) and all(r is None or (type(r) is int and r >= 1) for r in ranks.values())
+    if not valid:
+        raise UserError(f"method.allocation.path={path} is not an object of module names and positive ranks")
+    return dict(ranks)

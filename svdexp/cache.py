@@ -1,0 +1,115 @@
+"""Results of finished stages on disk, found again by what they were computed from.
+
+A shelf belongs to one identity: a hash of everything that changes the result. Its items are safetensors files,
+written under a temporary name and renamed, so a reader never sees half a file and two runs may share a folder.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from svdexp.errors import UserError
+
+# Part of every identity; raise it when a change to the mathematics makes older files wrong.
+FORMAT = 1
+
+
+def identity(**ingredients: Any) -> str:
+    """A short hash of JSON-serialisable ingredients; equal ingredients, equal hash, in any process."""
+    text = json.dumps({"format": FORMAT, **ingredients}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and every byte."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hash of all of a model's weights."""
+    return fingerprint(dict(model.named_parameters()))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+class Shelf:
+    """Named sets of tensors of one stage, in memory or, given a folder, on disk."""
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+        self._memory: dict[str, dict[str, torch.Tensor]] = {}
+
+    def get(self, item: str) -> dict[str, torch.Tensor] | None:
+        """The item's tensors, or None if it was never put.
+
+        Raises:
+            UserError: the file is there but unreadable.
+        """
+        if self.folder is None:
+            return self._memory.get(item)
+        path = self._path(self.folder, item)
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"cache: {path} is damaged ({error}); delete it, or choose another folder with cache=DIR"
+            ) from error
+
+    def put(self, item: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Keep the item's tensors."""
+        if self.folder is None:
+            self._memory[item] = tensors
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(self.folder, item)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        # clone(): layers may share a tensor or view one, and a safetensors file stores each by itself
+        save_file(
+            {
+                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for key, tensor in tensors.items()
+            },
+            temporary,
+        )
+        temporary.replace(path)
+
+    @staticmethod
+    def _path(folder: Path, item: str) -> Path:
+        return folder / f"{item}.safetensors"
+
+
+class Cache:
+    """Shelves under one folder; without a folder each shelf lives in memory as long as its run."""
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+
+    def shelf(self, stage: str, **ingredients: Any) -> Shelf:
+        """The shelf of a stage; `ingredients` say what its results depend on and are written beside them."""
+        if self.folder is None:
+            return Shelf()
+        folder = self.folder / stage / identity(**ingredients)
+        note = folder / "identity.json"
+        if not note.exists():
+            write_atomically(note, json.dumps(ingredients, indent=2, sort_keys=True))
+        return Shelf(folder)

@@ -1,0 +1,155 @@
+"""Statistics block by block, from inputs that the compressed blocks before it produce.
+
+Only one block's statistics are alive. Between blocks the hidden states of all windows wait on the CPU; the
+other arguments of a block (positions, masks) are recorded once and replayed, after a check that they do not
+depend on the window.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.calibration.dense import collect
+from svdexp.calibration.hooks import Collector, shared_inputs
+from svdexp.calibration.statistics import Statistics
+from svdexp.errors import UserError
+from svdexp.models.structure import Layer, find_blocks
+from svdexp.progress import progress
+
+
+class BlockwiseStatistics:
+    """Ask for the groups in model order, and compress each block before asking for the next."""
+
+    def __init__(
+        self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]
+    ):
+        self.model, self.layers, self.windows, self.needs = model, layers, windows, needs
+        prefix, blocks = find_blocks(model)
+        self.blocks = {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
+        self._waiting = list(self.blocks)  # blocks whose outputs are not computed yet
+        self._states: list[torch.Tensor] | None = None
+        self._arguments: dict[str, dict[str, Any]] = {}
+
+    def statistics(self, group: str) -> dict[str, Statistics]:
+        """Statistics of one block under the compressed path; a layer outside the blocks runs the whole model."""
+        members = [layer for layer in self.layers if layer.group == group]
+        if group not in self.blocks:
+            return collect(self.model, members, self.windows, self.needs)
+        with torch.no_grad():
+            if self._states is None:
+                self._arguments = recorded_arguments(self.model, self.blocks, self.windows)
+                self._states = first_block_inputs(self.model, next(iter(self.blocks.values())), self.windows)
+            while self._waiting[0] != group:
+                self._advance(self._waiting.pop(0))
+            return self._collect(group, members)
+
+    def _run(self, group: str, state: torch.Tensor) -> torch.Tensor:
+        return run_block(self.blocks[group], state.to(self.model.device), self._arguments[group])
+
+    def _advance(self, group: str) -> None:
+        assert self._states is not None
+        for index, state in enumerate(self._states):
+            self._states[index] = self._run(group, state).cpu()
+
+    def _collect(self, group: str, members: Sequence[Layer]) -> dict[str, Statistics]:
+        assert self._states is not None
+        states = self._states
+        leaders = shared_inputs(self.model, [m.name for m in members], lambda: self._run(group, states[0]))
+        collector = Collector(self.model, members, leaders, self.needs)
+        with collector.listen():
+            for collector.window, state in progress(list(enumerate(states)), f"calibration {group}"):
+                self._run(group, state)
+        return collector.results()
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the first block's input is known."""
+
+
+def first_block_inputs(model: PreTrainedModel, block: nn.Module, windows: torch.Tensor) -> list[torch.Tensor]:
+    """The hidden states (1, L, d) that enter the first block, one per window, on the CPU."""
+    states: list[torch.Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(_hidden_states(args, kwargs).cpu())
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for window in windows:
+            try:
+                model.base_model(window[None].to(model.device), use_cache=False)
+            except _Stop:
+                continue
+    finally:
+        handle.remove()
+    return states
+
+
+def recorded_arguments(
+    model: PreTrainedModel, blocks: dict[str, nn.Module], windows: torch.Tensor
+) -> dict[str, dict[str, Any]]:
+    """The keyword arguments of every block besides the hidden states, the same for all windows of one length.
+
+    Raises:
+        UserError: they differ between two windows, so replaying them would be wrong.
+    """
+    first = _record(model, blocks, windows[0])
+    last = _record(model, blocks, windows[-1])
+    for name, arguments in first.items():
+        for key, value in arguments.items():
+            if not _equal(value, last[name].get(key)):
+                raise UserError(
+                    f"method.traversal=blockwise cannot replay {name}, whose argument {key} depends on the text; "
+                    "use method.traversal=dense"
+                )
+    return first
+
+
+def run_block(block: nn.Module, state: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+    """Hidden states after the block."""
+    output = block(state, **arguments)
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
+
+
+def _record(
+    model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.Tensor
+) -> dict[str, dict[str, Any]]:
+    arguments: dict[str, dict[str, Any]] = {}
+    handles = []
+    for name, block in blocks.items():
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+            if len(args) > 1:
+                raise UserError(
+                    f"method.traversal=blockwise cannot replay {name}, which takes {len(args)} positional "
+                    "arguments; use method.traversal=dense"
+                )
+            arguments[name] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+
+        handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
+    try:
+        model.base_model(window[None].to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return arguments
+
+
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    hidden = args[0] if args else kwargs["hidden_states"]
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return type(a) is type(b)

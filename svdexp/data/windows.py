@@ -1,0 +1,65 @@
+"""Token windows: (N, L) slices of one long token stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from svdexp.errors import UserError
+
+# Tokens that go through the model at once: enough to keep a device busy, little enough for any memory.
+TOKENS_PER_BATCH = 2048
+
+
+def tokenize(text: str, tokenizer: Any) -> torch.Tensor:
+    """All tokens of `text`, without special tokens, as (T,) int64."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def cut_windows(
+    stream: torch.Tensor,
+    length: int,
+    count: int | None,
+    *,
+    knob: str,
+    bos: int | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Cut `count` windows of `length` tokens from `stream` (T,).
+
+    Args:
+        stream: token ids.
+        length: tokens per window, including `bos`.
+        count: how many; None takes all.
+        knob: configuration group to blame in errors, `calibration` or `eval`.
+        bos: token id to begin every window with.
+        generator: draw windows at random offsets instead of taking the first ones.
+
+    Raises:
+        UserError: the text is too short.
+    """
+    body = length if bos is None else length - 1
+    available = len(stream) // body
+    wanted = available if count is None else count
+    if available < max(wanted, 1):
+        sizes = (
+            f"{knob}.{'samples' if knob == 'calibration' else 'windows'}={wanted} × {knob}.seq_len={length}"
+        )
+        if available == 0:
+            sizes = f"one window of {knob}.seq_len={length}"
+        raise UserError(f"{knob}: the text has {len(stream)} tokens, too few for {sizes}")
+    if generator is None:
+        windows = stream[: wanted * body].view(wanted, body)
+    else:
+        starts = torch.randint(len(stream) - body + 1, (wanted,), generator=generator)
+        windows = stream[starts[:, None] + torch.arange(body)]
+    if bos is not None:
+        windows = torch.cat([torch.full((wanted, 1), bos), windows], dim=1)
+    return windows.contiguous()
+
+
+def batches(windows: torch.Tensor, size: int | None = None) -> Sequence[tuple[int, torch.Tensor]]:
+    """(index of first window, windows (b, L)) pairs; `size` defaults to what TOKENS_PER_BATCH allows."""
+    size = size or max(1, TOKENS_PER_BATCH // windows.shape[1])
+    return [(start, windows[start : start + size]) for start in range(0, len(windows), size)]

@@ -1,0 +1,160 @@
+"""One run, top-down: texts → model → dense evaluation → compress → evaluation → save → record."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
+from svdexp.compress import compress
+from svdexp.data import Split, check_text, cut_windows, read_text, tokenize
+from svdexp.errors import UserError
+from svdexp.evaluation import measure_efficiency, perplexity
+from svdexp.models import checkpoint
+from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from svdexp.models.structure import Targets
+from svdexp.schema import Config, Sampling, Save
+from svdexp.stages import build_method
+from svdexp.timing import StageClock
+from svdexp.tracking import Results, record, show
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Results:
+    """Carry out one experiment; leaves ranks.json, checkpoint/ and results.json in `run_dir`.
+
+    Raises:
+        UserError: anything the user can mend; raised before the model is loaded where possible.
+    """
+    method = build_method(config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    check_inputs(config)
+    torch.manual_seed(config.seed)
+    cache = Cache(Path(config.cache) if config.cache else None)
+    clock = StageClock()
+
+    with clock("load"):
+        tokenizer = load_tokenizer(config.model)
+        windows = calibration_windows(config, tokenizer)
+        texts = evaluation_windows(config, tokenizer)
+        model = load_model(config.model, dtype, device)
+    log.info("%s in %s on %s", config.model.name, dtype, device)
+
+    with clock("evaluate_dense"):
+        dense = evaluate(model, texts, config, cache, "dense")
+    targets = Targets(config.targets.include, config.targets.exclude, config.targets.lm_head)
+    compression = compress(model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock)
+    write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+    with clock("evaluate"):
+        compressed = evaluate(model, texts, config, cache, "compressed")
+    if config.save is Save.checkpoint:
+        with clock("save"):
+            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, method.storage.kind)
+            compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
+
+    results = record(config, run_dir, dense, compressed, compression, clock, model)
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    show(results)
+    return results
+
+
+def check_inputs(config: Config) -> None:
+    """Raise UserError for what can be known to be wrong before anything is loaded."""
+    locate(config.model)
+    check_text(config.calibration.text, Split.calibration, config.calibration.files)
+    for name in config.eval.texts:
+        check_text(name, Split.evaluation, config.eval.files)
+
+
+def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
+    """Token windows (samples, seq_len) that calibrate."""
+    part = config.calibration
+    stream = tokenize(read_text(part.text, Split.calibration, part.files), tokenizer)
+    generator = None
+    if part.sampling is Sampling.random:
+        generator = torch.Generator().manual_seed(config.seed)
+    bos = bos_token(tokenizer, "calibration") if part.bos else None
+    return cut_windows(stream, part.seq_len, part.samples, knob="calibration", bos=bos, generator=generator)
+
+
+def evaluation_windows(config: Config, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Token windows (N, seq_len) of each text that evaluates."""
+    part = config.eval
+    bos = bos_token(tokenizer, "eval") if part.bos else None
+    return {
+        name: cut_windows(
+            tokenize(read_text(name, Split.evaluation, part.files), tokenizer),
+            part.seq_len,
+            part.windows,
+            knob="eval",
+            bos=bos,
+        )
+        for name in part.texts
+    }
+
+
+def bos_token(tokenizer: Any, knob: str) -> int:
+    """The id of the beginning-of-sequence token.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"{knob}.bos=true, but the model's tokenizer has no beginning-of-sequence token")
+    return int(tokenizer.bos_token_id)
+
+
+def evaluate(
+    model: PreTrainedModel, texts: Mapping[str, torch.Tensor], config: Config, cache: Cache, what: str
+) -> Results:
+    """Figures of one model: ppl/TEXT, its standard error and tokens, tokens_per_second, params, bytes.
+
+    Perplexities come from the cache where the same weights have met the same windows before; speed never does.
+    """
+    figures: Results = {}
+    weights = model_fingerprint(model)
+    for name, windows in texts.items():
+        shelf = cache.shelf(
+            "perplexity", model=weights, windows=fingerprint({"": windows}), device=model.device.type
+        )
+        known = shelf.get("perplexity")
+        if known is None:
+            result = perplexity(
+                model, windows, config.eval.batch_size, f"perplexity of the {what} model, {name}"
+            )
+            known = {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
+            shelf.put("perplexity", known)
+        figures[f"ppl/{name}"] = known["value"].item()
+        figures[f"ppl_stderr/{name}"] = known["stderr"].item()
+        figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())
+    if config.eval.efficiency is not None:
+        speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
+        figures["tokens_per_second/prefill"] = speed.prefill
+        figures["tokens_per_second/decode"] = speed.decode
+    figures["params"] = sum(p.numel() for p in model.parameters())
+    figures["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
+    return figures
+
+
+@torch.no_grad()
+def verify_checkpoint(folder: Path, model: PreTrainedModel, windows: torch.Tensor) -> Results:
+    """Load what was saved and compare its logits on one window with those of the model in memory.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
+    reloaded, _ = checkpoint.load(folder, device=model.device)
+    tokens = windows.to(model.device)
+    expected, found = model(tokens).logits, reloaded(tokens).logits
+    difference = float((expected - found).abs().max())
+    if difference > 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max()):
+        raise RuntimeError(
+            f"the model reloaded from {folder} gives other logits (largest difference {difference:g})"
+        )
+    return {"reload_max_logit_difference": difference}

@@ -1,0 +1,50 @@
+"""Decompositions of one group of layers at a time, computed at most once per identity."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Ranks
+from svdexp.cache import Shelf
+from svdexp.calibration import StatisticsSource
+from svdexp.factorisation.decompose import Decomposition, decompose
+from svdexp.factorisation.weighting import Weighting
+from svdexp.models.structure import Layer, weight_of
+from svdexp.timing import StageClock
+
+
+class Workbench:
+    """Brings a group's weights, statistics and weighting together.
+
+    Given `ranks`, only the components that those ranks keep are put on the shelf.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[Layer],
+        source: StatisticsSource,
+        weighting: Weighting,
+        shelf: Shelf,
+        clock: StageClock,
+        ranks: Ranks | None = None,
+    ):
+        self.model, self.layers, self.source = model, layers, source
+        self.weighting, self.shelf, self.clock, self.ranks = weighting, shelf, clock, ranks
+
+    def decompositions(self, group: str) -> dict[str, Decomposition]:
+        """The decomposition of every layer of `group`, by layer name; from the shelf if it is there."""
+        tensors = self.shelf.get(group)
+        if tensors is None:
+            with self.clock("calibration"):
+                statistics = self.source.statistics(group)
+            tensors = {}
+            with self.clock("factorisation"):
+                for name, part in statistics.items():
+                    done = decompose(weight_of(self.model.get_submodule(name)), self.weighting(part))
+                    kept = done if self.ranks is None else done.keep(self.ranks[name])
+                    tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
+                self.shelf.put(group, tensors)
+        names = [layer.name for layer in self.layers if layer.group == group]
+        keys = Decomposition.__dataclass_fields__
+        return {name: Decomposition(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

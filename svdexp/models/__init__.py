@@ -1,0 +1,1 @@
+"""Loading, structure, the low-rank layer, and checkpoints."""

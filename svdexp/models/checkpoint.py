@@ -1,0 +1,116 @@
+"""Checkpoints of compressed models: what transformers writes, plus how to rebuild the replaced layers.
+
+config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`. Loading makes
+a subclass of the architecture whose constructor replaces those layers, so dtype, device and sharding stay
+transformers' business. Safetensors and JSON only; nothing is unpickled.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from svdexp.allocation import Ranks
+from svdexp.errors import UserError
+from svdexp.models.structure import is_linear, replace, weight_of
+from svdexp.storage import LAYERS
+
+VERSION = 1
+SHARD_SIZE = "4GB"
+
+
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, storage: str) -> None:
+    """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete."""
+    layers = {name: {"storage": storage, "rank": rank} for name, rank in ranks.items() if rank is not None}
+    model.config.svdexp = {"version": VERSION, "layers": layers}
+    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial, max_shard_size=SHARD_SIZE)
+    tokenizer.save_pretrained(partial)
+    if folder.exists():  # a folder cannot be renamed over a full one
+        folder.rename(previous)
+    partial.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def load(
+    folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, Any]:
+    """The compressed model, in evaluation mode, and its tokenizer.
+
+    Args:
+        folder: a checkpoint written by `save`, or a run directory that holds one.
+        dtype: number format; "auto" keeps the saved one.
+        device: where to put the model.
+
+    Raises:
+        UserError: the folder is no checkpoint, or its tensors and its layer table disagree.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoint").is_dir():
+        folder = folder / "checkpoint"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a checkpoint: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        layers = _layer_table(folder, config)
+        architecture = _with_replaced_layers(_architecture(config), layers)
+        model, report = architecture.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except UserError:
+        raise
+    except Exception as error:  # damaged JSON or safetensors surface as many types
+        raise UserError(
+            f"checkpoint {folder} cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+    wrong = [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]
+    if wrong:
+        raise UserError(
+            f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
+    table = getattr(config, "svdexp", None)
+    if not isinstance(table, dict) or table.get("version") != VERSION:
+        raise UserError(
+            f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table"
+        )
+    layers = table["layers"]
+    for name, entry in layers.items():
+        if entry.get("storage") not in LAYERS or type(entry.get("rank")) is not int or entry["rank"] < 1:
+            raise UserError(
+                f"checkpoint {folder}: the entry of {name} in config.json is not understood: {entry}"
+            )
+    return dict(layers)
+
+
+def _architecture(config: Any) -> type[PreTrainedModel]:
+    """The class that transformers would load `config` into."""
+    found: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    return found  # type: ignore[no-any-return]
+
+
+def _with_replaced_layers(architecture: type[PreTrainedModel], layers: dict[str, dict[str, Any]]) -> Any:
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        architecture.__init__(self, config, *args, **kwargs)
+        for name, entry in layers.items():
+            old = self.get_submodule(name)
+            if not is_linear(old):
+                raise UserError(f"checkpoint: {name} is not a linear layer of {architecture.__name__}")
+            weight = weight_of(old)
+            m, n = weight.shape
+            empty = LAYERS[entry["storage"]]
+            bias = old.bias is not None
+            replace(self, name, empty(m, n, entry["rank"], bias, dtype=weight.dtype, device=weight.device))
+
+    # The same name, because transformers writes it into config.json when the model is saved again.
+    return type(
+        architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__}
+    )

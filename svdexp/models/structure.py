@@ -1,0 +1,142 @@
+"""Find the linear layers of a model's blocks by structure; nothing here knows a model's name.
+
+The blocks are the outermost nn.ModuleList that holds most parameters. Inside them nn.Linear and GPT-2's
+Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v projection is one matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from svdexp.errors import UserError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which linear layers to compress: fnmatch patterns over module names; the head only when asked."""
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    lm_head: bool = False
+
+    def match(self, name: str) -> bool:
+        """Whether the layer called `name` is to be compressed."""
+        included = any(fnmatchcase(name, pattern) for pattern in self.include)
+        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One compressible layer: y = W x + b with W of shape (m, n).
+
+    `group` is the name of the block it belongs to, or the layer's own name outside the blocks.
+    """
+
+    name: str
+    group: str
+    m: int
+    n: int
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder blocks and their dotted name.
+
+    Raises:
+        UserError: the model has no list of blocks with linear layers.
+    """
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and any(is_linear(m) for m in module.modules()):
+            size = sum(p.numel() for p in module.parameters())
+            # Strictly larger: a list of experts inside a block never beats the list of blocks around it.
+            if best is None or size > best[0]:
+                best = (size, name, module)
+    if best is None:
+        raise UserError(f"model: {type(model).__name__} has no list of blocks that hold linear layers")
+    return best[1], best[2]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether `module` computes y = W x + b."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """W of shape (m, n) = (out, in), a view of the module's parameter."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
+    """Every compressible layer that `targets` selects, in the order of the model's modules.
+
+    Raises:
+        UserError: nothing selected, a module that cannot be handled, or a non-finite weight.
+    """
+    prefix, blocks = find_blocks(model)
+    layers = []
+    for index, block in enumerate(blocks):
+        group = f"{prefix}.{index}"
+        refuse_unsupported(group, block, targets)
+        for name, module in block.named_modules(prefix=group):
+            if is_linear(module) and targets.match(name):
+                layers.append(_layer(name, group, module))
+    if targets.lm_head:
+        layers.append(_head(model))
+    if not layers:
+        raise UserError(
+            f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress"
+        )
+    return layers
+
+
+def refuse_unsupported(group: str, block: nn.Module, targets: Targets) -> None:
+    """Raise UserError for weights that are matrices in disguise, such as experts stacked in 3-D."""
+    for name, module in block.named_modules(prefix=group):
+        if isinstance(module, CONVOLUTIONS) or not targets.match(name):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim >= 3:
+                raise UserError(
+                    f"model: {name}.{key} stacks matrices in a tensor of shape {tuple(parameter.shape)}, "
+                    f"which svdexp cannot compress; leave it dense with targets.exclude=['{name}']"
+                )
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _layer(name: str, group: str, module: nn.Module) -> Layer:
+    weight = weight_of(module)
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise UserError(
+            f"model: {name} is already quantised or packed; svdexp compresses floating-point weights"
+        )
+    if not torch.isfinite(weight).all():
+        raise UserError(f"model: the weight of {name} holds NaN or infinity; the checkpoint is damaged")
+    return Layer(name, group, *weight.shape)
+
+
+def _head(model: PreTrainedModel) -> Layer:
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None or not is_linear(head):
+        raise UserError(f"targets.lm_head: {type(model).__name__} has no linear language-model head")
+    embedding: Any = model.get_input_embeddings()
+    if weight_of(head).data_ptr() == embedding.weight.data_ptr():
+        raise UserError(
+            "targets.lm_head: the head is tied to the embedding, so compressing it would store more"
+        )
+    name = next(name for name, module in model.named_modules() if module is head)
+    return _layer(name, name, head)

@@ -1,0 +1,186 @@
+"""Typed configuration: every key, its type and its range, checked before any model is loaded.
+
+Hydra merges the YAML files of conf/ and the command line into `Config`, which rejects misspelt keys and
+wrong types. `__post_init__` checks ranges and rules across fields; OmegaConf runs it in `validate`. The
+parts of a method (weighting, allocation, storage, …) are dataclasses that live beside their mathematics;
+`svdexp.stages.build` checks their options against those.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from svdexp.errors import UserError
+
+
+class Traversal(StrEnum):
+    """Where calibration statistics come from."""
+
+    dense = "dense"  # every statistic from the dense model, in one pass
+    blockwise = "blockwise"  # block by block, inputs from the already compressed blocks before it
+
+
+class Sampling(StrEnum):
+    """Which windows of a text calibrate."""
+
+    first = "first"  # the first windows, contiguous
+    random = "random"  # windows at random token offsets, drawn with the run's seed
+
+
+class Precision(StrEnum):
+    """Number format of the model's weights and activations."""
+
+    auto = "auto"  # bfloat16 where the device computes it natively, otherwise float32
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Save(StrEnum):
+    """What a run leaves on disk beside its figures."""
+
+    checkpoint = "checkpoint"
+    none = "none"
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise UserError with `sentence` unless `condition` holds."""
+    if not condition:
+        raise UserError(sentence)
+
+
+def require_positive(knob: str, value: float) -> None:
+    """Raise UserError unless `value` is at least 1."""
+    require(value >= 1, f"{knob} must be at least 1, not {value}")
+
+
+@dataclass
+class ModelConfig:
+    """Any causal language model that transformers loads."""
+
+    name: str = MISSING
+    path: str = MISSING  # hub id, local folder, FILE.gguf, or pkg://PACKAGE/FILE.gguf
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class TargetsConfig:
+    """Which linear layers are compressed: fnmatch patterns over module names."""
+
+    include: list[str] = field(default_factory=lambda: ["*"])
+    exclude: list[str] = field(default_factory=list)
+    lm_head: bool = False
+
+    def __post_init__(self) -> None:
+        require(bool(self.include), "targets.include is empty: name at least one pattern, for instance '*'")
+
+
+@dataclass
+class MethodConfig:
+    """A method is its parts; each part names its class in `_target_` and that class's options."""
+
+    name: str = MISSING
+    traversal: Traversal = Traversal.dense
+    weighting: dict[str, Any] = MISSING
+    allocation: dict[str, Any] = MISSING
+
+
+@dataclass
+class CalibrationConfig:
+    """The text that calibrates, and how many windows of which length are cut from it."""
+
+    text: str = MISSING
+    files: list[str] = field(default_factory=list)
+    samples: int = 32
+    seq_len: int = 1024
+    sampling: Sampling = Sampling.first
+    bos: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive("calibration.samples", self.samples)
+        require(self.seq_len >= 2, f"calibration.seq_len must be at least 2, not {self.seq_len}")
+        require(
+            (self.text == "files") == bool(self.files),
+            "calibration=files and calibration.files=[…] go together: give both or neither",
+        )
+
+
+@dataclass
+class EfficiencyConfig:
+    """Shape of the speed measurement; the same for the dense and the compressed model."""
+
+    batch_size: int = 1
+    prompt: int = 256
+    generate: int = 32
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "prompt", "repeats"):
+            require_positive(f"eval.efficiency.{name}", getattr(self, name))
+        require_positive("eval.efficiency.generate", self.generate)
+
+
+@dataclass
+class EvalConfig:
+    """What is measured, on the dense and on the compressed model alike."""
+
+    name: str = MISSING
+    texts: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    windows: int | None = None
+    seq_len: int = 2048
+    bos: bool = False
+    batch_size: int = 1
+    efficiency: EfficiencyConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.windows is not None:
+            require_positive("eval.windows", self.windows)
+        require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
+        require_positive("eval.batch_size", self.batch_size)
+        require(
+            ("files" in self.texts) == bool(self.files),
+            "eval.texts=[files] and eval.files=[…] go together: give both or neither",
+        )
+
+
+@dataclass
+class Config:
+    """One run. `ratio` is the KEPT fraction of the compressed layers' stored bits, everywhere."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    storage: dict[str, Any] = MISSING
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    ratio: float = MISSING
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = Precision.auto
+    save: Save = Save.checkpoint
+    cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.ratio <= 1,
+            f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {self.ratio:g}",
+        )
+
+
+def validate(cfg: DictConfig) -> Config:
+    """The composed configuration as checked dataclasses.
+
+    Raises:
+        UserError: a value is missing, out of range, or contradicts another.
+    """
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    assert isinstance(config, Config)
+    return config

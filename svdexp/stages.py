@@ -1,0 +1,51 @@
+"""Build a method's parts from configuration.
+
+A part (weighting, allocation, storage, …) is a frozen dataclass whose fields are its options and whose
+`__call__` is its mathematics. The dataclass is its own schema: types, misspelt keys and ranges are checked
+here, when the part is built, and nowhere else. This is the only place that turns a `_target_` into code.
+"""
+
+from dataclasses import is_dataclass
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from svdexp.compress import Method
+from svdexp.errors import UserError
+from svdexp.schema import Config
+
+
+def build(options: dict[str, Any], knob: str) -> Any:
+    """The dataclass named by `options['_target_']`, filled with the other options.
+
+    Raises:
+        UserError: unknown target, misspelt option, wrong type, or value out of range; names `knob`.
+    """
+    values = dict(options)
+    target = values.pop("_target_", None)
+    if target is None:
+        raise UserError(f"{knob} needs a _target_, the dotted path of a dataclass")
+    try:
+        part = get_class(target)
+    except Exception as error:
+        raise UserError(f"{knob}._target_={target} cannot be imported: {error}") from error
+    if not is_dataclass(part):
+        raise UserError(f"{knob}._target_={target} is not a dataclass")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
+    except OmegaConfBaseException as error:
+        key = f".{error.key}" if error.key is not None else ""
+        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}") from error
+
+
+def build_method(config: Config) -> Method:
+    """The five stages of `config.method` and `config.storage` as one object."""
+    return Method(
+        name=config.method.name,
+        weighting=build(config.method.weighting, "method.weighting"),
+        allocation=build(config.method.allocation, "method.allocation"),
+        storage=build(config.storage, "storage"),
+        traversal=config.method.traversal,
+    )

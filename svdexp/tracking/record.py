@@ -1,0 +1,86 @@
+"""The flat record of a run: results.json. Its keys are stable names that other tools may rely on."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.compress import Compression
+from svdexp.schema import Config
+from svdexp.timing import StageClock, peak_rss_bytes
+from svdexp.tracking.provenance import commit, versions
+
+Results = dict[str, Any]
+
+
+def dense_key(key: str) -> str:
+    """Where the dense model's value of a figure stands.
+
+    `ppl/TEXT` → `ppl_dense/TEXT`, `params` → `params_dense`, and, because prefill and decode are parts of one
+    measurement, `tokens_per_second/decode` → `tokens_per_second/decode_dense`.
+    """
+    head, slash, tail = key.partition("/")
+    return f"{head}_dense/{tail}" if slash and head != "tokens_per_second" else f"{key}_dense"
+
+
+def record(
+    config: Config,
+    run_dir: Path,
+    dense: Results,
+    compressed: Results,
+    compression: Compression,
+    clock: StageClock,
+    model: PreTrainedModel,
+) -> Results:
+    """Everything measured and everything needed to measure it again."""
+    damped = [value for value in compression.damping.values() if value > 0]
+    ranked = [error for error in compression.errors.values() if error > 0]
+    results: Results = {
+        "model": config.model.name,
+        "method": config.method.name,
+        "storage": config.storage["_target_"].rpartition(".")[2],
+        "calibration": asdict(config.calibration),
+        "eval": asdict(config.eval),
+        "ratio": config.ratio,
+        "achieved_ratio": compression.achieved_ratio,
+        "target_bits": compression.bits,
+        "target_bits_dense": compression.dense_bits,
+        "damped_layers": len(damped),
+        "damping_max": max(damped, default=0.0),
+        "energy_lost_mean": sum(ranked) / max(len(ranked), 1),
+    }
+    results |= compressed | {dense_key(key): value for key, value in dense.items()}
+    results |= {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
+    results |= memory(model.device)
+    return results | {
+        "device": device_name(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seed": config.seed,
+        "commit": commit(),
+        "versions": versions(),
+        "command": " ".join(sys.argv[1:]),
+        "run_dir": str(run_dir),
+    }
+
+
+def memory(device: torch.device) -> Results:
+    """Peak memory of the process and, on CUDA, of the device."""
+    figures: Results = {"peak_rss_bytes": peak_rss_bytes()}
+    if device.type == "cuda":
+        figures["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return figures
+
+
+def device_name(device: torch.device) -> str:
+    """What computed: the CUDA device's name, or the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        str(torch.cpu.get_capabilities().get("cpu_name", device.type))
+        if device.type == "cpu"
+        else device.type
+    )
