@@ -1,4 +1,4 @@
-"""Command line: `python -m svdexp [key=value …]`, with everything Hydra offers (--help, --cfg job, --multirun)."""
+"""Command line: `python -m svdexp [key=value …]`, with all that Hydra offers (--help, --cfg job, --multirun)."""
 
 import logging
 import os
@@ -37,8 +37,8 @@ def main(cfg: DictConfig) -> None:
     except UserError as error:
         if os.environ.get("SVDEXP_DEBUG"):
             raise
-        # A single run ends here, before Hydra adds lines of its own. A sweep goes on with its other runs; Hydra
-        # raises the first error at the end.
+        # A single run ends here, before Hydra adds lines of its own. A sweep goes on with its other runs;
+        # Hydra raises the first error at the end.
         if HydraConfig.get().mode is RunMode.RUN:
             print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
             sys.exit(1)
@@ -52,7 +52,10 @@ def one_sentence(error: Exception) -> str:
 
 
 def cli() -> int:
-    """Run `main`; mistakes become one line on standard error and exit code 1, a traceback with SVDEXP_DEBUG=1."""
+    """Run `main`; mistakes become one line on standard error and exit code 1.
+
+    SVDEXP_DEBUG=1 in the environment shows the traceback instead.
+    """
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

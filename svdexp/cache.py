@@ -1,7 +1,8 @@
 """Results of finished stages on disk, found again by what they were computed from.
 
-A shelf belongs to one identity: a hash of everything that changes the result. Its items are safetensors files,
-written under a temporary name and renamed, so a reader never sees half a file and two runs may share a folder.
+A shelf belongs to one identity: a hash of everything that changes the result. Its items are safetensors
+files, written under a temporary name and renamed, so a reader never sees half a file and two runs may share
+a folder.
 """
 
 import hashlib
@@ -84,13 +85,10 @@ class Shelf:
         path = self._path(self.folder, item)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         # clone(): layers may share a tensor or view one, and a safetensors file stores each by itself
-        save_file(
-            {
-                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for key, tensor in tensors.items()
-            },
-            temporary,
-        )
+        alone = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+        }
+        save_file(alone, temporary)
         temporary.replace(path)
 
     @staticmethod

@@ -62,7 +62,7 @@ def compress(
     method: Method,
     ratio: float,
     *,
-    targets: Targets = Targets(),
+    targets: Targets | None = None,
     cache: Cache | None = None,
     clock: StageClock | None = None,
 ) -> Compression:
@@ -73,7 +73,7 @@ def compress(
         windows: calibration token ids, (N, L).
         method: the stages.
         ratio: kept fraction of the targeted layers' stored bits, in (0, 1].
-        targets: which layers.
+        targets: which layers; by default all linear layers of the blocks.
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
 
@@ -81,7 +81,7 @@ def compress(
         UserError: unsupported module, non-finite values, or a ratio too small for the layers' shapes.
     """
     cache, clock = cache or Cache(), clock or StageClock()
-    layers = find_layers(model, targets)
+    layers = find_layers(model, targets or Targets())
     groups = list(dict.fromkeys(layer.group for layer in layers))
     source = {
         "model": model_fingerprint(model),

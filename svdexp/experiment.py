@@ -16,7 +16,7 @@ from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from svdexp.models.structure import Targets
+from svdexp.models.structure import Targets, find_layers
 from svdexp.schema import Config, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
@@ -44,11 +44,12 @@ def run(config: Config, run_dir: Path) -> Results:
         windows = calibration_windows(config, tokenizer)
         texts = evaluation_windows(config, tokenizer)
         model = load_model(config.model, dtype, device)
+    targets = Targets(config.targets.include, config.targets.exclude, config.targets.lm_head)
+    find_layers(model, targets)  # refuses what cannot be compressed, before anything slow
     log.info("%s in %s on %s", config.model.name, dtype, device)
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense")
-    targets = Targets(config.targets.include, config.targets.exclude, config.targets.lm_head)
     compression = compress(model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock)
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
     with clock("evaluate"):
@@ -115,19 +116,15 @@ def evaluate(
 ) -> Results:
     """Figures of one model: ppl/TEXT, its standard error and tokens, tokens_per_second, params, bytes.
 
-    Perplexities come from the cache where the same weights have met the same windows before; speed never does.
+    Perplexities come from the cache where the same weights met the same windows before; speed never does.
     """
     figures: Results = {}
     weights = model_fingerprint(model)
     for name, windows in texts.items():
-        shelf = cache.shelf(
-            "perplexity", model=weights, windows=fingerprint({"": windows}), device=model.device.type
-        )
+        shelf = cache.shelf("perplexity", model=weights, windows=fingerprint({"": windows}), device=model.device.type)
         known = shelf.get("perplexity")
         if known is None:
-            result = perplexity(
-                model, windows, config.eval.batch_size, f"perplexity of the {what} model, {name}"
-            )
+            result = perplexity(model, windows, config.eval.batch_size, f"perplexity of the {what} model, {name}")
             known = {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
             shelf.put("perplexity", known)
         figures[f"ppl/{name}"] = known["value"].item()
@@ -154,7 +151,5 @@ def verify_checkpoint(folder: Path, model: PreTrainedModel, windows: torch.Tenso
     expected, found = model(tokens).logits, reloaded(tokens).logits
     difference = float((expected - found).abs().max())
     if difference > 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max()):
-        raise RuntimeError(
-            f"the model reloaded from {folder} gives other logits (largest difference {difference:g})"
-        )
+        raise RuntimeError(f"the model reloaded from {folder} gives other logits (largest difference {difference:g})")
     return {"reload_max_logit_difference": difference}

@@ -12,6 +12,4 @@ T = TypeVar("T")
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
     """Iterate over `items` behind a bar on standard error; a log file gets a line every ten seconds."""
     interactive = sys.stderr.isatty()
-    yield from tqdm(
-        items, desc=what, leave=False, mininterval=0.2 if interactive else 10.0, dynamic_ncols=True
-    )
+    yield from tqdm(items, desc=what, leave=False, mininterval=0.2 if interactive else 10.0, dynamic_ncols=True)

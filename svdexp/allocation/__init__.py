@@ -1,4 +1,4 @@
-"""Which rank each matrix keeps. Every allocation meets the budget: never above, as close below as ranks allow."""
+"""Which rank each matrix keeps. Allocations never exceed the budget and fill it as far as ranks allow."""
 
 from svdexp.allocation.budget import Allocation, Budget, Ranks
 from svdexp.allocation.from_file import FromFile

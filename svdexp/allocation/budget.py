@@ -64,35 +64,23 @@ class Budget:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.bits(name, middle) <= bits else (low, middle - 1)
         if low == 0:
-            raise UserError(
-                f"ratio={self.ratio:g} leaves {name} of shape {self.shapes[name]} without a single rank"
-            )
+            raise UserError(f"ratio={self.ratio:g} leaves {name} of shape {self.shapes[name]} without a single rank")
         return low if self.bits(name, low) < self.dense(name) else None
 
     def fill(self, ranks: Ranks) -> Ranks:
-        """Spend what rounding left: one more rank for the layers that are furthest below their share.
+        """Spend what rounding left: one rank more for layers in order of how far below their share they are.
 
-        The share of a layer is `ratio` of its dense bits plus what its rank already exceeds; each layer gets at
-        most one rank more, so the allocation keeps its shape.
+        The share of a layer is `ratio` of its dense bits. At most one rank each, so the allocation keeps its
+        shape.
         """
         left = self.total - self.spent(ranks)
         result = dict(ranks)
-
-        def step(name: str) -> int:
+        for name in sorted(ranks, key=lambda name: self.bits(name, ranks[name]) / self.dense(name)):
             rank = ranks[name]
-            assert rank is not None
-            return self.bits(name, rank + 1) - self.bits(name, rank)
-
-        growable = [
-            name for name, rank in ranks.items() if rank is not None and rank < min(self.shapes[name])
-        ]
-        for name in sorted(growable, key=lambda name: self._shortfall(name, ranks), reverse=True):
-            rank = ranks[name]
-            assert rank is not None
-            if step(name) <= left and self.bits(name, rank + 1) < self.dense(name):
-                left -= step(name)
+            if rank is None or rank == min(self.shapes[name]):
+                continue
+            step = self.bits(name, rank + 1) - self.bits(name, rank)
+            if step <= left and self.bits(name, rank + 1) < self.dense(name):
+                left -= step
                 result[name] = rank + 1
         return result
-
-    def _shortfall(self, name: str, ranks: Ranks) -> float:
-        return (self.ratio * self.dense(name) - self.bits(name, ranks[name])) / self.dense(name)

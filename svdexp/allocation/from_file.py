@@ -36,9 +36,7 @@ class FromFile:
                 raise UserError(f"method.allocation.path={self.path}: rank {rank} is too large for {name}")
         if budget.spent(ranks) > budget.total:
             share = budget.ratio * budget.spent(ranks) / budget.total
-            raise UserError(
-                f"method.allocation.path={self.path} keeps {share:.4f}, more than ratio={budget.ratio:g}"
-            )
+            raise UserError(f"method.allocation.path={self.path} keeps {share:.4f}, more than ratio={budget.ratio:g}")
         return ranks
 
 

@@ -6,6 +6,7 @@ depend on the window.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,9 +24,7 @@ from svdexp.progress import progress
 class BlockwiseStatistics:
     """Ask for the groups in model order, and compress each block before asking for the next."""
 
-    def __init__(
-        self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]
-    ):
+    def __init__(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]):
         self.model, self.layers, self.windows, self.needs = model, layers, windows, needs
         prefix, blocks = find_blocks(model)
         self.blocks = {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
@@ -34,7 +33,7 @@ class BlockwiseStatistics:
         self._arguments: dict[str, dict[str, Any]] = {}
 
     def statistics(self, group: str) -> dict[str, Statistics]:
-        """Statistics of one block under the compressed path; a layer outside the blocks runs the whole model."""
+        """Statistics of one block under the compressed path; a layer outside the blocks runs the full model."""
         members = [layer for layer in self.layers if layer.group == group]
         if group not in self.blocks:
             return collect(self.model, members, self.windows, self.needs)
@@ -65,7 +64,7 @@ class BlockwiseStatistics:
         return collector.results()
 
 
-class _Stop(Exception):
+class ForwardStopped(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass once the first block's input is known."""
 
 
@@ -74,15 +73,15 @@ def first_block_inputs(model: PreTrainedModel, block: nn.Module, windows: torch.
     states: list[torch.Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(_hidden_states(args, kwargs).cpu())
-        raise _Stop
+        states.append(_split(module, args, kwargs)[0].cpu())
+        raise ForwardStopped
 
     handle = block.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         for window in windows:
             try:
                 model.base_model(window[None].to(model.device), use_cache=False)
-            except _Stop:
+            except ForwardStopped:
                 continue
     finally:
         handle.remove()
@@ -92,7 +91,7 @@ def first_block_inputs(model: PreTrainedModel, block: nn.Module, windows: torch.
 def recorded_arguments(
     model: PreTrainedModel, blocks: dict[str, nn.Module], windows: torch.Tensor
 ) -> dict[str, dict[str, Any]]:
-    """The keyword arguments of every block besides the hidden states, the same for all windows of one length.
+    """The arguments of every block besides the hidden states, the same for all windows of one length.
 
     Raises:
         UserError: they differ between two windows, so replaying them would be wrong.
@@ -103,8 +102,8 @@ def recorded_arguments(
         for key, value in arguments.items():
             if not _equal(value, last[name].get(key)):
                 raise UserError(
-                    f"method.traversal=blockwise cannot replay {name}, whose argument {key} depends on the text; "
-                    "use method.traversal=dense"
+                    f"method.traversal=blockwise cannot replay {name}, whose argument {key} depends on the "
+                    "text; use method.traversal=dense"
                 )
     return first
 
@@ -117,20 +116,13 @@ def run_block(block: nn.Module, state: torch.Tensor, arguments: dict[str, Any]) 
     return hidden
 
 
-def _record(
-    model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.Tensor
-) -> dict[str, dict[str, Any]]:
+def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.Tensor) -> dict[str, dict[str, Any]]:
     arguments: dict[str, dict[str, Any]] = {}
     handles = []
     for name, block in blocks.items():
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            if len(args) > 1:
-                raise UserError(
-                    f"method.traversal=blockwise cannot replay {name}, which takes {len(args)} positional "
-                    "arguments; use method.traversal=dense"
-                )
-            arguments[name] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            arguments[name] = _split(module, args, kwargs)[1]
 
         handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
     try:
@@ -141,10 +133,13 @@ def _record(
     return arguments
 
 
-def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    hidden = args[0] if args else kwargs["hidden_states"]
+def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A block's hidden states, which are its first parameter, and its other arguments by name."""
+    names = list(signature(block.forward).parameters)
+    named = dict(zip(names, args, strict=False)) | kwargs
+    hidden = named.pop(names[0])
     assert isinstance(hidden, torch.Tensor)
-    return hidden
+    return hidden, named
 
 
 def _equal(a: object, b: object) -> bool:

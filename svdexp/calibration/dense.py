@@ -24,8 +24,8 @@ class StatisticsSource(Protocol):
 class DenseStatistics:
     """Every statistic from the model as it is when the first one is asked for.
 
-    `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is collected,
-    all of it in one pass.
+    `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is
+    collected, all of it in one pass.
     """
 
     def __init__(
@@ -59,9 +59,7 @@ class DenseStatistics:
         results = collect(self.model, self.layers, self.windows, missing)
         for statistic in missing:
             for group in groups:
-                self.shelves[statistic].put(
-                    group, pack({n: results[n][statistic] for n in self._names(group)})
-                )
+                self.shelves[statistic].put(group, pack({n: results[n][statistic] for n in self._names(group)}))
         self._complete = True
 
 

@@ -13,9 +13,7 @@ from svdexp.models.structure import Layer
 
 
 @contextmanager
-def input_hooks(
-    model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]
-) -> Iterator[None]:
+def input_hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Call `see(name, input)` whenever one of the named modules runs."""
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -53,12 +51,10 @@ class Collector:
     """Statistics of a set of layers while windows run through the model.
 
     Attributes:
-        window: index of the window in progress, for error messages.
+        window: index of the first window of the batch in progress, for error messages.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Sequence[Layer], leaders: dict[str, str], needs: Sequence[str]
-    ):
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], leaders: dict[str, str], needs: Sequence[str]):
         self.model = model
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
@@ -83,9 +79,11 @@ class Collector:
         return {name: done[leader] for name, leader in self.leaders.items()}
 
     def _see(self, name: str, x: torch.Tensor) -> None:
-        if not torch.isfinite(x).all():
+        finite = torch.isfinite(x)
+        if not finite.all():
+            inside = int(finite.flatten(1).all(1).int().argmin()) if x.ndim == 3 else 0
             raise UserError(
-                f"calibration: the input of {name} is not finite in window {self.window}; "
+                f"calibration: the input of {name} is not finite in window {self.window + inside}; "
                 "try precision=float32, or look for damaged weights"
             )
         for accumulator in self._accumulators[name].values():

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import torch
 
+# Width of the block rows in which Gram adds up: wide enough for fast products, narrow enough to skip much.
+BLOCK = 512
+
 # What one layer's calibration yields: statistic name → tensor. Layers fed by one tensor share the tensors.
 Statistics = Mapping[str, torch.Tensor]
 
@@ -33,14 +36,16 @@ class Gram:
         self.tokens = 0
 
     def add(self, x: torch.Tensor) -> None:
-        """Add Σ x xᵀ over the rows of `x`."""
+        """Add Σ x xᵀ over the rows of `x`; only block rows from the diagonal rightwards, as C is symmetric."""
         x = x.float()
-        self.total.addmm_(x.T, x)
+        for start in range(0, x.shape[1], BLOCK):
+            self.total[start : start + BLOCK, start:].addmm_(x[:, start : start + BLOCK].T, x[:, start:])
         self.tokens += len(x)
 
     def result(self) -> torch.Tensor:
         """The mean, or zeros where no token arrived (an expert that no token was routed to)."""
-        return self.total / max(self.tokens, 1)
+        upper = self.total.triu()
+        return (upper + upper.triu(1).T) / max(self.tokens, 1)
 
 
 ACCUMULATORS: dict[str, type[Accumulator]] = {"gram": Gram}

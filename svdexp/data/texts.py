@@ -27,9 +27,7 @@ def read_text(name: str, split: Split, files: Sequence[str] = ()) -> str:
     """
     knob = "calibration" if split is Split.calibration else "eval"
     text = (
-        _join([_read_file(Path(f), f"{knob}.files") for f in files])
-        if name == "files"
-        else _source(name, knob)(split)
+        _join([_read_file(Path(f), f"{knob}.files") for f in files]) if name == "files" else _source(name, knob)(split)
     )
     if not text.strip():
         raise UserError(f"{knob}: the text {name} is empty" + (f" ({', '.join(files)})" if files else ""))
@@ -109,7 +107,7 @@ def c4(split: Split) -> str:
 
 
 def alpaca(split: Split) -> str:
-    """Cleaned Alpaca instructions with their answers: the first 90 % of the rows calibrate, the rest evaluates."""
+    """Cleaned Alpaca instructions with answers: the first 90 % of the rows calibrate, the rest evaluates."""
     part = "train[:90%]" if split is Split.calibration else "train[90%:]"
     rows = _hub("yahma/alpaca-cleaned", None, part)
     return _join(["\n".join(filter(None, (r["instruction"], r["input"], r["output"]))) for r in rows])

@@ -43,9 +43,7 @@ def cut_windows(
     available = len(stream) // body
     wanted = available if count is None else count
     if available < max(wanted, 1):
-        sizes = (
-            f"{knob}.{'samples' if knob == 'calibration' else 'windows'}={wanted} × {knob}.seq_len={length}"
-        )
+        sizes = f"{knob}.{'samples' if knob == 'calibration' else 'windows'}={wanted} × {knob}.seq_len={length}"
         if available == 0:
             sizes = f"one window of {knob}.seq_len={length}"
         raise UserError(f"{knob}: the text has {len(stream)} tokens, too few for {sizes}")

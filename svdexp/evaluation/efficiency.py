@@ -20,9 +20,7 @@ class Efficiency:
 
 
 @torch.no_grad()
-def measure_efficiency(
-    model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0
-) -> Efficiency:
+def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0) -> Efficiency:
     """Time prompt processing and token-by-token generation on random tokens of the given shape."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.config.get_text_config().vocab_size)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.data import batches
@@ -43,15 +43,11 @@ def perplexity(
         batch = batch.to(model.device)
         logits = model(batch, use_cache=False).logits
         for index, (row, tokens) in enumerate(zip(logits, batch, strict=True)):
-            loss = F.cross_entropy(row[:-1].float(), tokens[1:], reduction="mean")
+            loss = nn.functional.cross_entropy(row[:-1].float(), tokens[1:], reduction="mean")
             if not torch.isfinite(loss):
-                raise UserError(
-                    f"eval: the loss of window {start + index} is {loss.item()}; try precision=float32"
-                )
+                raise UserError(f"eval: the loss of window {start + index} is {loss.item()}; try precision=float32")
             losses.append(loss.item())
     per_window = torch.tensor(losses, dtype=torch.float64)
     value = math.exp(per_window.mean())
     spread = float(per_window.std()) if len(losses) > 1 else math.nan
-    return Perplexity(
-        value, windows.shape[0] * (windows.shape[1] - 1), value * spread / math.sqrt(len(losses))
-    )
+    return Perplexity(value, windows.shape[0] * (windows.shape[1] - 1), value * spread / math.sqrt(len(losses)))

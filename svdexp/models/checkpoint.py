@@ -1,8 +1,8 @@
 """Checkpoints of compressed models: what transformers writes, plus how to rebuild the replaced layers.
 
-config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`. Loading makes
-a subclass of the architecture whose constructor replaces those layers, so dtype, device and sharding stay
-transformers' business. Safetensors and JSON only; nothing is unpickled.
+config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`. Loading
+makes a subclass of the architecture whose constructor replaces those layers, so dtype, device and sharding
+stay transformers' business. Safetensors and JSON only; nothing is unpickled.
 """
 
 import shutil
@@ -65,29 +65,21 @@ def load(
     except UserError:
         raise
     except Exception as error:  # damaged JSON or safetensors surface as many types
-        raise UserError(
-            f"checkpoint {folder} cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UserError(f"checkpoint {folder} cannot be read: {str(error).strip().splitlines()[0]}") from error
     wrong = [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]
     if wrong:
-        raise UserError(
-            f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}"
-        )
+        raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
     return model.to(device).eval(), tokenizer
 
 
 def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
     table = getattr(config, "svdexp", None)
     if not isinstance(table, dict) or table.get("version") != VERSION:
-        raise UserError(
-            f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table"
-        )
+        raise UserError(f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table")
     layers = table["layers"]
     for name, entry in layers.items():
         if entry.get("storage") not in LAYERS or type(entry.get("rank")) is not int or entry["rank"] < 1:
-            raise UserError(
-                f"checkpoint {folder}: the entry of {name} in config.json is not understood: {entry}"
-            )
+            raise UserError(f"checkpoint {folder}: the entry of {name} in config.json is not understood: {entry}")
     return dict(layers)
 
 
@@ -98,7 +90,7 @@ def _architecture(config: Any) -> type[PreTrainedModel]:
 
 
 def _with_replaced_layers(architecture: type[PreTrainedModel], layers: dict[str, dict[str, Any]]) -> Any:
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(self, config, *args, **kwargs)
         for name, entry in layers.items():
             old = self.get_submodule(name)
@@ -111,6 +103,5 @@ def _with_replaced_layers(architecture: type[PreTrainedModel], layers: dict[str,
             replace(self, name, empty(m, n, entry["rank"], bias, dtype=weight.dtype, device=weight.device))
 
     # The same name, because transformers writes it into config.json when the model is saved again.
-    return type(
-        architecture.__name__, (architecture,), {"__init__": __init__, "__module__": architecture.__module__}
-    )
+    members = {"__init__": initialise, "__module__": architecture.__module__}
+    return type(architecture.__name__, (architecture,), members)

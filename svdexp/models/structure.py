@@ -93,9 +93,7 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     if targets.lm_head:
         layers.append(_head(model))
     if not layers:
-        raise UserError(
-            f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress"
-        )
+        raise UserError(f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress")
     return layers
 
 
@@ -121,9 +119,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def _layer(name: str, group: str, module: nn.Module) -> Layer:
     weight = weight_of(module)
     if weight.ndim != 2 or not weight.is_floating_point():
-        raise UserError(
-            f"model: {name} is already quantised or packed; svdexp compresses floating-point weights"
-        )
+        raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
     if not torch.isfinite(weight).all():
         raise UserError(f"model: the weight of {name} holds NaN or infinity; the checkpoint is damaged")
     return Layer(name, group, *weight.shape)
@@ -135,8 +131,6 @@ def _head(model: PreTrainedModel) -> Layer:
         raise UserError(f"targets.lm_head: {type(model).__name__} has no linear language-model head")
     embedding: Any = model.get_input_embeddings()
     if weight_of(head).data_ptr() == embedding.weight.data_ptr():
-        raise UserError(
-            "targets.lm_head: the head is tied to the embedding, so compressing it would store more"
-        )
+        raise UserError("targets.lm_head: the head is tied to the embedding, so compressing it would store more")
     name = next(name for name, module in model.named_modules() if module is head)
     return _layer(name, name, head)

@@ -41,6 +41,4 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout.strip()

@@ -79,8 +79,4 @@ def device_name(device: torch.device) -> str:
     """What computed: the CUDA device's name, or the CPU's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        str(torch.cpu.get_capabilities().get("cpu_name", device.type))
-        if device.type == "cpu"
-        else device.type
-    )
+    return str(torch.cpu.get_capabilities().get("cpu_name", device.type)) if device.type == "cpu" else device.type

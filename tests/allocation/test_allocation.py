@@ -1,0 +1,75 @@
+"""Allocations against hand-computed cases, and the budget's promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from svdexp.allocation import Budget, FromFile, Uniform
+from svdexp.errors import UserError
+from svdexp.storage import FactorStorage
+
+
+def budget(ratio: float, **shapes: tuple[int, int]) -> Budget:
+    return Budget(ratio, shapes, FactorStorage(), 16)
+
+
+def test_uniform_rank_is_the_published_formula() -> None:
+    """⌊0.5 · 4096 · 4096 / 8192⌋ = 1024 exactly; ⌊0.5 · 11008 · 4096 / 15104⌋ = 1492, and 1493 would not fit."""
+    assert Uniform()(budget(0.5, q=(4096, 4096)), {}) == {"q": 1024}
+    assert Uniform()(budget(0.5, up=(11008, 4096)), {}) == {"up": 1492}
+
+
+def test_uniform_spends_what_rounding_left() -> None:
+    """A (10, 30) matrix at 0.65 may spend 195 numbers, 35 more than rank 4 costs, and a rank costs 40.
+
+    Eight of them have 280 numbers left over, which is seven more ranks.
+    """
+    ranks = Uniform()(budget(0.65, **{f"layer{i}": (10, 30) for i in range(8)}), {})
+    assert sorted(filter(None, ranks.values())) == [4] + [5] * 7
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.37, 0.5, 0.8, 0.99])
+def test_budget_is_met_within_two_permille(ratio: float) -> None:
+    shapes = {
+        f"{i}.{name}": s for i in range(12) for name, s in (("q", (576, 576)), ("k", (192, 576)), ("up", (1536, 576)))
+    }
+    offer = budget(ratio, **shapes)
+    spent = offer.spent(Uniform()(offer, {})) / sum(map(offer.dense, shapes))
+    assert ratio * 0.998 <= spent <= ratio
+
+
+def test_dense_where_a_rank_saves_nothing() -> None:
+    assert Uniform()(budget(1.0, q=(8, 8)), {}) == {"q": None}
+
+
+def test_not_even_one_rank() -> None:
+    with pytest.raises(UserError, match=r"ratio=0\.1 leaves q of shape \(4, 4\)"):
+        Uniform()(budget(0.1, q=(4, 4)), {})
+
+
+def test_ranks_replay_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.json"
+    offer = budget(0.5, q=(64, 64), up=(96, 64))
+    ranks = Uniform()(offer, {})
+    path.write_text(json.dumps(ranks))
+    assert FromFile(str(path))(offer, {}) == ranks
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("not json", "cannot be read"),
+        ("[3]", "is not an object"),
+        ('{"q": 0}', "positive ranks"),
+        ('{"q": true}', "positive ranks"),
+        ('{"other": 3}', "layers differ, first at other"),
+        ('{"q": 65}', "rank 65 is too large for q"),
+        ('{"q": 30}', "more than ratio=0.5"),
+    ],
+)
+def test_bad_rank_files_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "ranks.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"method\.allocation\.path=.*{sentence}"):
+        FromFile(str(path))(budget(0.5, q=(64, 64)), {})

@@ -1,0 +1,130 @@
+"""Statistics against a direct float64 computation from recorded inputs."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Uniform
+from svdexp.cache import Cache, Shelf
+from svdexp.calibration import BlockwiseStatistics, DenseStatistics
+from svdexp.calibration.dense import collect
+from svdexp.calibration.hooks import input_hooks, shared_inputs
+from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
+from svdexp.compress import Method, compress
+from svdexp.errors import UserError
+from svdexp.factorisation import InputMoment
+from svdexp.models.structure import Targets, find_layers
+from svdexp.schema import Traversal
+from svdexp.storage import FactorStorage
+
+
+def recorded_moments(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """E[x xᵀ] of each layer by itself, from every input it sees, in float64."""
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    with torch.no_grad(), input_hooks(model, names, lambda name, x: inputs[name].append(x.flatten(0, -2))):
+        model(windows, use_cache=False)
+    stacked = {name: torch.cat(parts).double() for name, parts in inputs.items()}
+    return {name: x.T @ x / len(x) for name, x in stacked.items()}
+
+
+def test_gram_of_many_small_batches_equals_one_and_float64() -> None:
+    x = torch.randn(500, BLOCK + 40, generator=torch.Generator().manual_seed(0))
+    whole, parts = Gram(x.shape[1], x.device), Gram(x.shape[1], x.device)
+    whole.add(x)
+    for piece in x.split(7):
+        parts.add(piece)
+    expected = x.double().T @ x.double() / len(x)
+    torch.testing.assert_close(whole.result().double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.result().double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(whole.result(), whole.result().T)
+
+
+def test_gram_without_tokens_is_zero() -> None:
+    assert not Gram(3, torch.device("cpu")).result().any()
+
+
+def test_shared_statistics_equal_separate_ones(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    layers = find_layers(model, Targets())
+    found = collect(model, layers, windows, ["gram"])
+    expected = recorded_moments(model, [layer.name for layer in layers], windows)
+    assert found.keys() == expected.keys()
+    for name, moment in expected.items():
+        torch.testing.assert_close(found[name]["gram"].double(), moment, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_fed_by_one_tensor_share_one_statistic(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    names = [layer.name for layer in find_layers(llama, Targets())]
+    leaders = shared_inputs(llama, names, lambda: llama(windows[:1]))
+    block = {name.rpartition(".")[2]: leader.rpartition(".")[2] for name, leader in leaders.items() if ".1." in name}
+    assert block == {
+        "q_proj": "q_proj",
+        "k_proj": "q_proj",
+        "v_proj": "q_proj",
+        "o_proj": "o_proj",
+        "gate_proj": "gate_proj",
+        "up_proj": "gate_proj",
+        "down_proj": "down_proj",
+    }
+
+
+def test_pack_keeps_shared_tensors_once() -> None:
+    shared, own = torch.ones(2), torch.zeros(3)
+    packed = pack({"q": shared, "k": shared, "o": own})
+    assert packed.keys() == {"q,k", "o"}
+    assert {name: tensor.tolist() for name, tensor in unpack(packed).items()} == {
+        "q": [1, 1],
+        "k": [1, 1],
+        "o": [0, 0, 0],
+    }
+
+
+def test_only_missing_statistics_are_collected(
+    llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers, shelf = find_layers(llama, Targets()), Shelf()
+    first = DenseStatistics(llama, layers, windows, {"gram": shelf}).statistics("model.layers.1")
+    passes: list[object] = []
+    monkeypatch.setattr(llama.model, "forward", lambda *args, **kwargs: passes.append(args))
+    again = DenseStatistics(llama, layers, windows, {"gram": shelf}).statistics("model.layers.1")
+    assert not passes
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name]["gram"], again[name]["gram"]) for name in first)
+
+
+def test_blockwise_inputs_come_from_the_compressed_blocks(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Statistics of each block equal those recorded from whole forward passes of the model as it then is."""
+    layers = find_layers(model, Targets())
+    source = BlockwiseStatistics(model, layers, windows, ["gram"])
+    for group in dict.fromkeys(layer.group for layer in layers):
+        names = [layer.name for layer in layers if layer.group == group]
+        expected = recorded_moments(model, names, windows)
+        found = source.statistics(group)
+        for name in names:
+            torch.testing.assert_close(found[name]["gram"].double(), expected[name], rtol=1e-4, atol=1e-5)
+        compressed = Method("one", InputMoment(), Uniform(), FactorStorage())
+        compress(model, windows, compressed, 0.5, targets=Targets(include=[f"{group}.*"]))
+
+
+def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    outcome = {}
+    for traversal in Traversal:
+        torch.manual_seed(0)
+        from tests.conftest import tiny_model
+
+        model = tiny_model("llama_gqa")
+        method = Method("x", InputMoment(), Uniform(), FactorStorage(), traversal)
+        compress(model, windows, method, 0.5, cache=Cache())
+        outcome[traversal] = dict(model.named_parameters())
+    dense, blockwise = outcome[Traversal.dense], outcome[Traversal.blockwise]
+    first = "model.layers.0.self_attn.q_proj.rank_in.weight"
+    last = "model.layers.2.mlp.down_proj.rank_in.weight"
+    torch.testing.assert_close(dense[first].abs(), blockwise[first].abs(), rtol=1e-2, atol=1e-3)
+    assert not torch.allclose(dense[last].abs(), blockwise[last].abs(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    token = int(windows[4, 3])
+    assert token not in windows[:4]
+    llama.get_input_embeddings().weight[token] = torch.inf
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj .* window [34]"):
+        collect(llama, find_layers(llama, Targets()), windows, ["gram"])

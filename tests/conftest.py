@@ -1,0 +1,118 @@
+"""Tiny random models of every supported kind of architecture, a tokenizer, and windows of random tokens."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+VOCABULARY = 96
+WORDS = ["the", "rank", "of", "a", "matrix", "is", "number", "its", "independent", "rows", "and", "columns"]
+
+LLAMA_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+TINY: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**LLAMA_LIKE, num_key_value_heads=4),
+    "llama_gqa": LlamaConfig(**LLAMA_LIKE, num_key_value_heads=2, tie_word_embeddings=True),
+    "mistral": MistralConfig(**LLAMA_LIKE, num_key_value_heads=2, sliding_window=16),
+    "qwen2": Qwen2Config(**LLAMA_LIKE, num_key_value_heads=2),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=64),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+}
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """A float32 model with random weights, the same at every call; biases are random too, so they count."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(TINY[name]), attn_implementation="sdpa")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=sorted(TINY))
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return tiny_model("llama_gqa")
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """(6, 24) random tokens."""
+    return torch.randint(VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; unknown words are <unk>."""
+    words = ["<unk>", "<s>", "</s>", *WORDS]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny Llama with its tokenizer, as a user would have it on disk."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama_gqa").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,000 words for that tokenizer."""
+    generator = torch.Generator().manual_seed(2)
+    picks = torch.randint(len(WORDS), (4000,), generator=generator).tolist()
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text(" ".join(WORDS[i] for i in picks))
+    return path

@@ -1,0 +1,88 @@
+"""Texts and windows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from svdexp.data import TEXTS, Split, check_text, cut_windows, read_text
+from svdexp.errors import UserError
+
+
+def test_pydoc_splits_do_not_overlap_and_are_most_of_the_text() -> None:
+    calibration, evaluation = read_text("pydoc", Split.calibration), read_text("pydoc", Split.evaluation)
+    assert len(calibration) > 300_000
+    assert len(calibration) == pytest.approx(4 * len(evaluation), rel=0.01)
+    assert evaluation[:2000] not in calibration
+
+
+def test_local_texts_calibrate_on_valid_and_evaluate_on_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stem in ("wikitext2", "ptb"):
+        for split in ("valid", "test"):
+            (tmp_path / f"{stem}.{split}.txt").write_text(f"{stem} {split}")
+    monkeypatch.setenv("SVDEXP_DATA", str(tmp_path))
+    assert read_text("wikitext2_local", Split.calibration) == "wikitext2 valid"
+    assert read_text("ptb_local", Split.evaluation) == "ptb test"
+    (tmp_path / "ptb.test.txt").unlink()
+    with pytest.raises(UserError, match=r"ptb\.test\.txt"):
+        check_text("ptb_local", Split.evaluation)
+    monkeypatch.delenv("SVDEXP_DATA")
+    with pytest.raises(UserError, match=r"\$SVDEXP_DATA"):
+        check_text("wikitext2_local", Split.calibration)
+
+
+def test_files_are_joined_and_bad_ones_named(tmp_path: Path) -> None:
+    one, two, empty, binary = (tmp_path / name for name in ("one", "two", "empty", "binary"))
+    one.write_text("first")
+    two.write_text("second")
+    empty.write_text(" \n")
+    binary.write_bytes(b"\xff\xfe\x00\x80")
+    assert read_text("files", Split.calibration, [str(one), str(two)]) == "first\n\nsecond"
+    with pytest.raises(UserError, match="text files is empty"):
+        read_text("files", Split.evaluation, [str(empty)])
+    with pytest.raises(UserError, match=r"calibration\.files: .*binary cannot be read"):
+        read_text("files", Split.calibration, [str(binary)])
+
+
+def test_an_unknown_text_lists_the_choices() -> None:
+    with pytest.raises(UserError, match=r"eval\.texts: no text is called 'wikitxt'") as refusal:
+        check_text("wikitxt", Split.evaluation)
+    assert all(name in str(refusal.value) for name in TEXTS)
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "ptb", "c4", "alpaca"])
+def test_an_unreachable_hub_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot be loaded from the hub"):
+        read_text(name, Split.calibration)
+
+
+def test_windows_are_contiguous_slices() -> None:
+    stream = torch.arange(23)
+    windows = cut_windows(stream, 5, None, knob="eval")
+    assert windows.tolist() == torch.arange(20).view(4, 5).tolist()
+    assert torch.equal(cut_windows(stream, 5, 2, knob="eval"), windows[:2])
+
+
+def test_bos_begins_every_window() -> None:
+    windows = cut_windows(torch.arange(10, 22), 4, 3, knob="eval", bos=1)
+    assert windows.tolist() == [[1, 10, 11, 12], [1, 13, 14, 15], [1, 16, 17, 18]]
+
+
+def test_random_windows_are_slices_and_follow_the_seed() -> None:
+    stream = torch.arange(100)
+    draws = [
+        cut_windows(stream, 7, 5, knob="calibration", generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert all(torch.equal(w, torch.arange(7) + w[0]) for w in draws[0])
+
+
+def test_too_little_text_says_which_knob() -> None:
+    with pytest.raises(UserError, match=r"calibration: .* 9 tokens, too few for calibration\.samples=3 × .*seq_len=4"):
+        cut_windows(torch.arange(9), 4, 3, knob="calibration")
+    with pytest.raises(UserError, match=r"one window of eval\.seq_len=10"):
+        cut_windows(torch.arange(9), 10, None, knob="eval")

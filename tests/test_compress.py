@@ -1,0 +1,149 @@
+"""The engine's contract, on every architecture."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Budget, Ranks, Uniform
+from svdexp.cache import Cache
+from svdexp.compress import Method, compress
+from svdexp.errors import UserError
+from svdexp.factorisation import Identity, InputMoment
+from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.structure import Targets, find_layers
+from svdexp.schema import Traversal
+from svdexp.storage import FactorStorage
+from tests.conftest import tiny_model
+
+WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
+
+
+@dataclass(frozen=True)
+class FullRank:
+    """Every layer at full rank, whatever the budget."""
+
+    needs_spectra: ClassVar[bool] = False
+
+    def __call__(self, budget: Budget, spectra: Mapping[str, torch.Tensor]) -> Ranks:
+        return {name: min(shape) for name, shape in budget.shapes.items()}
+
+
+@pytest.mark.parametrize("traversal", Traversal)
+@pytest.mark.parametrize("weighting", [Identity(), InputMoment()])
+def test_full_rank_is_the_identity(
+    model: PreTrainedModel, windows: torch.Tensor, weighting: object, traversal: Traversal
+) -> None:
+    before = model(windows).logits
+    compress(model, windows, Method("full", weighting, FullRank(), FactorStorage(), traversal), 1.0)
+    assert sum(isinstance(module, LowRankLinear) for module in model.modules()) >= 12
+    torch.testing.assert_close(model(windows).logits, before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("traversal", Traversal)
+def test_achieved_ratio_is_counted_and_never_above_the_request(
+    model: PreTrainedModel, windows: torch.Tensor, traversal: Traversal
+) -> None:
+    names = [layer.name for layer in find_layers(model, Targets())]
+    dense = sum(model.get_submodule(name).weight.numel() for name in names)
+    result = compress(model, windows, replace(WHITENED, traversal=traversal), 0.6)
+    kept = sum(
+        p.numel()
+        for name in names
+        for key, p in model.get_submodule(name).named_parameters()
+        if not key.endswith("bias")
+    )
+    assert result.achieved_ratio == pytest.approx(kept / dense)
+    assert 0.59 < result.achieved_ratio <= 0.6
+    assert result.ranks.keys() == set(names)
+    assert torch.isfinite(model(windows).logits).all()
+
+
+def test_ratio_one_leaves_the_model_alone(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    before = model(windows).logits
+    result = compress(model, windows, WHITENED, 1.0)
+    assert set(result.ranks.values()) == {None}
+    assert result.achieved_ratio == 1
+    assert torch.equal(model(windows).logits, before)
+
+
+def test_whitening_beats_plain_svd_on_the_calibration_windows(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Each layer's output error under its own inputs is what whitening minimises, so it must be smaller."""
+    plain = compress(copy.deepcopy(model), windows, replace(WHITENED, weighting=Identity()), 0.5)
+    white = compress(model, windows, WHITENED, 0.5)
+    assert plain.ranks == white.ranks
+    assert all(0 < error < 1 for error in white.errors.values())
+
+
+def test_biases_move_to_the_output_side(windows: torch.Tensor) -> None:
+    model = tiny_model("opt")
+    before = model.model.decoder.layers[0].fc1.bias.clone()
+    compress(model, windows, WHITENED, 0.5)
+    layer = model.model.decoder.layers[0].fc1
+    assert isinstance(layer, LowRankLinear)
+    assert layer.rank_in.bias is None
+    assert torch.equal(layer.rank_out.bias, before)
+
+
+def test_the_head_can_be_compressed(windows: torch.Tensor) -> None:
+    for traversal in Traversal:
+        model = tiny_model("llama")
+        result = compress(model, windows, replace(WHITENED, traversal=traversal), 0.5, targets=Targets(lm_head=True))
+        assert isinstance(model.lm_head, LowRankLinear)
+        assert result.ranks["lm_head"] == 12  # 0.5 · 96 · 32 / (96 + 32)
+
+
+@pytest.mark.parametrize("traversal", Traversal)
+def test_finished_stages_are_reused(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path, traversal: Traversal
+) -> None:
+    method = replace(WHITENED, traversal=traversal)
+    compress(llama, windows, method, 0.5, cache=Cache(tmp_path))
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    again = tiny_model("llama_gqa")
+    compress(again, windows, method, 0.5, cache=Cache(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+    for (name, first), (_, second) in zip(llama.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+@pytest.mark.parametrize("traversal", Traversal)
+def test_an_interrupted_run_continues_to_the_same_model(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path, traversal: Traversal
+) -> None:
+    method = replace(WHITENED, traversal=traversal)
+    compress(llama, windows, method, 0.5, cache=Cache(tmp_path))
+    stage = "decompositions" if traversal is Traversal.dense else "blockwise"
+    (lost,) = (tmp_path / stage).glob("*/model.layers.1.safetensors")
+    lost.unlink()
+    again = tiny_model("llama_gqa")
+    compress(again, windows, method, 0.5, cache=Cache(tmp_path))
+    for (name, first), (_, second) in zip(llama.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_another_model_or_text_never_meets_this_cache(windows: torch.Tensor, tmp_path: Path) -> None:
+    compress(tiny_model("llama_gqa"), windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    other = tiny_model("llama_gqa")
+    other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    compress(other, windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    compress(tiny_model("llama_gqa"), windows.flip(0), WHITENED, 0.5, cache=Cache(tmp_path))
+    assert len(list((tmp_path / "statistics").iterdir())) == 3
+
+
+def test_a_corrupt_cache_file_is_named(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+    compress(llama, windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    (victim,) = (tmp_path / "decompositions").glob("*/model.layers.1.safetensors")
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"cache: {victim}"):
+        compress(tiny_model("llama_gqa"), windows, WHITENED, 0.5, cache=Cache(tmp_path))
+
+
+def test_a_ratio_too_small_for_a_layer_names_it(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"ratio=0\.01 leaves model\.layers\.0\.self_attn\.q_proj"):
+        compress(llama, windows, WHITENED, 0.01)

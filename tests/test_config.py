@@ -1,0 +1,86 @@
+"""Every YAML in conf/ composes, validates and binds to its target; mistakes name their knob."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from svdexp.__main__ import config_dir
+from svdexp.errors import UserError
+from svdexp.schema import Config, validate
+from svdexp.stages import build_method
+
+CONF = Path(config_dir())
+GROUPS = {
+    "calibration": 8,
+    "eval": 2,
+    "experiment": 1,
+    "method": 2,
+    "method/allocation": 2,
+    "method/weighting": 2,
+    "model": 13,
+    "storage": 1,
+}
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+# What a choice needs from the user before it is complete.
+REQUIRED = {
+    ("calibration", "files"): ["calibration.files=[some.txt]"],
+    ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra() -> Iterator[None]:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def test_every_yaml_is_counted() -> None:
+    assert {group: len(list((CONF / group).glob("*.yaml"))) for group in GROUPS} == GROUPS
+    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 1  # config.yaml
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_composes_and_binds(group: str, choice: str) -> None:
+    sign = "+" if group == "experiment" else ""
+    overrides = [f"{sign}{group}={choice}", *REQUIRED.get((group, choice), [])]
+    config = validate(compose("config", overrides))
+    method = build_method(config)
+    assert method.name == config.method.name
+    if group in ("model", "method", "eval"):
+        assert getattr(config, group).name == choice
+    if group == "calibration":
+        assert config.calibration.text == choice
+
+
+def test_the_default_is_the_documented_main_job() -> None:
+    default = compose("config")
+    spelt = ["model=smollm2-135m", "method=svd_llm", "ratio=0.8", "calibration=pydoc", "eval=quick"]
+    assert default == compose("config", spelt)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("ratio=0", "ratio is the kept fraction"),
+        ("ratio=1.5", "ratio is the kept fraction"),
+        ("ratio=nan", "ratio is the kept fraction"),
+        ("calibration.samples=0", r"calibration\.samples must be at least 1"),
+        ("calibration.seq_len=1", r"calibration\.seq_len must be at least 2"),
+        ("calibration=files", r"calibration\.files"),
+        ("eval.texts=[files]", r"eval\.files"),
+        ("eval.windows=0", r"eval\.windows must be at least 1"),
+        ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
+        ("targets.include=[]", r"targets\.include"),
+        ("+method.weighting.alpha=1", r"method\.weighting.*alpha"),
+        ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
+        ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
+        ("method/allocation=from_file", r"method\.allocation.*path"),
+    ],
+)
+def test_mistakes_are_refused_by_name(override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build_method(validate(compose("config", [override])))
