@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Allocation, Budget, Ranks
+from svdexp.allocation import Allocation, Budget, Evidence, Ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.factorisation import Decomposition, Weighting, Workbench
@@ -82,7 +82,8 @@ def compress(
     """
     cache, clock = cache or Cache(), clock or StageClock()
     layers = find_layers(model, targets or Targets())
-    groups = list(dict.fromkeys(layer.group for layer in layers))
+    group_of = {layer.name: layer.group for layer in layers}
+    groups = list(dict.fromkeys(group_of.values()))
     source = {
         "model": model_fingerprint(model),
         "windows": fingerprint({"": windows}),
@@ -100,8 +101,12 @@ def compress(
         bench = Workbench(model, layers, statistics, method.weighting, shelf, clock)
         for group in progress(groups, "decomposition"):
             spectra |= {name: part.spectrum for name, part in bench.decompositions(group).items()}
+
+    def truncated(name: str, rank: int) -> nn.Module:
+        return low_rank_layer(model, bench.decompositions(group_of[name])[name], name, rank, method.storage)
+
     with clock("allocation"):
-        ranks = method.allocation(budget, spectra)
+        ranks = method.allocation(budget, Evidence(model, windows, spectra, truncated))
     if not dense:
         shelf = cache.shelf("blockwise", method=repr(method), ranks=ranks, **source)
         compressed_path = BlockwiseStatistics(model, layers, windows, needs)
@@ -125,10 +130,14 @@ def compress(
 
 def install(model: nn.Module, name: str, part: Decomposition, rank: int | None, storage: Storage) -> None:
     """Put the truncated layer in the dense layer's place; None leaves the dense layer."""
-    if rank is None:
-        return
+    if rank is not None:
+        replace(model, name, low_rank_layer(model, part, name, rank, storage))
+
+
+def low_rank_layer(model: nn.Module, part: Decomposition, name: str, rank: int, storage: Storage) -> nn.Module:
+    """The layer that takes the place of the dense one called `name`."""
     old: Any = model.get_submodule(name)
-    replace(model, name, storage.layer(part.truncate(rank), old.bias, weight_of(old)))
+    return storage.layer(part.truncate(rank), old.bias, weight_of(old))
 
 
 def _number_bits(model: nn.Module, layers: Sequence[Layer]) -> int:

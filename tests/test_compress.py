@@ -1,7 +1,6 @@
 """The engine's contract, on every architecture."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Ranks, Uniform
+from svdexp.allocation import Budget, Evidence, Ranks, Uniform
 from svdexp.cache import Cache
 from svdexp.compress import Method, compress
 from svdexp.errors import UserError
@@ -30,7 +29,7 @@ class FullRank:
 
     needs_spectra: ClassVar[bool] = False
 
-    def __call__(self, budget: Budget, spectra: Mapping[str, torch.Tensor]) -> Ranks:
+    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         return {name: min(shape) for name, shape in budget.shapes.items()}
 
 

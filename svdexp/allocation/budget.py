@@ -1,10 +1,12 @@
 """The bits an allocation may spend, and what each rank costs under the chosen storage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from svdexp.errors import UserError
 from svdexp.storage import Storage
@@ -18,8 +20,26 @@ class Allocation(Protocol):
 
     needs_spectra: ClassVar[bool]  # whether singular values of the weighted matrices must exist first
 
-    def __call__(self, budget: "Budget", spectra: Mapping[str, torch.Tensor]) -> Ranks:
-        """Ranks within `budget`; `spectra` maps each layer to (min(m, n),) descending singular values."""
+    def __call__(self, budget: "Budget", evidence: "Evidence") -> Ranks:
+        """Ranks within `budget`, chosen from `evidence`."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an allocation may look at.
+
+    Attributes:
+        model: the dense model; an allocation leaves it as it was.
+        windows: calibration token ids, (N, L).
+        spectra: per layer, the descending singular values of L W R, (min(m, n),); empty unless asked for
+            by `needs_spectra`.
+        truncated: builds the layer called `name` at a rank, as the storage would hold it.
+    """
+
+    model: PreTrainedModel
+    windows: torch.Tensor
+    spectra: Mapping[str, torch.Tensor]
+    truncated: Callable[[str, int], nn.Module]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """Ranks from a ranks.json that an earlier run wrote: any run can be replayed, with any weighting."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from omegaconf import MISSING
 
-from svdexp.allocation.budget import Budget, Ranks
+from svdexp.allocation.budget import Budget, Evidence, Ranks
 from svdexp.errors import UserError
 
 
@@ -23,7 +21,7 @@ class FromFile:
     path: str = MISSING
     needs_spectra: ClassVar[bool] = False
 
-    def __call__(self, budget: Budget, spectra: Mapping[str, torch.Tensor]) -> Ranks:
+    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """The file's ranks, checked against the model's layers and the budget."""
         ranks = read_ranks(Path(self.path))
         different = sorted(ranks.keys() ^ budget.shapes.keys())

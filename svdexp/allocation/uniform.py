@@ -1,12 +1,9 @@
 """One ratio for every matrix: SVD-LLM (arXiv 2403.07378), r = ⌊ρ m n / (m + n)⌋ for plain factors."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from svdexp.allocation.budget import Budget, Ranks
+from svdexp.allocation.budget import Budget, Evidence, Ranks
 
 
 @dataclass(frozen=True)
@@ -15,8 +12,8 @@ class Uniform:
 
     needs_spectra: ClassVar[bool] = False
 
-    def __call__(self, budget: Budget, spectra: Mapping[str, torch.Tensor]) -> Ranks:
-        """`spectra` is not looked at."""
+    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+        """`evidence` is not looked at."""
         return budget.fill(
             {name: budget.largest_rank(name, budget.ratio * budget.dense(name)) for name in budget.shapes}
         )

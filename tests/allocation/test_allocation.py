@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from svdexp.allocation import Budget, FromFile, Uniform
+from svdexp.allocation import Budget, Evidence, FromFile, Uniform
 from svdexp.errors import UserError
 from svdexp.storage import FactorStorage
+
+# Evidence for allocations that look at none.
+NOTHING = Evidence(None, None, {}, None)  # type: ignore[arg-type]
 
 
 def budget(ratio: float, **shapes: tuple[int, int]) -> Budget:
@@ -16,8 +19,8 @@ def budget(ratio: float, **shapes: tuple[int, int]) -> Budget:
 
 def test_uniform_rank_is_the_published_formula() -> None:
     """⌊0.5 · 4096 · 4096 / 8192⌋ = 1024 exactly; ⌊0.5 · 11008 · 4096 / 15104⌋ = 1492, and 1493 would not fit."""
-    assert Uniform()(budget(0.5, q=(4096, 4096)), {}) == {"q": 1024}
-    assert Uniform()(budget(0.5, up=(11008, 4096)), {}) == {"up": 1492}
+    assert Uniform()(budget(0.5, q=(4096, 4096)), NOTHING) == {"q": 1024}
+    assert Uniform()(budget(0.5, up=(11008, 4096)), NOTHING) == {"up": 1492}
 
 
 def test_uniform_spends_what_rounding_left() -> None:
@@ -25,7 +28,7 @@ def test_uniform_spends_what_rounding_left() -> None:
 
     Eight of them have 280 numbers left over, which is seven more ranks.
     """
-    ranks = Uniform()(budget(0.65, **{f"layer{i}": (10, 30) for i in range(8)}), {})
+    ranks = Uniform()(budget(0.65, **{f"layer{i}": (10, 30) for i in range(8)}), NOTHING)
     assert sorted(filter(None, ranks.values())) == [4] + [5] * 7
 
 
@@ -35,25 +38,25 @@ def test_budget_is_met_within_two_permille(ratio: float) -> None:
         f"{i}.{name}": s for i in range(12) for name, s in (("q", (576, 576)), ("k", (192, 576)), ("up", (1536, 576)))
     }
     offer = budget(ratio, **shapes)
-    spent = offer.spent(Uniform()(offer, {})) / sum(map(offer.dense, shapes))
+    spent = offer.spent(Uniform()(offer, NOTHING)) / sum(map(offer.dense, shapes))
     assert ratio * 0.998 <= spent <= ratio
 
 
 def test_dense_where_a_rank_saves_nothing() -> None:
-    assert Uniform()(budget(1.0, q=(8, 8)), {}) == {"q": None}
+    assert Uniform()(budget(1.0, q=(8, 8)), NOTHING) == {"q": None}
 
 
 def test_not_even_one_rank() -> None:
     with pytest.raises(UserError, match=r"ratio=0\.1 leaves q of shape \(4, 4\)"):
-        Uniform()(budget(0.1, q=(4, 4)), {})
+        Uniform()(budget(0.1, q=(4, 4)), NOTHING)
 
 
 def test_ranks_replay_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "ranks.json"
     offer = budget(0.5, q=(64, 64), up=(96, 64))
-    ranks = Uniform()(offer, {})
+    ranks = Uniform()(offer, NOTHING)
     path.write_text(json.dumps(ranks))
-    assert FromFile(str(path))(offer, {}) == ranks
+    assert FromFile(str(path))(offer, NOTHING) == ranks
 
 
 @pytest.mark.parametrize(
@@ -72,4 +75,4 @@ def test_bad_rank_files_are_refused(tmp_path: Path, content: str, sentence: str)
     path = tmp_path / "ranks.json"
     path.write_text(content)
     with pytest.raises(UserError, match=rf"method\.allocation\.path=.*{sentence}"):
-        FromFile(str(path))(budget(0.5, q=(64, 64)), {})
+        FromFile(str(path))(budget(0.5, q=(64, 64)), NOTHING)
