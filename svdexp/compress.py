@@ -1,36 +1,25 @@
-"""The engine: statistics → factorisation → allocation → storage, in one visible function."""
+"""The engine: statistics → factorisation → allocation → truncation → update → storage, visible in `compress`."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Allocation, Budget, Evidence, Ranks
+from svdexp.allocation import Budget, Evidence, Ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
-from svdexp.factorisation import Decomposition, Weighting, Workbench
+from svdexp.factorisation import Decomposition, Workbench
+from svdexp.method import Method
+from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.progress import progress
 from svdexp.schema import Traversal
-from svdexp.storage import Storage, stored_bits
+from svdexp.storage import stored_bits
 from svdexp.timing import StageClock
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A compression method: which error counts, who gets which rank, and how factors are kept."""
-
-    name: str
-    weighting: Weighting
-    allocation: Allocation
-    storage: Storage
-    traversal: Traversal = Traversal.dense
 
 
 @dataclass(frozen=True)
@@ -80,66 +69,115 @@ def compress(
     Raises:
         UserError: unsupported module, non-finite values, or a ratio too small for the layers' shapes.
     """
-    cache, clock = cache or Cache(), clock or StageClock()
-    layers = find_layers(model, targets or Targets())
-    group_of = {layer.name: layer.group for layer in layers}
-    groups = list(dict.fromkeys(group_of.values()))
-    source = {
-        "model": model_fingerprint(model),
-        "windows": fingerprint({"": windows}),
-        "layers": [x.name for x in layers],
-    }
-    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage, _number_bits(model, layers))
-    needs = method.weighting.needs
-
-    spectra: dict[str, torch.Tensor] = {}
+    job = Job(model, windows, method, find_layers(model, targets or Targets()), cache or Cache(), clock or StageClock())
     dense = method.traversal is Traversal.dense
-    if dense or method.allocation.needs_spectra:
-        shelves = {need: cache.shelf("statistics", statistic=need, **source) for need in needs}
-        statistics = DenseStatistics(model, layers, windows, shelves)
-        shelf = cache.shelf("decompositions", weighting=repr(method.weighting), **source)
-        bench = Workbench(model, layers, statistics, method.weighting, shelf, clock)
-        for group in progress(groups, "decomposition"):
-            spectra |= {name: part.spectrum for name, part in bench.decompositions(group).items()}
-
-    def truncated(name: str, rank: int) -> nn.Module:
-        return low_rank_layer(model, bench.decompositions(group_of[name])[name], name, rank, method.storage)
-
-    with clock("allocation"):
-        ranks = method.allocation(budget, Evidence(model, windows, spectra, truncated))
-    if not dense:
-        shelf = cache.shelf("blockwise", method=repr(method), ranks=ranks, **source)
-        compressed_path = BlockwiseStatistics(model, layers, windows, needs)
-        bench = Workbench(model, layers, compressed_path, method.weighting, shelf, clock, ranks)
-
-    dense_bits = sum(stored_bits(model.get_submodule(layer.name)) for layer in layers)
-    parts: dict[str, Decomposition] = {}
-    for group in progress(groups, "truncation"):
-        for name, part in bench.decompositions(group).items():
-            with clock("storage"):
-                install(model, name, part, ranks[name], method.storage)
-            parts[name] = part.keep(0)
-    return Compression(
-        ranks=ranks,
-        errors={name: part.error(ranks[name]) for name, part in parts.items()},
-        damping={name: float(part.damping.max()) for name, part in parts.items()},
-        dense_bits=dense_bits,
-        bits=sum(stored_bits(model.get_submodule(layer.name)) for layer in layers),
-    )
+    parts = job.from_dense_model() if dense or method.allocation.needs_spectra else None
+    spectra = job.spectra(parts) if parts else {}
+    budget = Budget(ratio, {x.name: (x.m, x.n) for x in job.layers}, method.storage, job.number_bits)
+    with job.clock("allocation"):
+        ranks = method.allocation(budget, Evidence(model, windows, spectra, partial(job.truncated, parts)))
+    if parts is None or not dense:
+        parts = job.from_compressed_path(ranks)
+    return job.truncate(parts, ranks)
 
 
-def install(model: nn.Module, name: str, part: Decomposition, rank: int | None, storage: Storage) -> None:
-    """Put the truncated layer in the dense layer's place; None leaves the dense layer."""
-    if rank is not None:
-        replace(model, name, low_rank_layer(model, part, name, rank, storage))
+class Job:
+    """One call of `compress`: the model, what is to be done to it, and the steps in order."""
 
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: torch.Tensor,
+        method: Method,
+        layers: list[Layer],
+        cache: Cache,
+        clock: StageClock,
+    ):
+        self.model, self.windows, self.method, self.layers = model, windows, method, layers
+        self.cache, self.clock = cache, clock
+        self.group_of = {layer.name: layer.group for layer in layers}
+        self.groups = list(dict.fromkeys(self.group_of.values()))
+        self.number_bits = 8 * max(self._weight(layer.name).element_size() for layer in layers)
+        # what every result of this job depends on; taken now, while the model is dense
+        self.source = {
+            "model": model_fingerprint(model),
+            "windows": fingerprint({"": windows}),
+            "layers": list(self.group_of),
+        }
 
-def low_rank_layer(model: nn.Module, part: Decomposition, name: str, rank: int, storage: Storage) -> nn.Module:
-    """The layer that takes the place of the dense one called `name`."""
-    old: Any = model.get_submodule(name)
-    return storage.layer(part.truncate(rank), old.bias, weight_of(old))
+    def from_dense_model(self) -> Workbench:
+        """Decompositions under the dense model's statistics, shared between ratios and allocations."""
+        method = self.method
+        shelves = {
+            need: self.cache.shelf("statistics", statistic=need, **self.source) for need in method.weighting.needs
+        }
+        statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
+        about = {"weighting": repr(method.weighting), "numerics": method.numerics}
+        shelf = self.cache.shelf("decompositions", **about, **self.source)
+        return Workbench(self.model, self.layers, statistics, method.weighting, method.numerics, shelf, self.clock)
 
+    def from_compressed_path(self, ranks: Ranks) -> Workbench:
+        """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
+        method = self.method
+        statistics = BlockwiseStatistics(self.model, self.layers, self.windows, method.weighting.needs)
+        shelf = self.cache.shelf("blockwise", method=repr(method), ranks=ranks, **self.source)
+        return Workbench(
+            self.model, self.layers, statistics, method.weighting, method.numerics, shelf, self.clock, ranks
+        )
 
-def _number_bits(model: nn.Module, layers: Sequence[Layer]) -> int:
-    """Bits per number of the dense layers; the budget is counted in them."""
-    return 8 * max(weight_of(model.get_submodule(layer.name)).element_size() for layer in layers)
+    def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
+        """Singular values of every layer's L W R; leaves all decompositions on the shelf."""
+        found: dict[str, torch.Tensor] = {}
+        for group in progress(self.groups, "decomposition"):
+            found |= {name: part.spectrum for name, part in parts.decompositions(group).items()}
+        return found
+
+    def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
+        """One layer at a rank, for allocations that try it out; the model is not touched."""
+        assert parts is not None, "an allocation that builds layers must set needs_spectra"
+        part = parts.decompositions(self.group_of[name])[name]
+        return self._layer(self.model.get_submodule(name), self._factors(part, rank))
+
+    def truncate(self, parts: Workbench, ranks: Ranks) -> Compression:
+        """Replace every layer that has a rank, block by block, repairing each block as the method says."""
+        dense_bits = self._stored_bits()
+        repair = self.method.update
+        path = (
+            BlockwiseStatistics(self.model, self.layers, self.windows[: repair.samples], ("gram",)) if repair else None
+        )
+        done: dict[str, Decomposition] = {}
+        for group in progress(self.groups, "truncation"):
+            found = parts.decompositions(group)
+            dense = {name: self.model.get_submodule(name) for name in found if ranks[name] is not None}
+            factors = {name: self._factors(found[name], ranks[name]) for name in dense}
+
+            def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
+                with self.clock("storage"):
+                    replace(self.model, name, self._layer(dense[name], pair))
+
+            for name, pair in factors.items():
+                place(name, pair)
+            if repair and path:
+                with self.clock("update"):
+                    repair({name: weight_of(module) for name, module in dense.items()}, factors, path, group, place)
+            done |= {name: part.keep(0) for name, part in found.items()}
+        return Compression(
+            ranks=ranks,
+            errors={name: part.error(ranks[name]) for name, part in done.items()},
+            damping={name: float(part.damping.max()) for name, part in done.items()},
+            dense_bits=dense_bits,
+            bits=self._stored_bits(),
+        )
+
+    def _factors(self, part: Decomposition, rank: int | None) -> Factors:
+        assert rank is not None
+        return part.truncate(rank, self.method.sigma_fuse)
+
+    def _layer(self, dense: Any, factors: Factors) -> nn.Module:
+        return self.method.storage.layer(factors, dense.bias, weight_of(dense))
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return weight_of(self.model.get_submodule(name))
+
+    def _stored_bits(self) -> int:
+        return sum(stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers)

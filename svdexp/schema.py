@@ -23,6 +23,24 @@ class Traversal(StrEnum):
     blockwise = "blockwise"  # block by block, inputs from the already compressed blocks before it
 
 
+class Numerics(StrEnum):
+    """How the whitened SVD is computed: four routes to one optimum, see svdexp/factorisation/solvers.py."""
+
+    eigh = "eigh"  # ours: one eigendecomposition on the smaller side
+    cholesky = "cholesky"  # SVD-LLM (2403.07378): R = chol(C), full SVD, inverse of R
+    double_svd = "double_svd"  # SVD-LLM V2 (2503.12340): R = Q Λ^½ from C = Q Λ Qᵀ, full SVD, inverse of R
+    output_eigh = "output_eigh"  # Swift-SVD (2604.01609): eigendecomposition of the output covariance (m, m)
+
+
+class SigmaFuse(StrEnum):
+    """Which factor carries the singular values Σ: a matter of rounding only, the product is the same."""
+
+    balanced = "balanced"  # component by component the same norm in A and B: kindest to 16-bit storage
+    U = "U"  # A = L⁻¹ U Σ
+    V = "V"  # B = Σ Vᵀ R⁻¹
+    UV = "UV"  # Σ^½ in each, SVD-LLM's choice
+
+
 class Sampling(StrEnum):
     """Which windows of a text calibrate."""
 
@@ -85,8 +103,11 @@ class MethodConfig:
 
     name: str = MISSING
     traversal: Traversal = Traversal.dense
+    numerics: Numerics = Numerics.eigh
+    sigma_fuse: SigmaFuse = SigmaFuse.balanced
     weighting: dict[str, Any] = MISSING
     allocation: dict[str, Any] = MISSING
+    update: dict[str, Any] | None = None
 
 
 @dataclass

@@ -12,8 +12,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from svdexp.compress import Method
 from svdexp.errors import UserError
+from svdexp.method import Method
 from svdexp.schema import Config
 
 
@@ -41,11 +41,15 @@ def build(options: dict[str, Any], knob: str) -> Any:
 
 
 def build_method(config: Config) -> Method:
-    """The five stages of `config.method` and `config.storage` as one object."""
+    """The stages of `config.method` and `config.storage` as one object."""
+    parts = config.method
     return Method(
-        name=config.method.name,
-        weighting=build(config.method.weighting, "method.weighting"),
-        allocation=build(config.method.allocation, "method.allocation"),
+        name=parts.name,
+        weighting=build(parts.weighting, "method.weighting"),
+        allocation=build(parts.allocation, "method.allocation"),
         storage=build(config.storage, "storage"),
-        traversal=config.method.traversal,
+        update=build(parts.update, "method.update") if parts.update else None,
+        traversal=parts.traversal,
+        numerics=parts.numerics,
+        sigma_fuse=parts.sigma_fuse,
     )

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Ranks, Uniform
 from svdexp.cache import Cache
-from svdexp.compress import Method, compress
+from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.factorisation import Identity, InputMoment
+from svdexp.method import Method
 from svdexp.models.low_rank import LowRankLinear
 from svdexp.models.structure import Targets, find_layers
 from svdexp.schema import Traversal
@@ -39,7 +40,7 @@ def test_full_rank_is_the_identity(
     model: PreTrainedModel, windows: torch.Tensor, weighting: object, traversal: Traversal
 ) -> None:
     before = model(windows).logits
-    compress(model, windows, Method("full", weighting, FullRank(), FactorStorage(), traversal), 1.0)
+    compress(model, windows, Method("full", weighting, FullRank(), FactorStorage(), traversal=traversal), 1.0)
     assert sum(isinstance(module, LowRankLinear) for module in model.modules()) >= 12
     torch.testing.assert_close(model(windows).logits, before, rtol=1e-3, atol=1e-4)
 

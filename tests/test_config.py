@@ -17,9 +17,10 @@ GROUPS = {
     "calibration": 8,
     "eval": 2,
     "experiment": 1,
-    "method": 2,
+    "method": 4,
     "method/allocation": 2,
-    "method/weighting": 2,
+    "method/update": 1,
+    "method/weighting": 5,
     "model": 13,
     "storage": 1,
 }

@@ -6,6 +6,13 @@ at a time, from inputs that the already compressed blocks produce.
 
 from svdexp.calibration.blockwise import BlockwiseStatistics
 from svdexp.calibration.dense import DenseStatistics, StatisticsSource
-from svdexp.calibration.statistics import ACCUMULATORS, Statistics
+from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistics
 
-__all__ = ["ACCUMULATORS", "BlockwiseStatistics", "DenseStatistics", "Statistics", "StatisticsSource"]
+__all__ = [
+    "GRADIENT_STATISTICS",
+    "INPUT_STATISTICS",
+    "BlockwiseStatistics",
+    "DenseStatistics",
+    "Statistics",
+    "StatisticsSource",
+]

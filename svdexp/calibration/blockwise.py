@@ -5,7 +5,7 @@ other arguments of a block (positions, masks) are recorded once and replayed, af
 depend on the window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from inspect import signature
 from typing import Any
 
@@ -32,18 +32,36 @@ class BlockwiseStatistics:
         self._states: list[torch.Tensor] | None = None
         self._arguments: dict[str, dict[str, Any]] = {}
 
-    def statistics(self, group: str) -> dict[str, Statistics]:
-        """Statistics of one block under the compressed path; a layer outside the blocks runs the full model."""
-        members = [layer for layer in self.layers if layer.group == group]
+    def statistics(self, group: str, names: Collection[str] | None = None) -> dict[str, Statistics]:
+        """Statistics of one block's layers, or only of those in `names`, under the compressed path.
+
+        May be asked again for the same block after a change to it. A layer outside the blocks runs the full model.
+        """
+        members = [x for x in self.layers if x.group == group and (names is None or x.name in names)]
         if group not in self.blocks:
             return collect(self.model, members, self.windows, self.needs)
         with torch.no_grad():
-            if self._states is None:
-                self._arguments = recorded_arguments(self.model, self.blocks, self.windows)
-                self._states = first_block_inputs(self.model, next(iter(self.blocks.values())), self.windows)
-            while self._waiting[0] != group:
-                self._advance(self._waiting.pop(0))
+            self._reach(group)
             return self._collect(group, members)
+
+    def sharing(self, group: str) -> list[list[str]]:
+        """The names of a block's layers, those fed by one tensor together, in the order of the model's modules."""
+        names = [layer.name for layer in self.layers if layer.group == group]
+        if group not in self.blocks:
+            return [[name] for name in names]
+        with torch.no_grad():
+            self._reach(group)
+            states = self._states or []
+            leaders = shared_inputs(self.model, names, lambda: self._run(group, states[0]))
+        return [[name for name in names if leaders[name] == leader] for leader in dict.fromkeys(leaders.values())]
+
+    def _reach(self, group: str) -> None:
+        """Bring the hidden states to the entrance of the block `group`."""
+        if self._states is None:
+            self._arguments = recorded_arguments(self.model, self.blocks, self.windows)
+            self._states = first_block_inputs(self.model, next(iter(self.blocks.values())), self.windows)
+        while self._waiting[0] != group:
+            self._advance(self._waiting.pop(0))
 
     def _run(self, group: str, state: torch.Tensor) -> torch.Tensor:
         return run_block(self.blocks[group], state.to(self.model.device), self._arguments[group])

@@ -1,13 +1,15 @@
 """All statistics from the dense model, in one pass over the calibration windows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.cache import Shelf
-from svdexp.calibration.hooks import Collector, shared_inputs
+from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_inputs
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.models.structure import Layer
@@ -63,25 +65,61 @@ class DenseStatistics:
         self._complete = True
 
 
-@torch.no_grad()
 def collect(
     model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]
 ) -> dict[str, Statistics]:
-    """Run all windows (N, L) through the model and return the statistics of each layer.
+    """Run all windows (N, L) through the model once and return the statistics of each layer.
 
     Raises:
-        UserError: an activation is not finite.
+        UserError: an activation or a gradient is not finite.
     """
     if not needs:
         return {layer.name: {} for layer in layers}
-    body = _smallest_model(model, layers)
-    probe = windows[:1, :16].to(model.device)
-    leaders = shared_inputs(model, [layer.name for layer in layers], lambda: body(probe, use_cache=False))
+    backward = bool(needs_of_gradients(needs))
+    run, body = (_forward_and_backward, model) if backward else (_forward, _smallest_model(model, layers))
+    names = [layer.name for layer in layers]
+    with torch.no_grad():
+        leaders = shared_inputs(model, names, lambda: body(windows[:1, :16].to(model.device), use_cache=False))
     collector = Collector(model, layers, leaders, needs)
-    with collector.listen():
-        for collector.window, batch in progress(batches(windows), "calibration"):
-            body(batch.to(model.device), use_cache=False)
+    with collector.listen(), _frozen(model):
+        # one window at a time where gradients are taken: Fisher squares each window's own
+        for collector.window, batch in progress(batches(windows, 1 if backward else None), "calibration"):
+            run(body, batch.to(model.device))
     return collector.results()
+
+
+@torch.no_grad()
+def _forward(body: Any, batch: torch.Tensor) -> None:
+    body(batch, use_cache=False)
+
+
+def _forward_and_backward(model: Any, batch: torch.Tensor) -> None:
+    """One backward pass of the summed next-token loss; gradients start at the embeddings, no parameter has any."""
+
+    def require_gradient(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output.requires_grad_()
+
+    handle = model.get_input_embeddings().register_forward_hook(require_gradient)
+    try:
+        with torch.enable_grad():
+            logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+            loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient within this context."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def _smallest_model(model: PreTrainedModel, layers: Sequence[Layer]) -> Any:

@@ -1,4 +1,4 @@
-"""Forward hooks that feed a layer's inputs to accumulators, one set per distinct input tensor."""
+"""Hooks that feed a layer's inputs and output gradients to accumulators while windows run through the model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdexp.calibration.statistics import Accumulator, Statistics, start
+from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistics
 from svdexp.errors import UserError
 from svdexp.models.structure import Layer
 
@@ -22,6 +22,26 @@ def input_hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, torc
     with ExitStack() as stack:
         for name in names:
             handle = model.get_submodule(name).register_forward_pre_hook(hook_of(name))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def gradient_hooks(
+    model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
+    """Call `see(name, input, output gradient)` in the backward pass through one of the named modules."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            x = args[0].detach()
+            output.register_hook(lambda g: see(name, x, g))  # type: ignore[no-untyped-call]
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(hook_of(name))
             stack.callback(handle.remove)
         yield
 
@@ -58,33 +78,64 @@ class Collector:
         self.model = model
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
-        widths = {layer.name: layer.n for layer in layers}
-        self._accumulators: dict[str, dict[str, Accumulator]] = {
-            name: start(needs, widths[name], next(model.get_submodule(name).parameters()).device)
-            for name in sorted(set(self.leaders.values()))
+        shapes = {layer.name: (layer.m, layer.n) for layer in layers}
+        device = {name: next(model.get_submodule(name).parameters()).device for name in shapes}
+        self._inputs = {
+            leader: {need: INPUT_STATISTICS[need](shapes[leader][1], device[leader]) for need in needs_of_inputs(needs)}
+            for leader in dict.fromkeys(self.leaders.values())
         }
+        self._gradients = {
+            name: {need: GRADIENT_STATISTICS[need](*shape, device[name]) for need in needs_of_gradients(needs)}
+            for name, shape in shapes.items()
+        }
+        self._gradient_names = list(shapes) if needs_of_gradients(needs) else []
+        self._input_names = list(self._inputs) if needs_of_inputs(needs) else []
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Within this context every forward pass is accounted for."""
-        with input_hooks(self.model, list(self._accumulators), self._see):
+        """Within this context every forward, and every backward, pass is accounted for."""
+        with (
+            input_hooks(self.model, self._input_names, self._see_input),
+            gradient_hooks(self.model, self._gradient_names, self._see_gradient),
+        ):
             yield
 
     def results(self) -> dict[str, Statistics]:
-        """Statistics per layer; layers that share an input share the tensors."""
-        done = {
-            name: {key: accumulator.result() for key, accumulator in group.items()}
-            for name, group in self._accumulators.items()
+        """Statistics per layer; layers that share an input share the tensors of its statistics."""
+        inputs = {
+            name: {key: statistic.result() for key, statistic in group.items()} for name, group in self._inputs.items()
         }
-        return {name: done[leader] for name, leader in self.leaders.items()}
+        return {
+            name: inputs[leader] | {key: statistic.result() for key, statistic in self._gradients[name].items()}
+            for name, leader in self.leaders.items()
+        }
 
-    def _see(self, name: str, x: torch.Tensor) -> None:
-        finite = torch.isfinite(x)
+    def _see_input(self, name: str, x: torch.Tensor) -> None:
+        self._require_finite(x, f"the input of {name}")
+        for statistic in self._inputs[name].values():
+            statistic.add(x.reshape(-1, x.shape[-1]))
+
+    def _see_gradient(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
+        self._require_finite(g, f"the gradient at the output of {name}")
+        for statistic in self._gradients[name].values():
+            # an expert sees the tokens of its batch as one (tokens, n) matrix
+            statistic.add(x if x.ndim == 3 else x[None], g if g.ndim == 3 else g[None])
+
+    def _require_finite(self, values: torch.Tensor, what: str) -> None:
+        finite = torch.isfinite(values)
         if not finite.all():
-            inside = int(finite.flatten(1).all(1).int().argmin()) if x.ndim == 3 else 0
+            inside = int(finite.flatten(1).all(1).int().argmin()) if values.ndim == 3 else 0
             raise UserError(
-                f"calibration: the input of {name} is not finite in window {self.window + inside}; "
+                f"calibration: {what} is not finite in window {self.window + inside}; "
                 "try precision=float32, or look for damaged weights"
             )
-        for accumulator in self._accumulators[name].values():
-            accumulator.add(x.reshape(-1, x.shape[-1]))
+
+
+def needs_of_inputs(needs: Sequence[str]) -> list[str]:
+    """The statistics that a forward pass yields."""
+    return [need for need in needs if need in INPUT_STATISTICS]
+
+
+def needs_of_gradients(needs: Sequence[str]) -> list[str]:
+    """The statistics that take a backward pass."""
+    return [need for need in needs if need in GRADIENT_STATISTICS]

@@ -1,59 +1,137 @@
-"""Accumulators: each turns a stream of activations into one statistic.
+"""Accumulators: each turns a stream of activations, or of gradients, into one statistic.
 
 Sums are float32 on the activations' device; results are means, so they do not depend on how the tokens were
 split into batches beyond the order of float32 additions.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
-# Width of the block rows in which Gram adds up: wide enough for fast products, narrow enough to skip much.
-BLOCK = 512
-
 # What one layer's calibration yields: statistic name → tensor. Layers fed by one tensor share the tensors.
 Statistics = Mapping[str, torch.Tensor]
 
+# Width of the block rows in which second moments add up: wide enough for fast products, narrow enough to skip much.
+BLOCK = 512
 
-class Accumulator(Protocol):
-    """One statistic of one layer's input."""
 
-    def __init__(self, width: int, device: torch.device) -> None: ...
+class InputStatistic(Protocol):
+    """A statistic of a layer's input x; layers fed by the same tensor share one."""
+
+    def __init__(self, n: int, device: torch.device) -> None: ...
 
     def add(self, x: torch.Tensor) -> None:
-        """Account for the activations `x` of shape (tokens, width)."""
+        """Account for the activations `x` of shape (tokens, n)."""
 
     def result(self) -> torch.Tensor:
         """The statistic over everything added."""
 
 
-class Gram:
-    """C = E[x xᵀ], the input second moment, (n, n)."""
+class GradientStatistic(Protocol):
+    """A statistic of g = ∂loss/∂y, the gradient at a layer's output; the loss is the sum over tokens."""
+
+    def __init__(self, m: int, n: int, device: torch.device) -> None: ...
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Account for inputs `x` (windows, tokens, n) and output gradients `g` (windows, tokens, m)."""
+
+    def result(self) -> torch.Tensor:
+        """The statistic over everything added."""
+
+
+class SecondMoment:
+    """E[v vᵀ] of a stream of vectors, (d, d)."""
 
     def __init__(self, width: int, device: torch.device):
         self.total = torch.zeros(width, width, device=device)
-        self.tokens = 0
+        self.count = 0
 
-    def add(self, x: torch.Tensor) -> None:
-        """Add Σ x xᵀ over the rows of `x`; only block rows from the diagonal rightwards, as C is symmetric."""
-        x = x.float()
-        for start in range(0, x.shape[1], BLOCK):
-            self.total[start : start + BLOCK, start:].addmm_(x[:, start : start + BLOCK].T, x[:, start:])
-        self.tokens += len(x)
+    def add(self, v: torch.Tensor) -> None:
+        """Add Σ v vᵀ over the rows of `v`; only block rows from the diagonal rightwards, as the sum is symmetric."""
+        v = v.float()
+        for start in range(0, v.shape[1], BLOCK):
+            self.total[start : start + BLOCK, start:].addmm_(v[:, start : start + BLOCK].T, v[:, start:])
+        self.count += len(v)
 
     def result(self) -> torch.Tensor:
-        """The mean, or zeros where no token arrived (an expert that no token was routed to)."""
+        """The mean, or zeros where no vector arrived (an expert that no token was routed to)."""
         upper = self.total.triu()
-        return (upper + upper.triu(1).T) / max(self.tokens, 1)
+        return (upper + upper.triu(1).T) / max(self.count, 1)
 
 
-ACCUMULATORS: dict[str, type[Accumulator]] = {"gram": Gram}
+class Gram(SecondMoment):
+    """C = E[x xᵀ], the input second moment, (n, n)."""
 
 
-def start(needs: Iterable[str], width: int, device: torch.device) -> dict[str, Accumulator]:
-    """A fresh accumulator for every statistic in `needs`."""
-    return {name: ACCUMULATORS[name](width, device) for name in needs}
+class AbsMean:
+    """E|x| per input channel, (n,)."""
+
+    def __init__(self, n: int, device: torch.device):
+        self.total = torch.zeros(n, device=device)
+        self.count = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Add Σ |x|."""
+        self.total += x.float().abs().sum(0)
+        self.count += len(x)
+
+    def result(self) -> torch.Tensor:
+        """The mean."""
+        return self.total / max(self.count, 1)
+
+
+class AbsMax:
+    """max |x| per input channel, (n,)."""
+
+    def __init__(self, n: int, device: torch.device):
+        self.largest = torch.zeros(n, device=device)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Keep the larger."""
+        if len(x):
+            self.largest = torch.maximum(self.largest, x.float().abs().amax(0))
+
+    def result(self) -> torch.Tensor:
+        """The maximum."""
+        return self.largest
+
+
+class GradGram:
+    """G = E[g gᵀ], the output-gradient second moment, (m, m)."""
+
+    def __init__(self, m: int, n: int, device: torch.device):
+        self.moment = SecondMoment(m, device)
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Add Σ g gᵀ over all tokens."""
+        self.moment.add(g.flatten(0, -2))
+
+    def result(self) -> torch.Tensor:
+        """The mean over tokens."""
+        return self.moment.result()
+
+
+class Fisher:
+    """E[(∂loss/∂W)²] per element of W, (m, n): squared gradients of single windows, averaged (empirical Fisher)."""
+
+    def __init__(self, m: int, n: int, device: torch.device):
+        self.total = torch.zeros(m, n, device=device)
+        self.count = 0
+
+    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Square each window's own weight gradient Σ_t g_t x_tᵀ."""
+        for inputs, gradients in zip(x.float(), g.float(), strict=True):
+            self.total += (gradients.T @ inputs).square()
+        self.count += len(x)
+
+    def result(self) -> torch.Tensor:
+        """The mean over windows."""
+        return self.total / max(self.count, 1)
+
+
+INPUT_STATISTICS: dict[str, type[InputStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}
+GRADIENT_STATISTICS: dict[str, type[GradientStatistic]] = {"grad_gram": GradGram, "fisher": Fisher}
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

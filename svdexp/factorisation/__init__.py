@@ -1,7 +1,18 @@
 """Weighted truncation: minimise ‖L (W − A B) R‖_F, given what W is weighted by."""
 
 from svdexp.factorisation.decompose import Decomposition, decompose
-from svdexp.factorisation.weighting import Identity, InputMoment, Metric, Weighting
+from svdexp.factorisation.weighting import Diagonal, FisherRows, Identity, InputMoment, Metric, TwoSided, Weighting
 from svdexp.factorisation.workbench import Workbench
 
-__all__ = ["Decomposition", "Identity", "InputMoment", "Metric", "Weighting", "Workbench", "decompose"]
+__all__ = [
+    "Decomposition",
+    "Diagonal",
+    "FisherRows",
+    "Identity",
+    "InputMoment",
+    "Metric",
+    "TwoSided",
+    "Weighting",
+    "Workbench",
+    "decompose",
+]

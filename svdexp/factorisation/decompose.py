@@ -1,20 +1,27 @@
 """One decomposition serves every rank: the weighted optimum at rank r is its first r components.
 
 With G = Lᵀ L and C = R Rᵀ, let L W R = U Σ Vᵀ. By Eckart-Young the minimiser of ‖L (W − A B) R‖_F is
-A B = L⁻¹ U_r U_rᵀ L W: a projection, in which neither R nor its inverse appears. U is found from the
-symmetric eigenproblem S = L W C Wᵀ Lᵀ = U Σ² Uᵀ on the smaller side of W (thin QR of L W where m > n). So a
-rank-deficient C is no obstacle; a little damping only decides what directions the calibration never saw are
-worth. Everything here is float64; squaring leaves each singular value accurate to about 1e-8 of the largest.
+A B = L⁻¹ U_r U_rᵀ L W: a projection, in which neither R nor its inverse appears. solvers.py finds U; this file
+weighs by L and takes it off again, with L the Cholesky factor of G. Everything here is float64.
 """
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from svdexp.errors import UserError
+from svdexp.factorisation.solvers import solve
 from svdexp.factorisation.weighting import Metric
 from svdexp.models.low_rank import Factors
+from svdexp.schema import Numerics, SigmaFuse
+
+log = logging.getLogger(__name__)
+
+# Stands in for a zero divisor; the dividend is then zero as well.
+TINY = 1e-150
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,16 @@ class Decomposition:
     spectrum: torch.Tensor
     damping: torch.Tensor
 
-    def truncate(self, rank: int) -> Factors:
-        """The optimum at `rank`, its scale shared evenly between both factors.
-
-        Balanced factors keep the rounding of 16-bit storage and the size of the intermediate activation
-        in check when singular values span many orders of magnitude.
-        """
-        A, B = self.left[:, :rank].double(), self.right[:rank].double()
-        scale = (B.norm(dim=1) / A.norm(dim=0).clamp_min(1e-300)).clamp_min(1e-300).sqrt()
+    def truncate(self, rank: int, fuse: SigmaFuse = SigmaFuse.balanced) -> Factors:
+        """The optimum at `rank` in float64; `fuse` says which factor carries the singular values."""
+        A, B = self.left[:, :rank].double(), self.right[:rank].double()  # L⁻¹ U and Σ Vᵀ R⁻¹
+        sigma = self.spectrum[:rank].to(A)
+        scale = {
+            SigmaFuse.V: torch.ones_like(sigma),
+            SigmaFuse.U: sigma,
+            SigmaFuse.UV: sigma.sqrt(),
+            SigmaFuse.balanced: (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt(),
+        }[fuse].clamp_min(TINY)
         return Factors(A * scale, B / scale[:, None])
 
     def error(self, rank: int | None) -> float:
@@ -56,40 +65,48 @@ class Decomposition:
         return Decomposition(self.left[:, :rank], self.right[:rank], self.spectrum, self.damping)
 
 
-def decompose(W: torch.Tensor, metric: Metric, dtype: torch.dtype = torch.float32) -> Decomposition:
+def decompose(
+    W: torch.Tensor, metric: Metric, dtype: torch.dtype = torch.float32, numerics: Numerics = Numerics.eigh
+) -> Decomposition:
     """Decompose W (m, n) under `metric`, on W's device.
 
     Args:
         W: the weight, (m, n).
-        metric: G (m, m) and C (n, n).
+        metric: G (m, m) or (m,), and C (n, n) or (n,).
         dtype: number format of `left` and `right`; the computation and the spectrum are float64.
+        numerics: the route to the one optimum.
 
     Raises:
         UserError: a second moment is not finite.
     """
     C, c_damping = _positive_definite(metric.right)
     G, g_damping = _positive_definite(metric.left)
-    P = W.double()
-    L = None
-    if G is not None:
-        L = torch.linalg.cholesky(G).mH
-        P = L @ P
-    Q, P = torch.linalg.qr(P) if P.shape[0] > P.shape[1] else (None, P)
-    eigenvalues, U = torch.linalg.eigh(P @ P.mT if C is None else P @ C @ P.mT)
-    eigenvalues, U = eigenvalues.flip(0), U.flip(1)
-    left = U if Q is None else Q @ U
-    if L is not None:
-        left = torch.linalg.solve_triangular(L, left, upper=True)
+    P, unweigh = _weigh(W.double(), G)
+    if numerics is Numerics.cholesky and c_damping > 0:
+        log.warning("Cholesky failed on a second moment of shape %s; using the eigendecomposition", tuple(W.shape))
+        numerics = Numerics.eigh
+    U, spectrum, right = solve(P, C, numerics)
     return Decomposition(
-        left=left.to(dtype),
-        right=(U.mT @ P).to(dtype),
-        spectrum=eigenvalues.clamp_min(0).sqrt(),
+        left=unweigh(U).to(dtype),
+        right=right.to(dtype),
+        spectrum=spectrum,
         damping=torch.tensor([g_damping, c_damping]),
     )
 
 
+def _weigh(W: torch.Tensor, G: torch.Tensor | None) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """L W, and the function that takes L off again: X ↦ L⁻¹ X."""
+    if G is None:
+        return W, lambda X: X
+    if G.ndim == 1:
+        root = G.sqrt()[:, None]
+        return root * W, lambda X: X / root
+    L = torch.linalg.cholesky(G).mT
+    return L @ W, lambda X: torch.linalg.solve_triangular(L, X, upper=True)
+
+
 def _positive_definite(moment: torch.Tensor | None) -> tuple[torch.Tensor | None, float]:
-    """The second moment in float64 and the multiple of the identity it took to make Cholesky succeed.
+    """The second moment in float64 and the multiple of the identity it took to make it positive definite.
 
     Float32 sums of a rank-deficient moment have eigenvalues of either sign near zero. The damping starts at
     1e-12 of the mean eigenvalue, so real but small directions beside huge outliers survive. A moment of zeros
@@ -98,13 +115,20 @@ def _positive_definite(moment: torch.Tensor | None) -> tuple[torch.Tensor | None
     if moment is None:
         return None, 0.0
     moment = moment.double()
-    identity = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
-    mean = float(moment.diagonal().mean())
+    diagonal = moment if moment.ndim == 1 else moment.diagonal()
+    identity = torch.ones_like(moment) if moment.ndim == 1 else torch.eye(len(moment)).to(moment)
+    mean = float(diagonal.mean())
     if not math.isfinite(mean):
         raise UserError("calibration: a second moment overflowed; the activations are too large, try precision=float32")
     if mean <= 0:
         return identity, 1.0
     damping = 0.0
-    while torch.linalg.cholesky_ex(moment + damping * identity).info.item():
+    while not _is_positive_definite(moment + damping * identity):
         damping = 10 * damping if damping else 1e-12 * mean
     return moment + damping * identity, damping
+
+
+def _is_positive_definite(moment: torch.Tensor) -> bool:
+    if moment.ndim == 1:
+        return bool((moment > 0).all())
+    return not torch.linalg.cholesky_ex(moment).info.item()

@@ -6,16 +6,18 @@ Only G and C matter; which square roots L and R are taken is a question of numer
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar, Protocol
 
 import torch
 
-from svdexp.calibration.statistics import Statistics
+from svdexp.calibration import Statistics
+from svdexp.errors import UserError
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`left` is G and `right` is C; None stands for the identity."""
+    """`left` is G and `right` is C: (d, d), or (d,) for a diagonal; None stands for the identity."""
 
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
@@ -24,7 +26,9 @@ class Metric:
 class Weighting(Protocol):
     """Turns a layer's statistics into a metric."""
 
-    needs: ClassVar[tuple[str, ...]]  # names in svdexp.calibration.ACCUMULATORS
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of statistics in svdexp.calibration."""
 
     def __call__(self, statistics: Statistics) -> Metric:
         """The metric of one layer."""
@@ -42,6 +46,55 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class FisherRows:
+    """FWSVD (2207.00112): row i of W counts by Σ_j E[(∂loss/∂W_ij)²]."""
+
+    needs: ClassVar[tuple[str, ...]] = ("fisher",)
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        """Weights on the output side."""
+        return Metric(left=statistics["fisher"].sum(1))
+
+
+class ChannelScale(StrEnum):
+    """What measures an input channel in ASVD's diagonal weighting."""
+
+    abs_mean = "abs_mean"
+    abs_max = "abs_max"
+    fisher = "fisher"
+    fisher_abs_mean = "fisher_abs_mean"
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """ASVD (2312.05821): input channel j counts by s_j^α; R = diag(s^α), so C = diag(s^2α).
+
+    s is the mean or the largest |x_j|, the mean Fisher information of column j, or the product of the first and
+    the third, as in the reference code.
+    """
+
+    alpha: float = 0.5
+    scale: ChannelScale = ChannelScale.abs_mean
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 2:
+            raise UserError(f"method.weighting.alpha must be between 0 and 2, not {self.alpha:g}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """One statistic, or the two factors of fisher_abs_mean."""
+        return ("fisher", "abs_mean") if self.scale is ChannelScale.fisher_abs_mean else (self.scale.value,)
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        """Weights on the input side."""
+        s = torch.ones((), dtype=torch.float64)
+        for need in self.needs:
+            part = statistics[need].double()
+            s = s * (part.mean(0) if need == "fisher" else part)
+        return Metric(right=s.pow(2 * self.alpha))
+
+
+@dataclass(frozen=True)
 class InputMoment:
     """C = E[x xᵀ]: the error of the layer's output W x. SVD-LLM (2403.07378), V2 (2503.12340), Swift-SVD."""
 
@@ -50,3 +103,20 @@ class InputMoment:
     def __call__(self, statistics: Statistics) -> Metric:
         """Weights on the input side."""
         return Metric(right=statistics["gram"])
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """C = E[x xᵀ] and G = E[g gᵀ]: the loss increase to second order under K-FAC's assumption that x and g are
+    independent (1503.05671; for compression cf. 2505.17974, 2605.15626).
+
+    `diagonal_left` keeps only the diagonal of G, which costs no square root of an (m, m) matrix.
+    """
+
+    diagonal_left: bool = False
+    needs: ClassVar[tuple[str, ...]] = ("gram", "grad_gram")
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        """Weights on both sides."""
+        G = statistics["grad_gram"]
+        return Metric(left=G.diagonal() if self.diagonal_left else G, right=statistics["gram"])

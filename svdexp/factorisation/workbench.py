@@ -10,6 +10,7 @@ from svdexp.calibration import StatisticsSource
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Weighting
 from svdexp.models.structure import Layer, weight_of
+from svdexp.schema import Numerics
 from svdexp.timing import StageClock
 
 
@@ -25,12 +26,14 @@ class Workbench:
         layers: Sequence[Layer],
         source: StatisticsSource,
         weighting: Weighting,
+        numerics: Numerics,
         shelf: Shelf,
         clock: StageClock,
         ranks: Ranks | None = None,
     ):
         self.model, self.layers, self.source = model, layers, source
-        self.weighting, self.shelf, self.clock, self.ranks = weighting, shelf, clock, ranks
+        self.weighting, self.shelf, self.clock = weighting, shelf, clock
+        self.numerics, self.ranks = numerics, ranks
 
     def decompositions(self, group: str) -> dict[str, Decomposition]:
         """The decomposition of every layer of `group`, by layer name; from the shelf if it is there."""
@@ -41,7 +44,8 @@ class Workbench:
             tensors = {}
             with self.clock("factorisation"):
                 for name, part in statistics.items():
-                    done = decompose(weight_of(self.model.get_submodule(name)), self.weighting(part))
+                    W = weight_of(self.model.get_submodule(name))
+                    done = decompose(W, self.weighting(part), numerics=self.numerics)
                     kept = done if self.ranks is None else done.keep(self.ranks[name])
                     tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
                 self.shelf.put(group, tensors)

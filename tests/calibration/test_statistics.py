@@ -1,5 +1,7 @@
 """Statistics against a direct float64 computation from recorded inputs."""
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -10,10 +12,11 @@ from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import input_hooks, shared_inputs
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
-from svdexp.compress import Method, compress
+from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
-from svdexp.models.structure import Targets, find_layers
+from svdexp.method import Method
+from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
 
@@ -112,7 +115,7 @@ def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedMode
         from tests.conftest import tiny_model
 
         model = tiny_model("llama_gqa")
-        method = Method("x", InputMoment(), Uniform(), FactorStorage(), traversal)
+        method = Method("x", InputMoment(), Uniform(), FactorStorage(), traversal=traversal)
         compress(model, windows, method, 0.5, cache=Cache())
         outcome[traversal] = dict(model.named_parameters())
     dense, blockwise = outcome[Traversal.dense], outcome[Traversal.blockwise]
@@ -128,3 +131,68 @@ def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, 
     llama.get_input_embeddings().weight[token] = torch.inf
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj .* window [34]"):
         collect(llama, find_layers(llama, Targets()), windows, ["gram"])
+
+
+def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """E[g gᵀ] and the mean squared weight gradient of single windows, by autograd on the parameters, in float64."""
+    model = copy.deepcopy(model).double().requires_grad_(True)
+    fisher = {name: torch.zeros_like(weight_of(model.get_submodule(name))) for name in names}
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for name in names:
+        keep = outputs[name].append
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, y, keep=keep: (y.retain_grad(), keep(y))[0]
+        )
+    for window in windows:
+        model.zero_grad()
+        logits = model(window[None]).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").backward()
+        for name in names:
+            module = model.get_submodule(name)
+            gradient = module.weight.grad
+            fisher[name] += (gradient if isinstance(module, torch.nn.Linear) else gradient.T).detach() ** 2
+    result = {}
+    for name in names:
+        g = torch.cat([y.grad.flatten(0, -2) for y in outputs[name]])
+        result[name] = {"grad_gram": g.T @ g / len(g), "fisher": fisher[name].detach() / len(windows)}
+    return result
+
+
+def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    layers = find_layers(model, Targets())
+    found = collect(model, layers, windows, ["grad_gram", "fisher", "gram"])
+    expected = gradients_of(model, [layer.name for layer in layers], windows)
+    plain = collect(model, layers, windows, ["gram"])
+    for name, statistics in expected.items():
+        for key, value in statistics.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found[name][key].double(), value, rtol=1e-3, atol=1e-4 * scale)
+        torch.testing.assert_close(found[name]["gram"], plain[name]["gram"])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_need_no_trainable_parameters_and_leave_flags_alone(
+    llama: PreTrainedModel, windows: torch.Tensor
+) -> None:
+    llama.requires_grad_(True)
+    collect(llama, find_layers(llama, Targets()), windows, ["grad_gram"])
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in llama.parameters())
+
+
+def test_channel_statistics_equal_their_definition(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    layers = find_layers(model, Targets())
+    names = [layer.name for layer in layers]
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    with torch.no_grad(), input_hooks(model, names, lambda name, x: inputs[name].append(x.flatten(0, -2))):
+        model(windows, use_cache=False)
+    found = collect(model, layers, windows, ["abs_mean", "abs_max"])
+    for name in names:
+        x = torch.cat(inputs[name]).abs()
+        torch.testing.assert_close(found[name]["abs_mean"], x.mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[name]["abs_max"], x.amax(0), rtol=1e-4, atol=1e-6)
+
+
+def test_layers_in_one_block_are_grouped_by_their_input(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    path = BlockwiseStatistics(llama, find_layers(llama, Targets()), windows, ["gram"])
+    sets = [[name.rpartition(".")[2] for name in names] for names in path.sharing("model.layers.1")]
+    assert sets == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

@@ -1,0 +1,63 @@
+"""Four routes to one optimum: the truncated SVD of P R, given P (m, n) and C = R Rᵀ.
+
+They differ in cost and in what they ask of C. `eigh` is the cheapest and asks nothing: with P R = U Σ Vᵀ,
+U comes from the symmetric eigenproblem P C Pᵀ = U Σ² Uᵀ on the smaller side of P (thin QR of P where m > n), and
+the right factor is Uᵀ P, so a rank-deficient C is no obstacle. The price of squaring is that each singular value
+is accurate to about 1e-8 of the largest. The others are the papers' own, for comparison.
+"""
+
+import torch
+
+from svdexp.schema import Numerics
+
+# U (m, k) with orthonormal columns, Σ (k,) descending, and the right factor (k, n); U · right = P at k = min(m, n).
+Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def solve(P: torch.Tensor, C: torch.Tensor | None, numerics: Numerics) -> Solution:
+    """The decomposition of P under C, which is (n, n), (n,) for a diagonal, or None for the identity."""
+    if numerics is Numerics.eigh:
+        return _smaller_side(P, C)
+    if numerics is Numerics.output_eigh:
+        return _output_covariance(P, C)
+    C = torch.ones_like(P[0]) if C is None else C
+    C = C.diag() if C.ndim == 1 else C
+    return _cholesky(P, C) if numerics is Numerics.cholesky else _double_svd(P, C)
+
+
+def _smaller_side(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
+    Q, small = torch.linalg.qr(P) if P.shape[0] > P.shape[1] else (None, P)
+    U, spectrum = _eigenvectors(_covariance(small, C))
+    return (U if Q is None else Q @ U), spectrum, U.mT @ small
+
+
+def _output_covariance(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
+    U, spectrum = _eigenvectors(_covariance(P, C))
+    k = min(P.shape)
+    return U[:, :k], spectrum[:k], U[:, :k].mT @ P
+
+
+def _cholesky(P: torch.Tensor, C: torch.Tensor) -> Solution:
+    R = torch.linalg.cholesky(C)
+    U, spectrum, Vh = torch.linalg.svd(P @ R, full_matrices=False)
+    return U, spectrum, torch.linalg.solve_triangular(R, spectrum[:, None] * Vh, upper=False, left=False)
+
+
+def _double_svd(P: torch.Tensor, C: torch.Tensor) -> Solution:
+    Q, eigenvalues, _ = torch.linalg.svd(C)
+    root = eigenvalues.sqrt()
+    U, spectrum, Vh = torch.linalg.svd(P @ Q * root, full_matrices=False)
+    return U, spectrum, (spectrum[:, None] * Vh / root) @ Q.mT
+
+
+def _covariance(P: torch.Tensor, C: torch.Tensor | None) -> torch.Tensor:
+    """P C Pᵀ."""
+    if C is None:
+        return P @ P.mT
+    return (P * C if C.ndim == 1 else P @ C) @ P.mT
+
+
+def _eigenvectors(S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors of S and the roots of its eigenvalues, descending."""
+    eigenvalues, U = torch.linalg.eigh(S)
+    return U.flip(1), eigenvalues.flip(0).clamp_min(0).sqrt()

@@ -1,0 +1,77 @@
+"""Closed-form refit of the output-side factor: SVD-LLM (2403.07378) §3.3, its step 2.
+
+Earlier truncations shift the inputs of later layers. With X̂ the inputs that a layer really gets and
+Ĉ = E[x̂ x̂ᵀ], the best A for given B solves min ‖(W − A B) X̂‖_F, so A = W Ĉ Bᵀ (B Ĉ Bᵀ)⁻¹.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from svdexp.calibration import BlockwiseStatistics
+from svdexp.errors import UserError
+from svdexp.models.low_rank import Factors
+
+# Puts factors in the place of the layer called by name.
+Place = Callable[[str, Factors], None]
+
+
+class Update(Protocol):
+    """Improves the factors of one block, the blocks before it being done."""
+
+    samples: int  # how many calibration windows run through the compressed blocks
+
+    def __call__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        factors: Mapping[str, Factors],
+        path: BlockwiseStatistics,
+        group: str,
+        place: Place,
+    ) -> None:
+        """`weights` are the dense W of the block's truncated layers; better `factors` are put in with `place`."""
+
+
+@dataclass(frozen=True)
+class RefitOutput:
+    """Refit A layer by layer, each on inputs that all refitted layers before it produce.
+
+    `samples`: calibration windows used; SVD-LLM takes 16.
+    """
+
+    samples: int = 16
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"method.update.samples must be at least 1, not {self.samples}")
+
+    def __call__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        factors: Mapping[str, Factors],
+        path: BlockwiseStatistics,
+        group: str,
+        place: Place,
+    ) -> None:
+        """Layers fed by one tensor share one Ĉ."""
+        for names in path.sharing(group):
+            truncated = [name for name in names if name in factors]
+            if truncated:
+                statistics = path.statistics(group, truncated)
+                for name in truncated:
+                    place(name, refit(weights[name], factors[name], statistics[name]["gram"]))
+
+
+def refit(W: torch.Tensor, factors: Factors, C: torch.Tensor) -> Factors:
+    """The A that minimises tr((W − A B) C (W − A B)ᵀ), with the same B; float64.
+
+    Args:
+        W: (m, n).
+        factors: A (m, r) and B (r, n).
+        C: input second moment, (n, n); the minimum-norm solution where it leaves A undetermined.
+    """
+    B = factors.B.double()
+    CB = C.double() @ B.mT
+    return Factors(W.double() @ CB @ torch.linalg.pinv(B @ CB, hermitian=True), B)

@@ -1,0 +1,59 @@
+"""The closed-form refit against numpy's least squares, and its place in the engine."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.compress import compress
+from svdexp.models.low_rank import Factors
+from svdexp.models.structure import Targets, find_layers
+from svdexp.update import RefitOutput
+from svdexp.update.refit import refit
+from tests.calibration.test_statistics import recorded_moments
+from tests.conftest import tiny_model
+from tests.test_compress import WHITENED
+
+
+@pytest.mark.parametrize("tokens", [200, 6])
+def test_refit_is_least_squares(tokens: int) -> None:
+    """A = argmin ‖W X − A (B X)‖, one least-squares problem per row; with few tokens, the minimum-norm solution."""
+    generator = torch.Generator().manual_seed(0)
+    W, A, B = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((7, 12), (7, 4), (4, 12)))
+    X = torch.randn(12, tokens, generator=generator, dtype=torch.float64)
+    found = refit(W, Factors(A, B), X @ X.T / tokens)
+    expected, *_ = np.linalg.lstsq((B @ X).T.numpy(), (W @ X).T.numpy(), rcond=None)
+    np.testing.assert_allclose(found.A.numpy(), expected.T, rtol=1e-6, atol=1e-8)
+    assert torch.equal(found.B, B)
+
+
+def test_refit_lowers_the_error_on_the_compressed_path(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Layer by layer, refitted factors are stationary: refitting them again on the final path's inputs, which for
+    the layers before are the same, changes nothing."""
+    dense = {layer.name: layer for layer in find_layers(model, Targets())}
+    weights = {name: module_weight(model, name).clone() for name in dense}
+    result = compress(model, windows, replace(WHITENED, update=RefitOutput(samples=6)), 0.5)
+    moments = recorded_moments(model, list(dense), windows)
+    for name, rank in result.ranks.items():
+        if rank is None:
+            continue
+        layer = model.get_submodule(name)
+        again = refit(weights[name], Factors(layer.rank_out.weight, layer.rank_in.weight), moments[name])
+        C, W, B = moments[name], weights[name].double(), again.B
+        error = lambda A, C=C, W=W, B=B: torch.trace((W - A @ B) @ C @ (W - A @ B).T)  # noqa: E731
+        assert error(layer.rank_out.weight.double()) <= error(again.A) * (1 + 1e-2) + 1e-6
+
+
+def module_weight(model: PreTrainedModel, name: str) -> torch.Tensor:
+    from svdexp.models.structure import weight_of
+
+    return weight_of(model.get_submodule(name))
+
+
+def test_ranks_and_size_stay_what_they_were(windows: torch.Tensor) -> None:
+    plain = compress(tiny_model("opt"), windows, WHITENED, 0.5)
+    refitted = compress(tiny_model("opt"), windows, replace(WHITENED, update=RefitOutput()), 0.5)
+    assert plain.ranks == refitted.ranks
+    assert plain.bits == refitted.bits
