@@ -17,8 +17,8 @@ GROUPS = {
     "calibration": 8,
     "eval": 2,
     "experiment": 1,
-    "method": 4,
-    "method/allocation": 2,
+    "method": 9,
+    "method/allocation": 7,
     "method/update": 1,
     "method/weighting": 5,
     "model": 13,
@@ -80,8 +80,17 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
         ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
         ("method/allocation=from_file", r"method\.allocation.*path"),
+        ("method.allocation.rank_align=0", r"method\.allocation\.rank_align must be at least 1"),
+        ("method/allocation=effective_rank method.allocation.move=1", r"method\.allocation\.move must be"),
+        ("method/allocation=dynamic method.allocation.delta=2", r"method\.allocation\.delta must be"),
+        ("method/allocation=dynamic method.allocation.alpha=-1", r"method\.allocation\.alpha must be"),
+        ("method/allocation=dynamic method.allocation.windows=0", r"method\.allocation\.windows must be"),
+        ("method/allocation=sensitivity method.allocation.metric=other", r"method\.allocation\.metric"),
+        ("method/allocation=sensitivity method.allocation.candidates=[]", r"method\.allocation\.candidates must be"),
+        ("method/allocation=sensitivity method.allocation.candidates=[1.2]", r"method\.allocation\.candidates must be"),
+        ("method/allocation=sensitivity method.allocation.ppl_target=1", r"method\.allocation\.ppl_target must be"),
     ],
 )
 def test_mistakes_are_refused_by_name(override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        build_method(validate(compose("config", [override])))
+        build_method(validate(compose("config", override.split())))

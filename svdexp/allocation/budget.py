@@ -1,9 +1,12 @@
 """The bits an allocation may spend, and what each rank costs under the chosen storage."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,13 +46,57 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """The sizes that a matrix of one shape can have, cheapest first; the last rung is the dense matrix.
+
+    A rank is a rung only if every larger rank, and dense, costs more.
+
+    Attributes:
+        ranks: (K,) ascending; the dense rung stands at the rank from which on dense is no dearer.
+        bits: (K,) strictly ascending.
+    """
+
+    ranks: tuple[int, ...]
+    bits: tuple[int, ...]
+
+    @property
+    def top(self) -> int:
+        """The dense rung."""
+        return len(self.ranks) - 1
+
+    def rank(self, rung: int) -> int | None:
+        """The rank at `rung`; None is dense."""
+        return None if rung == self.top else self.ranks[rung]
+
+    def rung(self, rank: float | None) -> int:
+        """The highest rung of at most `rank`, which need not be whole; at least the lowest one."""
+        return self.top if rank is None else max(0, bisect_right(self.ranks, rank) - 1)
+
+    def affordable(self, bits: float) -> int:
+        """The highest rung that costs at most `bits`; -1 where none does."""
+        return bisect_right(self.bits, bits) - 1
+
+    def real_rank(self, bits: float) -> float:
+        """The rank that costs `bits`, between the rungs by linear interpolation."""
+        return float(np.interp(bits, (0, *self.bits), (0, *self.ranks)))
+
+
+@dataclass(frozen=True)
 class Budget:
-    """`ratio` of the dense bits of all layers in `shapes` (name → (m, n))."""
+    """`ratio` of the dense bits of all layers in `shapes` (name → (m, n)).
+
+    `rank_align` restricts ranks to its multiples, except in matrices smaller than one multiple.
+    """
 
     ratio: float
     shapes: Mapping[str, tuple[int, int]]
     storage: Storage
     number_bits: int
+    rank_align: int = 1
+
+    def aligned(self, multiple: int) -> "Budget":
+        """The same budget with every rank a multiple of `multiple`."""
+        return replace(self, rank_align=multiple)
 
     def dense(self, name: str) -> int:
         """Bits of the dense matrix."""
@@ -71,36 +118,109 @@ class Budget:
         """Bits that `ranks` costs."""
         return sum(self.bits(name, rank) for name, rank in ranks.items())
 
-    def largest_rank(self, name: str, bits: float) -> int | None:
-        """The largest rank that costs at most `bits`; None where dense fits or a rank saves nothing.
+    def ladder(self, name: str) -> Ladder:
+        """The sizes that the layer can have."""
+        return self._ladders[self.shapes[name]]
+
+    def lowest(self) -> Ranks:
+        """Every layer at its cheapest.
 
         Raises:
-            UserError: not even rank 1 fits.
+            UserError: even that exceeds the budget.
         """
-        if bits >= self.dense(name):
-            return None
-        low, high = 0, min(self.shapes[name])
-        while low < high:  # bits(rank) grows with rank, so bisect
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.bits(name, middle) <= bits else (low, middle - 1)
-        if low == 0:
+        ranks = {name: self.ladder(name).rank(0) for name in self.shapes}
+        if self.spent(ranks) > self.total:
+            share = self.ratio * self.spent(ranks) / self.total
+            raise UserError(f"ratio={self.ratio:g} is too small: the lowest rank of every layer costs {share:.4f}")
+        return ranks
+
+    def largest_rank(self, name: str, bits: float) -> int | None:
+        """The largest rank that costs at most `bits`; None where dense fits.
+
+        Raises:
+            UserError: not even the lowest rank fits.
+        """
+        ladder = self.ladder(name)
+        rung = ladder.affordable(bits)
+        if rung < 0:
             raise UserError(f"ratio={self.ratio:g} leaves {name} of shape {self.shapes[name]} without a single rank")
-        return low if self.bits(name, low) < self.dense(name) else None
+        return ladder.rank(rung)
 
-    def fill(self, ranks: Ranks) -> Ranks:
-        """Spend what rounding left: one rank more for layers in order of how far below their share they are.
+    def uniform_rank(self, name: str) -> float:
+        """The rank, not rounded, that costs `ratio` of the dense bits."""
+        return self.ladder(name).real_rank(self.ratio * self.dense(name))
 
-        The share of a layer is `ratio` of its dense bits. At most one rank each, so the allocation keeps its
-        shape.
+    def fit(self, wanted: Mapping[str, float]) -> Ranks:
+        """Ranks in proportion to `wanted` (real-valued, per layer) that fill the budget.
+
+        One factor scales all of them, found by bisection. Each is rounded down to a rung: at least the lowest,
+        and dense from where a rank would cost as much. What rounding left is spent where it took most.
+
+        Raises:
+            UserError: the lowest rungs together exceed the budget.
+        """
+        lowest = self.lowest()
+        # Wants further apart would not change a rank, only cost bisection steps.
+        floor = 1e-6 * max(wanted.values())
+        wants = {name: max(rank, floor) for name, rank in wanted.items()}
+        if floor <= 0:
+            return self.fill(lowest)
+
+        def scaled(factor: float) -> Ranks:
+            ladders = {name: self.ladder(name) for name in wants}
+            return {name: ladders[name].rank(ladders[name].rung(factor * rank)) for name, rank in wants.items()}
+
+        low, high = 0.0, max(self.ladder(name).ranks[-1] / rank for name, rank in wants.items())
+        if self.spent(scaled(high)) <= self.total:
+            return scaled(high)  # all dense
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.spent(scaled(middle)) <= self.total else (low, middle)
+        ranks = scaled(low)
+        return self.fill(ranks, sorted(wants, key=lambda name: (ranks[name] or 0) - low * wants[name]))
+
+    def fill(self, ranks: Ranks, order: Sequence[str] | None = None) -> Ranks:
+        """Spend what rounding left: one rung up for each layer in `order`, again and again while any step fits.
+
+        Without `order`, layers come as they are below their share, which is `ratio` of their dense bits.
         """
         left = self.total - self.spent(ranks)
-        result = dict(ranks)
-        for name in sorted(ranks, key=lambda name: self.bits(name, ranks[name]) / self.dense(name)):
-            rank = ranks[name]
-            if rank is None or rank == min(self.shapes[name]):
-                continue
-            step = self.bits(name, rank + 1) - self.bits(name, rank)
-            if step <= left and self.bits(name, rank + 1) < self.dense(name):
-                left -= step
-                result[name] = rank + 1
-        return result
+        rungs = {name: self.ladder(name).rung(rank) for name, rank in ranks.items()}
+        climbing = list(order or sorted(ranks, key=lambda name: self.bits(name, ranks[name]) / self.dense(name)))
+        while climbing:
+            climbed = []
+            for name in climbing:
+                ladder, rung = self.ladder(name), rungs[name]
+                # What is left only shrinks, so a step that does not fit now never will.
+                if rung < ladder.top and (step := ladder.bits[rung + 1] - ladder.bits[rung]) <= left:
+                    left -= step
+                    rungs[name] = rung + 1
+                    climbed.append(name)
+            climbing = climbed
+        return {name: self.ladder(name).rank(rung) for name, rung in rungs.items()}
+
+    @cached_property
+    def _ladders(self) -> dict[tuple[int, int], Ladder]:
+        return {shape: self._build_ladder(*shape) for shape in set(self.shapes.values())}
+
+    def _build_ladder(self, m: int, n: int) -> Ladder:
+        step = self.rank_align if self.rank_align <= min(m, n) else 1
+        rungs: list[tuple[int, int]] = []
+        cheapest = dense = m * n * self.number_bits
+        for rank in range(min(m, n) // step * step, 0, -step):
+            bits = self.storage.bits(rank, m, n, self.number_bits)
+            if bits < cheapest:
+                rungs.append((rank, bits))
+                cheapest = bits
+        rungs.reverse()
+        last = rungs[-1][0] if rungs else 0
+        ranks, bits_of = zip(*rungs, (last + step, dense), strict=True)
+        return Ladder(ranks, bits_of)
+
+
+def by_type(names: Sequence[str]) -> dict[str, list[str]]:
+    """Layers grouped by the last component of their name: all q_proj, all up_proj, …"""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rpartition(".")[2], []).append(name)
+    return groups

@@ -29,17 +29,18 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1, what: str = "perplexity"
+    model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1, what: str | None = "perplexity"
 ) -> Perplexity:
     """Perplexity of `model` on windows (N, L), each without context from the one before.
 
-    Log-likelihoods are float32, their sum float64.
+    Log-likelihoods are float32, their sum float64. `what` names the progress bar; None shows none.
 
     Raises:
         UserError: a window's loss is not finite; no window is ever dropped.
     """
     losses = []
-    for start, batch in progress(batches(windows, batch_size), what):
+    parts = batches(windows, batch_size)
+    for start, batch in progress(parts, what) if what else parts:
         batch = batch.to(model.device)
         logits = model(batch, use_cache=False).logits
         for index, (row, tokens) in enumerate(zip(logits, batch, strict=True)):

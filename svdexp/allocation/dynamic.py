@@ -1,0 +1,134 @@
+"""Ranks by block importance and error: Swift-SVD* (arXiv 2604.01609).
+
+Within each type of layer (all q_proj, all up_proj, …), with k̄ the rank at the uniform ratio:
+
+    k_i = δ k̄ + b s_i / Σ_j s_j,   s_i = β_i^α · log(e + ε_i)^{1−α},   b = Σ_j (1 − δ) k̄ the left-over budget
+
+β is ShortGPT's block importance (arXiv 2403.03853), 1 − cos(hidden state before, after the block) averaged over
+tokens, min-max scaled over the blocks to [1, 2]; ε_i is the output error ‖W X − (W X)_k̄‖_F.
+
+Ours: ε is taken at k̄ (the released code takes the whole spectrum, log(1 + ‖σ‖)); layers outside the blocks
+have β = 1; the k_i are scaled by one factor to the budget after clipping; and α is searched on calibration
+windows, as an allocation sees no validation text.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.allocation.budget import Budget, Evidence, Ranks, by_type
+from svdexp.allocation.spectra import tails
+from svdexp.allocation.trial import trial_perplexity
+from svdexp.data import batches
+from svdexp.models.structure import find_blocks
+from svdexp.progress import progress
+from svdexp.schema import require, require_positive
+
+# The paper's grid for α.
+ALPHAS = [step / 10 for step in range(11)]
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Part of each rank is uniform, the rest follows importance and error.
+
+    Attributes:
+        delta: δ, the share of the rank that every matrix of a type keeps.
+        alpha: α in [0, 1], 0 for errors alone, 1 for importance alone; None tries the paper's grid 0, .1, …, 1
+            and keeps the one with the lowest perplexity of the truncated model.
+        windows: how many calibration windows that search runs on.
+        rank_align: every rank is a multiple of this.
+    """
+
+    delta: float = 0.5
+    alpha: float | None = 0.6
+    windows: int = 4
+    rank_align: int = 1
+    needs_spectra: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require(0 <= self.delta <= 1, f"method.allocation.delta must be in [0, 1], not {self.delta:g}")
+        if self.alpha is not None:
+            require(0 <= self.alpha <= 1, f"method.allocation.alpha must be in [0, 1], not {self.alpha:g}")
+        require_positive("method.allocation.windows", self.windows)
+        require_positive("method.allocation.rank_align", self.rank_align)
+
+    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+        """From the spectra, the hidden states between blocks and, to search α, the truncated model."""
+        budget = budget.aligned(self.rank_align)
+        importance = layer_importance(evidence.model, evidence.windows, list(budget.shapes))
+        errors = uniform_errors(budget, evidence)
+
+        def ranks(alpha: float) -> Ranks:
+            return budget.fit(wanted_ranks(budget, importance, errors, self.delta, alpha))
+
+        if self.alpha is not None:
+            return ranks(self.alpha)
+        windows = evidence.windows[: self.windows]
+        tried = {alpha: trial_perplexity(evidence, ranks(alpha), windows) for alpha in progress(ALPHAS, "alpha")}
+        return ranks(min(tried, key=tried.__getitem__))
+
+
+def wanted_ranks(
+    budget: Budget, importance: Mapping[str, float], errors: Mapping[str, float], delta: float, alpha: float
+) -> dict[str, float]:
+    """k_i = δ k̄ + b s_i / Σ s per type."""
+    wanted: dict[str, float] = {}
+    for names in by_type(list(budget.shapes)).values():
+        scores = {n: importance[n] ** alpha * math.log(math.e + errors[n]) ** (1 - alpha) for n in names}
+        uniform = {name: budget.uniform_rank(name) for name in names}
+        left = (1 - delta) * sum(uniform.values())
+        total = sum(scores.values())
+        wanted |= {name: delta * uniform[name] + left * scores[name] / total for name in names}
+    return wanted
+
+
+def uniform_errors(budget: Budget, evidence: Evidence) -> dict[str, float]:
+    """ε at the uniform rank, over all calibration tokens; the spectra are means per token."""
+    errors = {}
+    for name in budget.shapes:
+        tail = tails(evidence.spectra[name])
+        rank = min(int(budget.uniform_rank(name)), len(tail) - 1)
+        errors[name] = math.sqrt(evidence.windows.numel() * float(tail[rank]))
+    return errors
+
+
+def layer_importance(model: PreTrainedModel, windows: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """β per layer: its block's importance scaled to [1, 2]; 1 outside the blocks, or where all blocks are equal."""
+    prefix, _ = find_blocks(model)
+    raw = block_importance(model, windows)
+    low, high = float(raw.min()), float(raw.max())
+    scaled = [1 + (float(value) - low) / (high - low) if high > low else 1.0 for value in raw]
+    blocks = {f"{prefix}.{index}": beta for index, beta in enumerate(scaled)}
+    depth = prefix.count(".") + 2
+    return {name: blocks.get(".".join(name.split(".")[:depth]), 1.0) for name in names}
+
+
+@torch.no_grad()
+def block_importance(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
+    """1 − cos(x, block(x)) per block, averaged over all tokens of `windows` (N, L); (blocks,) float64."""
+    _, blocks = find_blocks(model)
+    total = torch.zeros(len(blocks), dtype=torch.float64)
+
+    def hook_of(index: int) -> Any:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+            total[index] += (1 - cosine).double().sum().cpu()
+
+        return see
+
+    handles = [block.register_forward_hook(hook_of(i), with_kwargs=True) for i, block in enumerate(blocks)]
+    try:
+        for _, batch in progress(batches(windows), "block importance"):
+            model.base_model(batch.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total / windows.numel()

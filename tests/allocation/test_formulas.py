@@ -1,0 +1,115 @@
+"""D-Rank's, SVD-LLM V2's and Swift-SVD*'s formulas against small cases computed by hand."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Budget, Dynamic, EffectiveRank, Evidence, TruncationLoss
+from svdexp.allocation.dynamic import block_importance, layer_importance, wanted_ranks
+from svdexp.allocation.effective_rank import move_ranks
+from svdexp.allocation.spectra import effective_rank, stable_rank, tails
+from svdexp.allocation.truncation_loss import removed_ratios
+from svdexp.compress import Method, compress
+from svdexp.factorisation import InputMoment
+from svdexp.storage import FactorStorage
+from tests.conftest import tiny_model
+
+
+def evidence(windows: torch.Tensor | None = None, **spectra: torch.Tensor) -> Evidence:
+    named = {name.replace("__", "."): spectrum for name, spectrum in spectra.items()}
+    return Evidence(None, windows, named, None)  # type: ignore[arg-type]
+
+
+def test_tails() -> None:
+    assert tails(torch.tensor([3.0, 2.0, 1.0])).tolist() == [14, 5, 1, 0]
+
+
+def test_effective_rank_counts_equal_components() -> None:
+    assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
+    assert effective_rank(torch.tensor([5.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(torch.tensor([2.0, 1.0])) == pytest.approx(5 / 4 * 4**0.2)  # H of (.8, .2) = ln 5 − .8 ln 4
+
+
+def test_stable_rank() -> None:
+    assert stable_rank(torch.tensor([2.0, 1.0, 1.0])) == pytest.approx(1.5)
+
+
+def test_drank_follows_the_square_root() -> None:
+    """Effective ranks 4 and 16, equal shapes: ranks 1 : 2. At 0.375 of two (64, 64): 3072 numbers, 24 ranks."""
+    spectra = {"a": torch.zeros(64), "b": torch.zeros(64)}
+    spectra["a"][:4] = 1
+    spectra["b"][:16] = 1
+    budget = Budget(0.375, {"a": (64, 64), "b": (64, 64)}, FactorStorage(), 16)
+    assert EffectiveRank()(budget, evidence(**spectra)) == {"a": 8, "b": 16}
+
+
+def test_drank_moves_queries_and_keys_to_values() -> None:
+    wanted = {"0.q_proj": 10.0, "0.k_proj": 20.0, "0.v_proj": 5.0, "0.up": 7.0, "1.q_proj": 3.0}
+    weights = {"0.q_proj": 100, "0.k_proj": 50, "0.v_proj": 50, "0.up": 100, "1.q_proj": 100}
+    moved = move_ranks(wanted, weights, 0.5, ["*q_proj", "*k_proj"], ["*v_proj"])
+    assert moved == {"0.q_proj": 5, "0.k_proj": 10, "0.v_proj": 5 + 10 + 10, "0.up": 7, "1.q_proj": 3}
+    assert sum(moved[n] * weights[n] for n in wanted) == sum(wanted[n] * weights[n] for n in wanted)
+    assert move_ranks(wanted, weights, 0.5, ["*nothing"], ["*v_proj"]) == wanted
+    assert move_ranks(wanted, weights, 0.5, ["*q_proj"], []) == wanted
+
+
+def test_v2_removed_ratios() -> None:
+    """Losses e² and e⁴: ℓ = 1/2 and 1/4, so 2 · 0.3 is split 2 : 1."""
+    removed = removed_ratios({"a": math.e**2, "b": math.e**4}, 0.3)
+    assert removed == pytest.approx({"a": 0.4, "b": 0.2})
+    assert removed_ratios({"a": 0.0, "b": math.e}, 0.3) == pytest.approx({"a": 0.3, "b": 0.3})  # the guard
+
+
+def test_v2_ranks() -> None:
+    """One token, tails e⁴ and e⁸ beyond rank 16 of (64, 64): kept 1 − 2/3 and 1 − 1/3 of 2 · 16 ranks."""
+    low, high = torch.zeros(64), torch.zeros(64)
+    low[:17], high[:17] = math.e**2, math.e**4
+    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage(), 16)
+    ranks = TruncationLoss()(budget, evidence(torch.zeros(1, 1), **{"0__q": low, "1__q": high}))
+    assert ranks == {"0.q": 11, "1.q": 21}  # 10⅔ and 21⅓: the rank left over goes where rounding took most
+
+
+def test_swift_ranks() -> None:
+    """δ = ½: half of k̄ = 16 each, the other 16 in proportion to β^¼ log(e + ε)^¾ = 2 · 1 : 1 · 8."""
+    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage(), 16)
+    errors = {"0.q": 0.0, "1.q": math.e**16 - math.e}
+    wanted = wanted_ranks(budget, {"0.q": 16.0, "1.q": 1.0}, errors, delta=0.5, alpha=0.25)
+    assert wanted == pytest.approx({"0.q": 8 + 16 * 0.2, "1.q": 8 + 16 * 0.8})
+    assert budget.fit(wanted) == {"0.q": 11, "1.q": 21}
+
+
+def test_types_do_not_trade_with_each_other() -> None:
+    budget = Budget(0.5, {"0.q": (64, 64), "0.k": (32, 64)}, FactorStorage(), 16)
+    wanted = wanted_ranks(budget, {"0.q": 2.0, "0.k": 1.0}, {"0.q": 9.0, "0.k": 0.0}, delta=0.5, alpha=0.5)
+    assert wanted == pytest.approx({name: budget.uniform_rank(name) for name in budget.shapes})
+
+
+def test_block_importance_is_the_cosine_of_hidden_states(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Against the hidden states that the model itself reports; it reports the last one after the final norm."""
+    states = model(windows, output_hidden_states=True).hidden_states
+    direct = [1 - nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in pairwise(states)]
+    importance = block_importance(model, windows)
+    assert importance.tolist()[:-1] == pytest.approx([float(x) for x in direct[:-1]], abs=1e-5)
+    assert 0 < importance[-1] < 2
+
+
+def test_importance_is_scaled_to_one_and_two(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    names = [f"model.layers.{i}.mlp.up_proj" for i in range(3)]
+    raw = block_importance(llama, windows)
+    beta = layer_importance(llama, windows, [*names, "lm_head"])
+    expected = (1 + (raw - raw.min()) / (raw.max() - raw.min())).tolist()
+    assert beta == pytest.approx({**dict(zip(names, expected, strict=True)), "lm_head": 1.0})
+    assert sorted(expected)[0] == 1
+    assert sorted(expected)[-1] == 2
+
+
+@pytest.mark.parametrize("allocation", [Dynamic(), Dynamic(alpha=None, windows=2)])
+def test_dynamic_compresses(windows: torch.Tensor, allocation: Any) -> None:
+    model = tiny_model("llama_gqa")
+    result = compress(model, windows, Method("swift", InputMoment(), allocation, FactorStorage()), 0.6)
+    assert 0.6 * 0.99 < result.achieved_ratio <= 0.6

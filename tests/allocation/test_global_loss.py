@@ -1,0 +1,102 @@
+"""The global optimum against enumeration of every combination of ranks."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from svdexp.allocation import Budget, Evidence, GlobalLoss, Ranks
+from svdexp.allocation.global_loss import choose, multiplier, trades_of
+from svdexp.allocation.spectra import tails
+from svdexp.storage import FactorStorage, Storage
+from tests.allocation.fakes import PivotStorage
+
+SHAPES = {"a": (8, 6), "b": (5, 9), "c": (8, 6)}
+RATIOS = [0.3, 0.45, 0.6, 0.75, 0.9]
+
+
+def spectra(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(min(shape), generator=generator, dtype=torch.float64).mul(3).exp().sort(descending=True)[0]
+        for name, shape in SHAPES.items()
+    }
+
+
+def loss(ranks: Ranks, sigma: dict[str, torch.Tensor]) -> float:
+    return sum(0.0 if rank is None else float(tails(sigma[name])[rank]) for name, rank in ranks.items())
+
+
+def enumerated(budget: Budget, limit: float, sigma: dict[str, torch.Tensor]) -> float:
+    """The smallest loss of any combination that costs at most `limit`."""
+    choices = [[*range(1, min(shape) + 1), None] for shape in budget.shapes.values()]
+    combinations = (dict(zip(budget.shapes, ranks, strict=True)) for ranks in product(*choices))
+    return min(loss(ranks, sigma) for ranks in combinations if budget.spent(ranks) <= limit)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
+def test_against_enumeration(storage: Storage, ratio: float, seed: int) -> None:
+    """The priced choice is exactly optimal for the bits it spends; the whole is never worse than that choice.
+
+    And the whole lies between the optimum at the budget and the optimum at what the priced choice spends.
+    """
+    sigma, budget = spectra(seed), Budget(ratio, SHAPES, storage, 16)
+    trades = trades_of(budget, sigma)
+    rungs = {
+        name: int(rung)
+        for trade, part in zip(trades, multiplier(trades, budget.total), strict=True)
+        for name, rung in zip(trade.names, part, strict=True)
+    }
+    priced = {name: budget.ladder(name).rank(rung) for name, rung in rungs.items()}
+    spent = budget.spent(priced)
+    assert spent <= budget.total
+    assert loss(priced, sigma) == pytest.approx(enumerated(budget, spent, sigma))
+    ranks = GlobalLoss()(budget, Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    assert budget.spent(ranks) <= budget.total
+    assert enumerated(budget, budget.total, sigma) - 1e-9 <= loss(ranks, sigma) <= loss(priced, sigma) + 1e-9
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
+def test_no_other_price_does_better(storage: Storage, ratio: float) -> None:
+    """Against a fine grid of prices: none loses less within the budget."""
+    budget = Budget(ratio, SHAPES, storage, 16)
+    trades = trades_of(budget, spectra(0))
+
+    def outcome(rungs: list[torch.Tensor]) -> tuple[float, float]:
+        pairs = list(zip(trades, rungs, strict=True))
+        lost = sum(float(trade.losses.gather(1, part[:, None]).sum()) for trade, part in pairs)
+        return lost, sum(float(trade.bits[part].sum()) for trade, part in pairs)
+
+    outcomes = [outcome(choose(trades, 10 ** (exponent / 50))) for exponent in range(-300, 200)]
+    best = min(lost for lost, bits in outcomes if bits <= budget.total)
+    assert outcome(multiplier(trades, budget.total))[0] <= best + 1e-9
+
+
+@pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
+def test_loss_falls_with_the_ratio(storage: Storage) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"{i}.up": (48, 32) for i in range(12)} | {f"{i}.q": (32, 32) for i in range(12)}
+    sigma = {name: torch.rand(32, generator=generator, dtype=torch.float64).sort(descending=True)[0] for name in shapes}
+    losses = []
+    for step in range(10, 101, 5):
+        budget = Budget(step / 100, shapes, storage, 16)
+        losses.append(loss(GlobalLoss()(budget, Evidence(None, None, sigma, None)), sigma))  # type: ignore[arg-type]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == 0
+
+
+def test_all_bits_go_where_they_help() -> None:
+    """Two (6, 6) at 0.5: 36 numbers are three ranks of 12; b's second component is worth more than a's."""
+    sigma = {"a": torch.tensor([4.0, 1, 0.5, 0.1, 0, 0]), "b": torch.tensor([4.0, 3, 0.5, 0.1, 0, 0])}
+    shapes = {"a": (6, 6), "b": (6, 6)}
+    ranks = GlobalLoss()(Budget(0.5, shapes, FactorStorage(), 16), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    assert ranks == {"a": 1, "b": 2}
+
+
+def test_bits_that_buy_nothing_stay_unspent() -> None:
+    sigma = {"a": torch.tensor([2.0, 1.0, 0, 0, 0, 0, 0, 0])}
+    ranks = GlobalLoss()(Budget(0.9, {"a": (8, 8)}, FactorStorage(), 16), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    assert ranks == {"a": 2}
