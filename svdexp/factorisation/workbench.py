@@ -34,9 +34,18 @@ class Workbench:
         self.model, self.layers, self.source = model, layers, source
         self.weighting, self.shelf, self.clock = weighting, shelf, clock
         self.numerics, self.ranks = numerics, ranks
+        self._last: tuple[str, dict[str, Decomposition]] | None = None
 
     def decompositions(self, group: str) -> dict[str, Decomposition]:
-        """The decomposition of every layer of `group`, by layer name; from the shelf if it is there."""
+        """The decomposition of every layer of `group`, by layer name; from the shelf if it is there.
+
+        The group asked for last stays in memory: allocations that try out layers ask for one many times.
+        """
+        if self._last is None or self._last[0] != group:
+            self._last = (group, self._find(group))
+        return self._last[1]
+
+    def _find(self, group: str) -> dict[str, Decomposition]:
         tensors = self.shelf.get(group)
         if tensors is None:
             with self.clock("calibration"):
