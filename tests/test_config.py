@@ -21,7 +21,7 @@ GROUPS = {
     "method/allocation": 2,
     "method/weighting": 2,
     "model": 13,
-    "storage": 1,
+    "storage": 2,
 }
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.
