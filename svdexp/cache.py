@@ -39,8 +39,8 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of all of a model's weights."""
-    return fingerprint(dict(model.named_parameters()))
+    """A hash of all that a model stores: its parameters, and the index that a replaced layer may have."""
+    return fingerprint(model.state_dict())
 
 
 def write_atomically(path: Path, text: str) -> None:

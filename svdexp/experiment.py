@@ -56,7 +56,7 @@ def run(config: Config, run_dir: Path) -> Results:
         compressed = evaluate(model, texts, config, cache, "compressed")
     if config.save is Save.checkpoint:
         with clock("save"):
-            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, method.storage.kind)
+            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
     results = record(config, run_dir, dense, compressed, compression, clock, model)
@@ -135,7 +135,8 @@ def evaluate(
         figures["tokens_per_second/prefill"] = speed.prefill
         figures["tokens_per_second/decode"] = speed.decode
     figures["params"] = sum(p.numel() for p in model.parameters())
-    figures["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
+    stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}  # tied weights once
+    figures["bytes"] = sum(tensor.nbytes for tensor in stored.values())
     return figures
 
 

@@ -21,9 +21,13 @@ VERSION = 1
 SHARD_SIZE = "4GB"
 
 
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, storage: str) -> None:
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
     """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete."""
-    layers = {name: {"storage": storage, "rank": rank} for name, rank in ranks.items() if rank is not None}
+    layers = {
+        name: {"storage": model.get_submodule(name).kind, "rank": rank}
+        for name, rank in ranks.items()
+        if rank is not None
+    }
     model.config.svdexp = {"version": VERSION, "layers": layers}
     partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,6 +73,7 @@ def load(
     wrong = [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]
     if wrong:
         raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
+    _validate(folder, model, layers)
     return model.to(device).eval(), tokenizer
 
 
@@ -81,6 +86,17 @@ def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
         if entry.get("storage") not in LAYERS or type(entry.get("rank")) is not int or entry["rank"] < 1:
             raise UserError(f"checkpoint {folder}: the entry of {name} in config.json is not understood: {entry}")
     return dict(layers)
+
+
+def _validate(folder: Path, model: PreTrainedModel, layers: dict[str, dict[str, Any]]) -> None:
+    """Let layers that can check what they were given do so."""
+    for name in layers:
+        layer: Any = model.get_submodule(name)
+        if hasattr(layer, "validate"):
+            try:
+                layer.validate()
+            except UserError as error:
+                raise UserError(f"checkpoint {folder}: {name} is damaged: {error}") from error
 
 
 def _architecture(config: Any) -> type[PreTrainedModel]:

@@ -1,7 +1,7 @@
 """The low-rank layer: y = A (B x) + b as two plain linear layers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ class LowRankLinear(nn.Module):
     Two nn.Linear children, so peft, GPTQ tools and serving engines see ordinary linear layers. Their names
     end like no projection of a known architecture, because such tools match modules by suffix.
     """
+
+    kind: ClassVar[str] = "factors"
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
         super().__init__()

@@ -4,9 +4,11 @@ Add a storage with one file here, its YAML in conf/storage/, and its layer in `L
 a checkpoint may name.
 """
 
+from svdexp.models.low_rank import LowRankLinear
 from svdexp.storage.base import Storage, stored_bits
 from svdexp.storage.factors import FactorStorage, empty_factor_layer
+from svdexp.storage.pivot import PivotLinear, PivotStorage, empty_pivot_layer
 
-LAYERS = {"factors": empty_factor_layer}
+LAYERS = {LowRankLinear.kind: empty_factor_layer, PivotLinear.kind: empty_pivot_layer}
 
-__all__ = ["LAYERS", "FactorStorage", "Storage", "stored_bits"]
+__all__ = ["LAYERS", "FactorStorage", "PivotLinear", "PivotStorage", "Storage", "stored_bits"]

@@ -1,6 +1,6 @@
 """What every storage can do."""
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,9 +9,11 @@ from svdexp.models.low_rank import Factors
 
 
 class Storage(Protocol):
-    """Prices a rank and builds the layer that holds it."""
+    """Prices a rank and builds the layer that holds it.
 
-    kind: ClassVar[str]  # the key of svdexp.storage.LAYERS under which checkpoints record the layer
+    The layer's class has a `kind`, the key of svdexp.storage.LAYERS under which checkpoints record it, and where
+    a damaged file could hold what its shapes do not show, a method `validate`.
+    """
 
     def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
         """Stored bits of a rank-`rank` (m, n) matrix in a model of `number_bits` per number."""

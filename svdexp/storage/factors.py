@@ -1,7 +1,7 @@
 """Plain factors: A (m, r) and B (r, n) in the model's own number format, r (m + n) numbers."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -11,8 +11,6 @@ from svdexp.models.low_rank import Factors, LowRankLinear
 @dataclass(frozen=True)
 class FactorStorage:
     """The plain pair of factors."""
-
-    kind: ClassVar[str] = "factors"
 
     def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
         """r (m + n) numbers."""

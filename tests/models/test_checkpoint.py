@@ -21,7 +21,7 @@ from tests.test_compress import WHITENED
 @pytest.fixture
 def saved(llama: PreTrainedModel, windows: torch.Tensor, tokenizer: Any, tmp_path: Path) -> Path:
     result = compress(llama, windows, WHITENED, 0.5)
-    checkpoint.save(llama, tokenizer, tmp_path / "checkpoint", result.ranks, "factors")
+    checkpoint.save(llama, tokenizer, tmp_path / "checkpoint", result.ranks)
     return tmp_path / "checkpoint"
 
 
@@ -33,7 +33,7 @@ def test_save_and_load_is_exact(
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     result = compress(model, windows, WHITENED, 0.5)
-    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks, "factors")
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks)
     loaded, words = svdexp.load(tmp_path)
     assert type(loaded).__name__ == type(model).__name__
     assert loaded.dtype == dtype
@@ -60,7 +60,7 @@ def test_a_loaded_model_can_be_saved_again(saved: Path, windows: torch.Tensor, t
 def test_saving_replaces_the_previous_checkpoint_whole(saved: Path, llama: PreTrainedModel, tokenizer: Any) -> None:
     (saved / "left-over").write_text("from an earlier save")
     ranks = {name: entry["rank"] for name, entry in llama.config.svdexp["layers"].items()}
-    checkpoint.save(llama, tokenizer, saved, ranks, "factors")
+    checkpoint.save(llama, tokenizer, saved, ranks)
     assert not (saved / "left-over").exists()
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
 

@@ -1,0 +1,292 @@
+"""Pivot storage: nothing is lost, coefficients are bounded, the price is what is stored."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+import svdexp
+from svdexp.allocation import Budget, Uniform
+from svdexp.compress import compress
+from svdexp.errors import UserError
+from svdexp.models import checkpoint
+from svdexp.models.low_rank import Factors
+from svdexp.storage import FactorStorage, PivotLinear, PivotStorage, stored_bits
+from svdexp.storage.pivot import LIMIT, choose_pivots
+from tests.conftest import tiny_model
+from tests.test_compress import WHITENED
+
+PIVOTED = replace(WHITENED, storage=PivotStorage())
+LAYER = "model.layers.0.mlp.up_proj"
+
+SHAPES = [(7, 5, 3), (5, 7, 3), (6, 6, 3), (9, 4, 1), (4, 9, 1), (1, 8, 1), (40, 30, 29), (30, 40, 29), (64, 64, 63)]
+
+
+def random_factors(m: int, n: int, rank: int) -> Factors:
+    generator = torch.Generator().manual_seed(m * n + rank)
+    A, B = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((m, rank), (rank, n)))
+    return Factors(A, B)
+
+
+def build(factors: Factors, dtype: torch.dtype = torch.float64, bias: torch.Tensor | None = None) -> PivotLinear:
+    m, n = factors.A.shape[0], factors.B.shape[1]
+    return PivotStorage().layer(factors, bias, torch.empty(m, n, dtype=dtype))
+
+
+def assert_lossless(factors: Factors) -> None:
+    """The stored layer is A B to float64 rounding, with bounded coefficients."""
+    layer, W = build(factors), factors.A @ factors.B
+    layer.validate()
+    torch.testing.assert_close(layer.weight, W, rtol=0, atol=1e-12 * float(1 + W.abs().max()))
+    assert float(layer.coefficients.weight.abs().max()) <= LIMIT
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), SHAPES)
+def test_nothing_is_lost(m: int, n: int, rank: int) -> None:
+    assert_lossless(random_factors(m, n, rank))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_full_rank_has_no_coefficients() -> None:
+    factors = random_factors(7, 5, 5)
+    torch.testing.assert_close(build(factors).weight, factors.A @ factors.B)
+    assert build(factors)(torch.ones(2, 5, dtype=torch.float64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("true_rank", [0, 1, 5, 9])
+def test_a_matrix_of_lower_rank_than_asked(true_rank: int) -> None:
+    """Factors of inner rank 10 whose product has less, by A, by B and by both."""
+    full, low = random_factors(30, 24, 10), random_factors(10, 10, max(true_rank, 1))
+    project = low.A @ low.B * (true_rank > 0)
+    for factors in (
+        Factors(full.A @ project, full.B),
+        Factors(full.A, project @ full.B),
+        Factors(full.A @ project, project @ full.B),
+        Factors(full.A, full.B * torch.logspace(0, -18, 10, dtype=torch.float64)[:, None]),
+    ):
+        assert_lossless(factors)
+
+
+@pytest.mark.parametrize("rank", [10, 40, 200])
+def test_coefficients_stay_bounded_where_elimination_alone_lets_them_grow(rank: int) -> None:
+    """1 above −0.9, without ties: elimination alone is content with the first columns, whose coefficients explode."""
+    n = rank + 20
+    B = (torch.eye(n, rank, dtype=torch.float64) - 0.9 * torch.ones(n, rank, dtype=torch.float64).tril(-1)).T
+    if rank < 50:  # beyond, they exceed what float64 can solve for
+        assert float(torch.linalg.solve(B[:, :rank], B[:, rank:]).abs().max()) > 0.9 * 1.9 ** (rank - 2)
+    assert_lossless(Factors(random_factors(15, n, rank).A, B))
+
+
+def test_equal_and_zero_columns() -> None:
+    factors = random_factors(12, 20, 6)
+    B = factors.B.clone()
+    B[:, 5:15], B[:, 15:18] = B[:, :1], 0
+    assert_lossless(Factors(factors.A, B))
+
+
+def test_columns_of_very_different_size() -> None:
+    """A column of 1e-8 is a combination of the pivots as any other, and as exact beside its own size."""
+    factors = random_factors(12, 20, 6)
+    scale = torch.logspace(0, -8, 20, dtype=torch.float64)
+    layer, W = build(Factors(factors.A, factors.B * scale)), factors.A @ factors.B * scale
+    error = (layer.weight - W).norm(dim=0) / W.norm(dim=0)
+    assert float(error.max()) < 1e-6
+
+
+def test_pivots_are_columns_of_the_matrix() -> None:
+    factors = random_factors(9, 14, 4)
+    order, C = choose_pivots(factors)
+    W = factors.A @ factors.B
+    assert torch.equal(build(factors).pivots.weight, factors.A @ factors.B[:, order[:4]])
+    torch.testing.assert_close(W[:, order[4:]], W[:, order[:4]] @ C)
+
+
+def test_factors_that_are_not_finite_are_refused() -> None:
+    factors = random_factors(9, 14, 4)
+    with pytest.raises(UserError, match=r"storage=pivot .* shape \(9, 14\) at rank 4"):
+        build(Factors(factors.A, factors.B * torch.nan))
+
+
+@pytest.mark.parametrize(("m", "n", "rank"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_those_of_the_layer_it_builds(m: int, n: int, rank: int, dtype: torch.dtype) -> None:
+    layer = build(random_factors(m, n, rank), dtype, bias=torch.randn(m))
+    bits = torch.finfo(dtype).bits
+    expected = rank * (m + n - rank) * bits + 32 * n
+    assert stored_bits(layer) == PivotStorage().bits(rank, m, n, bits) == expected
+
+
+def test_layer_computes_w_x_plus_bias() -> None:
+    factors, bias = random_factors(7, 5, 3), torch.randn(7)
+    layer = build(factors, torch.float32, bias)
+    W = (factors.A @ factors.B).float()
+    for shape in ((5,), (4, 5), (2, 4, 5)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(layer(x), x @ W.T + bias)
+    assert all(type(child) is nn.Linear for child in layer.children())
+    assert layer.pivots.bias is not None
+    assert layer.coefficients.bias is None
+
+
+def test_gradients_reach_both_parts() -> None:
+    layer = build(random_factors(7, 5, 3), torch.float32).requires_grad_(True)
+    x = torch.randn(4, 5, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(4, 5))
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_sixteen_bits_cost_little_more_than_for_a_dense_matrix() -> None:
+    """Errors of P meet |c| ≤ LIMIT and those of C are summed over r pivots: a few roundings, not many."""
+    generator = torch.Generator().manual_seed(0)
+    decay = torch.logspace(0, -2, 48, dtype=torch.float64)
+    A, B = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((96, 48), (48, 80)))
+    factors = Factors(A * decay.sqrt(), B * decay.sqrt()[:, None])
+    W = factors.A @ factors.B
+    rounded = build(factors, torch.bfloat16).double().weight
+    dense = float((W.bfloat16().double() - W).norm())
+    assert dense < float((rounded - W).norm()) < 5 * dense
+
+
+def test_casting_leaves_the_order_alone() -> None:
+    layer = build(random_factors(7, 5, 3), torch.float32)
+    order = layer.order.clone()
+    assert torch.equal(layer.to(torch.bfloat16).order, order)
+    assert torch.equal(layer.half().order, order)
+    assert layer.order.dtype == torch.int32
+    layer.validate()
+
+
+def test_every_rank_costs_more_than_the_one_before_and_less_than_factors() -> None:
+    m, n = 96, 64
+    prices = [PivotStorage().bits(rank, m, n, 16) for rank in range(1, n)]
+    assert prices == sorted(set(prices))
+    # n indices of 32 bits are 2 n numbers of 16, and r² numbers are saved.
+    assert all(prices[rank - 1] < FactorStorage().bits(rank, m, n, 16) for rank in range(1, n) if rank * rank > 2 * n)
+
+
+def test_uniform_rank_is_the_largest_that_fits() -> None:
+    """r (8192 − r) + 2 · 4096 ≤ 0.5 · 4096²: r = 1198, where factors have 1024."""
+    shapes = {"q": (4096, 4096)}
+    (rank,) = Uniform()(Budget(0.5, shapes, PivotStorage(), 16), None).values()  # type: ignore[arg-type]
+    assert rank == 1198
+
+
+@pytest.mark.parametrize("ratio", [0.4, 0.6, 0.8])
+def test_more_rank_for_the_same_ratio(model: PreTrainedModel, windows: torch.Tensor, ratio: float) -> None:
+    name = model.config.model_type
+    result = compress(model, windows, PIVOTED, ratio)
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, PivotLinear)}
+    assert len(layers) >= 12, name
+    assert sum(map(stored_bits, layers.values())) == result.bits
+    assert ratio - 0.02 < result.achieved_ratio <= ratio
+    assert torch.isfinite(model(windows).logits).all()
+    shapes = {key: layer.weight.shape for key, layer in layers.items()}
+    plain = Uniform()(Budget(ratio, shapes, FactorStorage(), 32), None)  # type: ignore[arg-type]
+    assert sum(filter(None, result.ranks.values())) > sum(filter(None, plain.values()))
+
+
+@pytest.fixture
+def saved(llama: PreTrainedModel, windows: torch.Tensor, tokenizer: Any, tmp_path: Path) -> Path:
+    result = compress(llama, windows, PIVOTED, 0.5)
+    checkpoint.save(llama, tokenizer, tmp_path / "checkpoint", result.ranks)
+    return tmp_path / "checkpoint"
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "opt", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load_is_exact(
+    windows: torch.Tensor, tokenizer: Any, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    model = tiny_model(name)
+    for parameter in model.parameters():  # not model.to(dtype), which would round rotary buffers too
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    result = compress(model, windows, PIVOTED, 0.5)
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks)
+    loaded, words = svdexp.load(tmp_path)
+    assert loaded.dtype == dtype
+    assert torch.equal(loaded(windows).logits, model(windows).logits)
+    prompt = torch.tensor([words("the rank of a matrix")["input_ids"]])
+    assert torch.equal(
+        loaded.generate(prompt, max_new_tokens=5, do_sample=False),
+        model.generate(prompt, max_new_tokens=5, do_sample=False),
+    )
+
+
+def test_loading_in_another_format_keeps_the_order(saved: Path, llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    loaded, _ = svdexp.load(saved, dtype=torch.bfloat16)
+    layer = loaded.get_submodule(LAYER)
+    assert isinstance(layer, PivotLinear)
+    assert layer.pivots.weight.dtype == torch.bfloat16
+    assert layer.order.dtype == torch.int32
+    assert torch.equal(layer.order, llama.get_submodule(LAYER).order)
+    torch.testing.assert_close(loaded(windows).logits.float(), llama(windows).logits, rtol=0.1, atol=0.05)
+
+
+def test_the_table_names_the_storage_of_each_layer(
+    llama: PreTrainedModel, windows: torch.Tensor, tokenizer: Any, tmp_path: Path
+) -> None:
+    """A model of mixed layers loads as it was saved."""
+    result = compress(llama, windows, PIVOTED, 0.5)
+    up: Any = llama.get_submodule(LAYER)
+    rank = result.ranks[LAYER]
+    assert rank is not None
+    eye = torch.eye(rank)
+    factors = Factors(up.pivots.weight, torch.cat([eye, up.coefficients.weight], 1)[:, up.order.argsort()])
+    llama.set_submodule(LAYER, FactorStorage().layer(factors, None, up.pivots.weight))
+    checkpoint.save(llama, tokenizer, tmp_path / "checkpoint", result.ranks)
+    table = json.loads((tmp_path / "checkpoint" / "config.json").read_text())["svdexp"]["layers"]
+    assert table.pop(LAYER) == {"storage": "factors", "rank": rank}
+    assert {entry["storage"] for entry in table.values()} == {"pivot"}
+    assert torch.equal(svdexp.load(tmp_path)[0](windows).logits, llama(windows).logits)
+
+
+@pytest.mark.parametrize("damage", ["negative", "too large", "twice", "not a number"])
+def test_an_order_that_is_no_permutation_is_refused(saved: Path, damage: str) -> None:
+    weights = saved / "model.safetensors"
+    tensors = load_file(weights)
+    order = tensors[f"{LAYER}.order"]
+    match damage:
+        case "negative":
+            order[3] = -1
+        case "too large":
+            order[3] = len(order)
+        case "twice":
+            order[3] = order[4]
+        case "not a number":  # transformers casts it to integers
+            tensors[f"{LAYER}.order"] = order * torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{LAYER} is damaged: .* is not a permutation of 32 indices"):
+        svdexp.load(saved)
+
+
+def test_a_missing_order_is_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors[f"{LAYER}.order"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"does not match .* {LAYER}\.order"):
+        svdexp.load(saved)
+
+
+@pytest.mark.parametrize("rank", [5, 33, 1000])
+def test_a_rank_that_disagrees_with_the_tensors_is_refused(saved: Path, rank: int) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["svdexp"]["layers"][LAYER]["rank"] = rank
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=str(saved)):
+        svdexp.load(saved)
+
+
+def test_names_do_not_end_like_known_projections() -> None:
+    """peft and sharding plans match modules by suffix."""
+    for name in ("llama", "opt", "gpt2", "gpt_neox"):
+        projections = {key.rpartition(".")[2] for key, _ in tiny_model(name).named_modules() if key}
+        assert not any(child.endswith(part) for child in ("coefficients", "pivots") for part in projections)
