@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from svdexp.errors import UserError
+from svdexp.models.structure import stored_tensors
 
 # Part of every identity; raise it when a change to the mathematics makes older files wrong.
 FORMAT = 1
@@ -39,8 +40,8 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of all that a model stores: its parameters, and the index that a replaced layer may have."""
-    return fingerprint(model.state_dict())
+    """A hash of all that a model stores."""
+    return fingerprint(stored_tensors(model))
 
 
 def write_atomically(path: Path, text: str) -> None:

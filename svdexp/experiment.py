@@ -16,7 +16,7 @@ from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_layers, stored_tensors
 from svdexp.schema import Config, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
@@ -135,8 +135,7 @@ def evaluate(
         figures["tokens_per_second/prefill"] = speed.prefill
         figures["tokens_per_second/decode"] = speed.decode
     figures["params"] = sum(p.numel() for p in model.parameters())
-    stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}  # tied weights once
-    figures["bytes"] = sum(tensor.nbytes for tensor in stored.values())
+    figures["bytes"] = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     return figures
 
 

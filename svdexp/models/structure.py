@@ -110,6 +110,12 @@ def refuse_unsupported(group: str, block: nn.Module, targets: Targets) -> None:
                 )
 
 
+def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint of the model holds, by name: parameters, tied ones once, and persistent buffers."""
+    distinct = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in distinct}
+
+
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` in the place of the submodule called `name`."""
     parent, _, child = name.rpartition(".")
