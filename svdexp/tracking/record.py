@@ -1,6 +1,7 @@
 """The flat record of a run: results.json. Its keys are stable names that other tools may rely on."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ def record(
     results: Results = {
         "model": config.model.name,
         "method": config.method.name,
-        "storage": config.storage["_target_"].rpartition(".")[2],
+        "weighting": part_name(config.method.weighting),
+        "allocation": part_name(config.method.allocation),
+        "update": part_name(config.method.update),
+        "storage": part_name(config.storage),
         "calibration": asdict(config.calibration),
         "eval": asdict(config.eval),
         "ratio": config.ratio,
@@ -65,6 +69,14 @@ def record(
         "command": " ".join(sys.argv[1:]),
         "run_dir": str(run_dir),
     }
+
+
+def part_name(part: Mapping[str, Any] | None) -> str | None:
+    """The class of a part with the options it was given, for instance `Diagonal(alpha=0.5, scale=abs_mean)`."""
+    if part is None:
+        return None
+    options = ", ".join(f"{key}={value}" for key, value in part.items() if key != "_target_")
+    return str(part["_target_"]).rpartition(".")[2] + (f"({options})" if options else "")
 
 
 def memory(device: torch.device) -> Results:
