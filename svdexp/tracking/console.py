@@ -34,12 +34,12 @@ def _comparison(results: Results) -> Table:
         f"{results['dtype']} on {results['device']}",
         title_justify="left",
     )
-    for heading in ("", "dense", "compressed", "compressed / dense"):
-        table.add_column(heading, justify="right" if heading else "left")
+    for heading in ("", "dense", "compressed", "change"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for key, value in results.items():
         if dense_key(key) in results and not key.startswith(COUNTS):
             dense = results[dense_key(key)]
-            table.add_row(key, number(key, dense), number(key, value), f"{value / dense:.3f}")
+            table.add_row(key, number(key, dense), number(key, value), f"{value / dense:.3f} ×")
     return table
 
 
