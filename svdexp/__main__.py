@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def one_sentence(error: Exception) -> str:
-    """The error and its causes' words without line breaks."""
+    """The error's words on one line."""
     return " ".join(str(error).split())
 
 

@@ -16,7 +16,7 @@ CONF = Path(config_dir())
 GROUPS = {
     "calibration": 8,
     "eval": 2,
-    "experiment": 2,
+    "experiment": 3,
     "method": 9,
     "method/allocation": 7,
     "method/update": 1,
