@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from transformers import PreTrainedModel
 
 from svdexp.errors import UserError
 from svdexp.models.structure import stored_tensors
@@ -39,9 +39,14 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of all that a model stores."""
-    return fingerprint(stored_tensors(model))
+# Keys of a model's config that do not change what it computes; its number format shows in its tensors.
+INCIDENTAL = ("_name_or_path", "architectures", "dtype", "svdexp", "transformers_version")
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of all that a model stores and of its config: equal weights under another RoPE base differ."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in INCIDENTAL}
+    return identity(weights=fingerprint(stored_tensors(model)), config=json.dumps(config, sort_keys=True, default=str))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -76,6 +81,10 @@ class Shelf:
             raise UserError(
                 f"cache: {path} is damaged ({error}); delete it, or choose another folder with cache=DIR"
             ) from error
+
+    def __contains__(self, item: str) -> bool:
+        """Whether the item was put, without reading it."""
+        return item in self._memory if self.folder is None else self._path(self.folder, item).exists()
 
     def put(self, item: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep the item's tensors."""

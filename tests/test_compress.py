@@ -133,7 +133,10 @@ def test_another_model_or_text_never_meets_this_cache(windows: torch.Tensor, tmp
     other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     compress(other, windows, WHITENED, 0.5, cache=Cache(tmp_path))
     compress(tiny_model("llama_gqa"), windows.flip(0), WHITENED, 0.5, cache=Cache(tmp_path))
-    assert len(list((tmp_path / "statistics").iterdir())) == 3
+    turned = tiny_model("llama_gqa")
+    turned.config.rope_parameters = {**turned.config.rope_parameters, "rope_theta": 5.0}
+    compress(turned, windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    assert len(list((tmp_path / "statistics").iterdir())) == 4
 
 
 def test_a_corrupt_cache_file_is_named(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:

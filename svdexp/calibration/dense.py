@@ -57,7 +57,7 @@ class DenseStatistics:
 
     def _collect_missing(self) -> None:
         groups = dict.fromkeys(layer.group for layer in self.layers)
-        missing = [need for need, shelf in self.shelves.items() if any(shelf.get(g) is None for g in groups)]
+        missing = [need for need, shelf in self.shelves.items() if any(g not in shelf for g in groups)]
         results = collect(self.model, self.layers, self.windows, missing)
         for statistic in missing:
             for group in groups:
