@@ -22,10 +22,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation.budget import Budget, Evidence, Ranks, by_type
-from svdexp.allocation.spectra import tails
+from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
-from svdexp.models.structure import find_blocks
+from svdexp.models.structure import find_blocks, hidden_states, split_arguments
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
 
@@ -88,16 +88,6 @@ def wanted_ranks(
     return wanted
 
 
-def uniform_errors(budget: Budget, evidence: Evidence) -> dict[str, float]:
-    """ε at the uniform rank, over all calibration tokens; the spectra are means per token."""
-    errors = {}
-    for name in budget.shapes:
-        tail = tails(evidence.spectra[name])
-        rank = min(int(budget.uniform_rank(name)), len(tail) - 1)
-        errors[name] = math.sqrt(evidence.windows.numel() * float(tail[rank]))
-    return errors
-
-
 def layer_importance(model: PreTrainedModel, windows: torch.Tensor, names: list[str]) -> dict[str, float]:
     """β per layer: its block's importance scaled to [1, 2]; 1 outside the blocks, or where all blocks are equal."""
     prefix, _ = find_blocks(model)
@@ -117,8 +107,7 @@ def block_importance(model: PreTrainedModel, windows: torch.Tensor) -> torch.Ten
 
     def hook_of(index: int) -> Any:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            before, after = split_arguments(module, args, kwargs)[0], hidden_states(output)
             cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
             total[index] += (1 - cosine).double().sum().cpu()
 

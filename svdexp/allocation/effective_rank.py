@@ -13,11 +13,11 @@ are equal that is the paper's rule.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from svdexp.allocation.budget import Budget, Evidence, Ranks
 from svdexp.allocation.spectra import effective_rank
+from svdexp.models.structure import matches
 from svdexp.schema import require, require_positive
 
 
@@ -63,8 +63,8 @@ def move_ranks(
     result = dict(wanted)
     for parent in dict.fromkeys(name.rpartition(".")[0] for name in wanted):
         members = [name for name in wanted if name.rpartition(".")[0] == parent]
-        takers = [name for name in members if _matches(name, receivers)]
-        givers = [name for name in members if _matches(name, sources) and name not in takers]
+        takers = [name for name in members if matches(name, receivers)]
+        givers = [name for name in members if matches(name, sources) and name not in takers]
         if not takers:
             continue
         for name in givers:
@@ -72,7 +72,3 @@ def move_ranks(
             for taker in takers:
                 result[taker] += fraction * wanted[name] * weights[name] / weights[taker] / len(takers)
     return result
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

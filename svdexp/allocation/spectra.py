@@ -1,6 +1,10 @@
 """What a spectrum σ₁ ≥ σ₂ ≥ … of L W R, (min(m, n),), says about a matrix."""
 
+import math
+
 import torch
+
+from svdexp.allocation.budget import Budget, Evidence
 
 
 def tails(spectrum: torch.Tensor) -> torch.Tensor:
@@ -21,3 +25,13 @@ def stable_rank(spectrum: torch.Tensor) -> float:
     energy = spectrum.double().square()
     peak = float(energy.max())
     return float(energy.sum()) / peak if peak > 0 else 1.0
+
+
+def uniform_errors(budget: Budget, evidence: Evidence) -> dict[str, float]:
+    """‖L (W − W_k) R‖ per layer at its uniform rank k, over all calibration tokens; the spectra are means per token."""
+    errors = {}
+    for name in budget.shapes:
+        tail = tails(evidence.spectra[name])
+        rank = min(int(budget.uniform_rank(name)), len(tail) - 1)
+        errors[name] = math.sqrt(evidence.windows.numel() * float(tail[rank]))
+    return errors

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from svdexp.allocation.budget import Budget, Evidence, Ranks, by_type
-from svdexp.allocation.spectra import tails
+from svdexp.allocation.spectra import uniform_errors
 from svdexp.schema import require_positive
 
 
@@ -37,13 +37,10 @@ class TruncationLoss:
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the spectra and the number of calibration tokens."""
         budget = budget.aligned(self.rank_align)
-        tokens = evidence.windows.numel()
+        errors = uniform_errors(budget, evidence)
         wanted: dict[str, float] = {}
         for names in by_type(list(budget.shapes)).values():
-            losses = {}
-            for name in names:
-                tail = tails(evidence.spectra[name])
-                losses[name] = math.sqrt(tokens * float(tail[min(int(budget.uniform_rank(name)), len(tail) - 1)]))
+            losses = {name: errors[name] for name in names}
             for name, removed in removed_ratios(losses, 1 - budget.ratio).items():
                 ladder, dense = budget.ladder(name), budget.dense(name)
                 wanted[name] = ladder.real_rank(max((1 - removed) * dense, ladder.bits[0]))

@@ -6,7 +6,6 @@ depend on the window.
 """
 
 from collections.abc import Collection, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import Collector, shared_inputs
 from svdexp.calibration.statistics import Statistics
 from svdexp.errors import UserError
-from svdexp.models.structure import Layer, find_blocks
+from svdexp.models.structure import Layer, find_blocks, hidden_states, split_arguments
 from svdexp.progress import progress
 
 
@@ -91,7 +90,7 @@ def first_block_inputs(model: PreTrainedModel, block: nn.Module, windows: torch.
     states: list[torch.Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(_split(module, args, kwargs)[0].cpu())
+        states.append(split_arguments(module, args, kwargs)[0].cpu())
         raise ForwardStopped
 
     handle = block.register_forward_pre_hook(stop, with_kwargs=True)
@@ -128,10 +127,7 @@ def recorded_arguments(
 
 def run_block(block: nn.Module, state: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
     """Hidden states after the block."""
-    output = block(state, **arguments)
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, torch.Tensor)
-    return hidden
+    return hidden_states(block(state, **arguments))
 
 
 def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.Tensor) -> dict[str, dict[str, Any]]:
@@ -140,7 +136,7 @@ def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.
     for name, block in blocks.items():
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            arguments[name] = _split(module, args, kwargs)[1]
+            arguments[name] = split_arguments(module, args, kwargs)[1]
 
         handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
     try:
@@ -149,15 +145,6 @@ def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.
         for handle in handles:
             handle.remove()
     return arguments
-
-
-def _split(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A block's hidden states, which are its first parameter, and its other arguments by name."""
-    names = list(signature(block.forward).parameters)
-    named = dict(zip(names, args, strict=False)) | kwargs
-    hidden = named.pop(names[0])
-    assert isinstance(hidden, torch.Tensor)
-    return hidden, named
 
 
 def _equal(a: object, b: object) -> bool:

@@ -7,6 +7,7 @@ Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ class Targets:
 
     def match(self, name: str) -> bool:
         """Whether the layer called `name` is to be compressed."""
-        included = any(fnmatchcase(name, pattern) for pattern in self.include)
-        return included and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return matches(name, self.include) and not matches(name, self.exclude)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Layer:
     group: str
     m: int
     n: int
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the fnmatch `patterns` fits `name`."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -108,6 +113,24 @@ def refuse_unsupported(group: str, block: nn.Module, targets: Targets) -> None:
                     f"model: {name}.{key} stacks matrices in a tensor of shape {tuple(parameter.shape)}, "
                     f"which svdexp cannot compress; leave it dense with targets.exclude=['{name}']"
                 )
+
+
+def split_arguments(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A block's incoming hidden states, which are its first parameter, and its other arguments by name."""
+    names = list(signature(block.forward).parameters)
+    named = dict(zip(names, args, strict=False)) | kwargs
+    hidden = named.pop(names[0])
+    assert isinstance(hidden, torch.Tensor)
+    return hidden, named
+
+
+def hidden_states(output: Any) -> torch.Tensor:
+    """The hidden states in a block's output, which some architectures wrap in a tuple."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
