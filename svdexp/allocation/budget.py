@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.errors import UserError
+from svdexp.schema import require_positive
 from svdexp.storage import Storage
 
 # Module name → rank; None keeps the layer dense.
@@ -25,6 +26,16 @@ class Allocation(Protocol):
 
     def __call__(self, budget: "Budget", evidence: "Evidence") -> Ranks:
         """Ranks within `budget`, chosen from `evidence`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """The option of every allocation that chooses ranks itself: all of them multiples of `rank_align`."""
+
+    rank_align: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive("method.allocation.rank_align", self.rank_align)
 
 
 @dataclass(frozen=True)

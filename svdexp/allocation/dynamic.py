@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks, by_type
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
@@ -34,7 +34,7 @@ ALPHAS = [step / 10 for step in range(11)]
 
 
 @dataclass(frozen=True)
-class Dynamic:
+class Dynamic(Aligned):
     """Part of each rank is uniform, the rest follows importance and error.
 
     Attributes:
@@ -42,21 +42,19 @@ class Dynamic:
         alpha: α in [0, 1], 0 for errors alone, 1 for importance alone; None tries the paper's grid 0, .1, …, 1
             and keeps the one with the lowest perplexity of the truncated model.
         windows: how many calibration windows that search runs on.
-        rank_align: every rank is a multiple of this.
     """
 
     delta: float = 0.5
     alpha: float | None = 0.6
     windows: int = 4
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.delta <= 1, f"method.allocation.delta must be in [0, 1], not {self.delta:g}")
         if self.alpha is not None:
             require(0 <= self.alpha <= 1, f"method.allocation.alpha must be in [0, 1], not {self.alpha:g}")
         require_positive("method.allocation.windows", self.windows)
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the spectra, the hidden states between blocks and, to search α, the truncated model."""

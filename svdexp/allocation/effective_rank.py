@@ -15,31 +15,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import effective_rank
 from svdexp.models.structure import matches
-from svdexp.schema import require, require_positive
+from svdexp.schema import require
 
 
 @dataclass(frozen=True)
-class EffectiveRank:
+class EffectiveRank(Aligned):
     """k ∝ √(R / ω), scaled to the budget.
 
     Attributes:
         move: the fraction of ranks that moves; .3 to .4 in the paper, 0 moves nothing.
         move_from, move_to: fnmatch patterns over layer names; a parent module without both moves nothing.
-        rank_align: every rank is a multiple of this.
     """
 
     move: float = 0.3
     move_from: list[str] = field(default_factory=lambda: ["*q_proj", "*k_proj"])
     move_to: list[str] = field(default_factory=lambda: ["*v_proj"])
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.move < 1, f"method.allocation.move must be in [0, 1), not {self.move:g}")
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the spectra alone."""

@@ -18,9 +18,8 @@ from typing import ClassVar
 
 import torch
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import tails
-from svdexp.schema import require_positive
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,10 @@ class Trade:
 
 
 @dataclass(frozen=True)
-class GlobalLoss:
-    """Minimises the summed truncation loss.
+class GlobalLoss(Aligned):
+    """Minimises the summed truncation loss."""
 
-    Attributes:
-        rank_align: every rank is a multiple of this.
-    """
-
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """The optimum for a price per bit, then what is left goes where a bit helps most."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import stable_rank
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.progress import progress
@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Aligned):
     """The least sensitive cuts first, until the budget or the perplexity target is met.
 
     Attributes:
@@ -57,17 +57,16 @@ class Sensitivity:
         windows: how many calibration windows perplexities are measured on.
         ppl_target: compress as far as the perplexity on those windows stays at or below this; the requested
             ratio is then ignored, and the result says which one was achieved. None: meet the ratio.
-        rank_align: every rank is a multiple of this.
     """
 
     metric: SensitivityMetric = SensitivityMetric.ppl
     candidates: list[float] = field(default_factory=lambda: [0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     windows: int = 4
     ppl_target: float | None = None
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             bool(self.candidates) and all(0 < ratio < 1 for ratio in self.candidates),
             f"method.allocation.candidates must be kept ratios in (0, 1), not {self.candidates}",
@@ -75,7 +74,6 @@ class Sensitivity:
         require_positive("method.allocation.windows", self.windows)
         if self.ppl_target is not None:
             require(self.ppl_target > 1, f"method.allocation.ppl_target must be above 1, not {self.ppl_target:g}")
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From spectra or trials.

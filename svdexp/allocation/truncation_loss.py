@@ -15,24 +15,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks, by_type
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
 from svdexp.allocation.spectra import uniform_errors
-from svdexp.schema import require_positive
 
 
 @dataclass(frozen=True)
-class TruncationLoss:
-    """Within each type of layer, less is removed from matrices whose truncation loses more.
+class TruncationLoss(Aligned):
+    """Within each type of layer, less is removed from matrices whose truncation loses more."""
 
-    Attributes:
-        rank_align: every rank is a multiple of this.
-    """
-
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the spectra and the number of calibration tokens."""

@@ -3,23 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
-from svdexp.schema import require_positive
+from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """Each layer keeps the largest rank whose bits fit its own share; rounding left-overs are spent after.
+class Uniform(Aligned):
+    """Each layer keeps the largest rank whose bits fit its own share; rounding left-overs are spent after."""
 
-    Attributes:
-        rank_align: every rank is a multiple of this.
-    """
-
-    rank_align: int = 1
     needs_spectra: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        require_positive("method.allocation.rank_align", self.rank_align)
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """`evidence` is not looked at."""
