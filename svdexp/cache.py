@@ -7,18 +7,21 @@ a folder.
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from svdexp.errors import UserError
 from svdexp.models.structure import stored_tensors
+
+log = logging.getLogger(__name__)
 
 # Part of every identity; raise it when a change to the mathematics makes older files wrong.
 FORMAT = 1
@@ -35,8 +38,21 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Tells damage from an intact file: fast, and no protection against intent."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(_bytes(tensor), value)
+    return f"{value:08x}"
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # Keys of a model's config that do not change what it computes; its number format shows in its tensors.
@@ -65,22 +81,32 @@ class Shelf:
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
 
     def get(self, item: str) -> dict[str, torch.Tensor] | None:
-        """The item's tensors, or None if it was never put.
-
-        Raises:
-            UserError: the file is there but unreadable.
-        """
+        """The item's tensors, or None if it was never put, or is damaged: then it is dropped, with a warning."""
         if self.folder is None:
             return self._memory.get(item)
         path = self._path(self.folder, item)
         if not path.exists():
             return None
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                promised = (file.metadata() or {}).get("checksum")
+            reason = None if promised == checksum(tensors) else "its contents do not match their checksum"
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"cache: {path} is damaged ({error}); delete it, or choose another folder with cache=DIR"
-            ) from error
+            reason = str(error)
+        if reason is None:
+            return tensors
+        log.warning("cache: %s is damaged (%s) and will be computed again", path, reason)
+        path.unlink(missing_ok=True)
+        return None
+
+    def remember(self, item: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The item's tensors; what `compute` returns is put where there are none."""
+        tensors = self.get(item)
+        if tensors is None:
+            tensors = compute()
+            self.put(item, tensors)
+        return tensors
 
     def __contains__(self, item: str) -> bool:
         """Whether the item was put, without reading it."""
@@ -98,7 +124,7 @@ class Shelf:
         alone = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        save_file(alone, temporary)
+        save_file(alone, temporary, metadata={"checksum": checksum(alone)})
         temporary.replace(path)
 
     @staticmethod

@@ -72,10 +72,11 @@ def compress(
     job = Job(model, windows, method, find_layers(model, targets or Targets()), cache or Cache(), clock or StageClock())
     dense = method.traversal is Traversal.dense
     parts = job.from_dense_model() if dense or method.allocation.needs_spectra else None
+    # all of them now, because truncation changes the model that they are computed from
     spectra = job.spectra(parts) if parts else {}
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in job.layers}, method.storage, job.number_bits)
     with job.clock("allocation"):
-        ranks = method.allocation(budget, Evidence(model, windows, spectra, partial(job.truncated, parts)))
+        ranks = method.allocation(budget, job.evidence(spectra, parts))
     if parts is None or not dense:
         parts = job.from_compressed_path(ranks)
     return job.truncate(parts, ranks)
@@ -131,6 +132,18 @@ class Job:
         for group in progress(self.groups, "decomposition"):
             found |= {name: part.spectrum for name, part in parts.decompositions(group).items()}
         return found
+
+    def evidence(self, spectra: dict[str, torch.Tensor], parts: Workbench | None) -> Evidence:
+        """What the allocation may look at."""
+        method = self.method
+        shelf = partial(
+            self.cache.shelf,
+            weighting=repr(method.weighting),
+            numerics=method.numerics,
+            storage=repr(method.storage),
+            source=self.source,
+        )
+        return Evidence(self.model, self.windows, spectra, partial(self.truncated, parts), shelf)
 
     def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
         """One layer at a rank, for allocations that try it out; the model is not touched."""

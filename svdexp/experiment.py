@@ -122,11 +122,12 @@ def evaluate(
     weights = model_fingerprint(model) if texts else None
     for name, windows in texts.items():
         shelf = cache.shelf("perplexity", model=weights, windows=fingerprint({"": windows}), device=model.device.type)
-        known = shelf.get("perplexity")
-        if known is None:
+
+        def measure(name: str = name, windows: torch.Tensor = windows) -> dict[str, torch.Tensor]:
             result = perplexity(model, windows, config.eval.batch_size, f"perplexity of the {what} model, {name}")
-            known = {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
-            shelf.put("perplexity", known)
+            return {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
+
+        known = shelf.remember("perplexity", measure)
         figures[f"ppl/{name}"] = known["value"].item()
         figures[f"ppl_stderr/{name}"] = known["stderr"].item()
         figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())

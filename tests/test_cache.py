@@ -1,10 +1,12 @@
 """Identities and shelves."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
-from svdexp.cache import Cache, fingerprint, identity, write_atomically
+from svdexp.cache import Cache, Shelf, fingerprint, identity, write_atomically
 
 
 def test_identity_depends_on_every_ingredient_and_not_on_order() -> None:
@@ -45,3 +47,45 @@ def test_files_appear_whole_and_leave_nothing_behind(tmp_path: Path) -> None:
     write_atomically(tmp_path / "deep" / "a.json", "[]")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.json"]
     assert (tmp_path / "deep" / "a.json").read_text() == "[]"
+
+
+def flip_the_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_the_last_bit,
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: path.write_bytes(b"not a safetensors file"),
+        lambda path: path.write_bytes(b""),
+    ],
+    ids=["one bit", "cut short", "foreign", "empty"],
+)
+def test_a_damaged_item_is_named_and_computed_again(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.put("item", {"x": torch.arange(4.0)})
+    damage(tmp_path / "item.safetensors")
+    found = shelf.remember("item", lambda: {"x": torch.arange(4.0)})
+    assert torch.equal(found["x"], torch.arange(4.0))
+    assert "item.safetensors is damaged" in caplog.text
+    intact = shelf.get("item")
+    assert intact is not None
+    assert torch.equal(intact["x"], torch.arange(4.0))
+
+
+def test_remember_computes_once(tmp_path: Path) -> None:
+    for shelf in (Shelf(), Shelf(tmp_path)):
+        calls: list[int] = []
+
+        def compute(calls: list[int] = calls) -> dict[str, torch.Tensor]:
+            calls.append(1)
+            return {"x": torch.ones(1)}
+
+        assert torch.equal(shelf.remember("item", compute)["x"], shelf.remember("item", compute)["x"])
+        assert len(calls) == 1

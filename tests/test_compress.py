@@ -139,12 +139,22 @@ def test_another_model_or_text_never_meets_this_cache(windows: torch.Tensor, tmp
     assert len(list((tmp_path / "statistics").iterdir())) == 4
 
 
-def test_a_corrupt_cache_file_is_named(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+def test_corrupt_cache_files_are_named_and_computed_again(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in the middle of the model, where a naive repair would see blocks that are compressed already."""
     compress(llama, windows, WHITENED, 0.5, cache=Cache(tmp_path))
-    (victim,) = (tmp_path / "decompositions").glob("*/model.layers.1.safetensors")
-    victim.write_bytes(victim.read_bytes()[:100])
-    with pytest.raises(UserError, match=rf"cache: {victim}"):
-        compress(tiny_model("llama_gqa"), windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    victims = [
+        path for stage in ("statistics", "decompositions") for path in (tmp_path / stage).glob("*/model.layers.1.*")
+    ]
+    assert len(victims) == 2
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:100])
+    again = tiny_model("llama_gqa")
+    compress(again, windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    assert all(f"{victim} is damaged" in caplog.text for victim in victims)
+    for (name, first), (_, second) in zip(llama.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
 
 
 def test_a_ratio_too_small_for_a_layer_names_it(llama: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.cache import Shelf
 from svdexp.errors import UserError
 from svdexp.schema import require_positive
 from svdexp.storage import Storage
@@ -48,12 +49,15 @@ class Evidence:
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty unless asked for
             by `needs_spectra`.
         truncated: builds the layer called `name` at a rank, as the storage would hold it.
+        shelf: called with the name of what an allocation measures and the options it depends on, where earlier
+            runs left it.
     """
 
     model: PreTrainedModel
     windows: torch.Tensor
     spectra: Mapping[str, torch.Tensor]
     truncated: Callable[[str, int], nn.Module]
+    shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
 
 
 @dataclass(frozen=True)

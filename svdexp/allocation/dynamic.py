@@ -59,7 +59,10 @@ class Dynamic(Aligned):
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the spectra, the hidden states between blocks and, to search α, the truncated model."""
         budget = budget.aligned(self.rank_align)
-        importance = layer_importance(evidence.model, evidence.windows, list(budget.shapes))
+        raw = evidence.shelf("importance").remember(
+            "blocks", lambda: {"raw": block_importance(evidence.model, evidence.windows)}
+        )["raw"]
+        importance = layer_importance(evidence.model, raw, list(budget.shapes))
         errors = uniform_errors(budget, evidence)
 
         def ranks(alpha: float) -> Ranks:
@@ -86,10 +89,9 @@ def wanted_ranks(
     return wanted
 
 
-def layer_importance(model: PreTrainedModel, windows: torch.Tensor, names: list[str]) -> dict[str, float]:
-    """β per layer: its block's importance scaled to [1, 2]; 1 outside the blocks, or where all blocks are equal."""
+def layer_importance(model: PreTrainedModel, raw: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """β per layer: its block's `raw` importance (blocks,) scaled to [1, 2]; 1 outside blocks, or if all are equal."""
     prefix, _ = find_blocks(model)
-    raw = block_importance(model, windows)
     low, high = float(raw.min()), float(raw.max())
     scaled = [1 + (float(value) - low) / (high - low) if high > low else 1.0 for value in raw]
     blocks = {f"{prefix}.{index}": beta for index, beta in enumerate(scaled)}

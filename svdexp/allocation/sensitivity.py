@@ -21,7 +21,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import ClassVar, NamedTuple
+
+import torch
 
 from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import stable_rank
@@ -95,16 +98,26 @@ class Sensitivity(Aligned):
         return meet_budget(budget, cuts)
 
     def _measure(self, budget: Budget, evidence: Evidence) -> list[Cut]:
-        windows = evidence.windows[: self.windows]
+        if self.metric is SensitivityMetric.stable_rank:
+            spread = {name: math.sqrt(stable_rank(evidence.spectra[name])) for name in budget.shapes}
+            return [Cut(spread[name] * ratio**-0.1, name, ratio) for name in spread for ratio in self.candidates]
+        shelf = evidence.shelf("sensitivity", candidates=self.candidates, windows=self.windows, align=budget.rank_align)
         cuts = []
         for name in progress(list(budget.shapes), "sensitivity"):
-            for ratio in self.candidates:
-                if self.metric is SensitivityMetric.stable_rank:
-                    value = math.sqrt(stable_rank(evidence.spectra[name])) * ratio**-0.1
-                else:
-                    value = trial_perplexity(evidence, {name: rank_at(budget, name, ratio)}, windows)
-                cuts.append(Cut(value, name, ratio))
+            found = shelf.remember(name, partial(self._trials, budget, evidence, name))
+            cuts += [
+                Cut(value, name, ratio)
+                for value, ratio in zip(found["perplexity"].tolist(), self.candidates, strict=True)
+            ]
         return cuts
+
+    def _trials(self, budget: Budget, evidence: Evidence, name: str) -> dict[str, torch.Tensor]:
+        """Perplexities with only the layer called `name` truncated, one per candidate."""
+        windows = evidence.windows[: self.windows]
+        values = [
+            trial_perplexity(evidence, {name: rank_at(budget, name, ratio)}, windows) for ratio in self.candidates
+        ]
+        return {"perplexity": torch.tensor(values, dtype=torch.float64)}
 
     def _meet_target(self, budget: Budget, evidence: Evidence, cuts: Sequence[Cut], target: float) -> Ranks:
         def fails(count: int) -> bool:

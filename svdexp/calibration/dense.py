@@ -12,6 +12,7 @@ from svdexp.cache import Shelf
 from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_inputs
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
+from svdexp.errors import UserError
 from svdexp.models.structure import Layer
 from svdexp.progress import progress
 
@@ -38,17 +39,24 @@ class DenseStatistics:
         shelves: Mapping[str, Shelf],
     ):
         self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
-        self._complete = False
+        self._dense = {layer.name: model.get_submodule(layer.name) for layer in layers}
 
     def statistics(self, group: str) -> dict[str, Statistics]:
-        """Collects everything that is missing at the first call, then reads one group."""
-        if not self._complete:
+        """Reads one group; whatever no run left, or left damaged, is collected first, for all groups at once."""
+        found = self._read(group)
+        if found is None:
             self._collect_missing()
+            found = self._read(group)
+        assert found is not None
+        return found
+
+    def _read(self, group: str) -> dict[str, Statistics] | None:
         result: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._names(group)}
-        for statistic, shelf in self.shelves.items():
-            packed = shelf.get(group)
-            assert packed is not None
-            for name, tensor in unpack(packed).items():
+        packed = {statistic: shelf.get(group) for statistic, shelf in self.shelves.items()}
+        for statistic, tensors in packed.items():
+            if tensors is None:
+                return None
+            for name, tensor in unpack(tensors).items():
                 result[name][statistic] = tensor.to(self.model.device)
         return dict(result)
 
@@ -56,13 +64,14 @@ class DenseStatistics:
         return [layer.name for layer in self.layers if layer.group == group]
 
     def _collect_missing(self) -> None:
+        if any(self.model.get_submodule(name) is not module for name, module in self._dense.items()):
+            raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
         groups = dict.fromkeys(layer.group for layer in self.layers)
         missing = [need for need, shelf in self.shelves.items() if any(g not in shelf for g in groups)]
         results = collect(self.model, self.layers, self.windows, missing)
         for statistic in missing:
             for group in groups:
                 self.shelves[statistic].put(group, pack({n: results[n][statistic] for n in self._names(group)}))
-        self._complete = True
 
 
 def collect(

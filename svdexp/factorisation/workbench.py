@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
@@ -46,18 +47,19 @@ class Workbench:
         return self._last[1]
 
     def _find(self, group: str) -> dict[str, Decomposition]:
-        tensors = self.shelf.get(group)
-        if tensors is None:
-            with self.clock("calibration"):
-                statistics = self.source.statistics(group)
-            tensors = {}
-            with self.clock("factorisation"):
-                for name, part in statistics.items():
-                    W = weight_of(self.model.get_submodule(name))
-                    done = decompose(W, self.weighting(part), numerics=self.numerics)
-                    kept = done if self.ranks is None else done.keep(self.ranks[name])
-                    tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
-                self.shelf.put(group, tensors)
+        tensors = self.shelf.remember(group, lambda: self._decompose(group))
         names = [layer.name for layer in self.layers if layer.group == group]
         keys = Decomposition.__dataclass_fields__
         return {name: Decomposition(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}
+
+    def _decompose(self, group: str) -> dict[str, torch.Tensor]:
+        with self.clock("calibration"):
+            statistics = self.source.statistics(group)
+        tensors: dict[str, torch.Tensor] = {}
+        with self.clock("factorisation"):
+            for name, part in statistics.items():
+                W = weight_of(self.model.get_submodule(name))
+                done = decompose(W, self.weighting(part), numerics=self.numerics)
+                kept = done if self.ranks is None else done.keep(self.ranks[name])
+                tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
+        return tensors

@@ -1,6 +1,7 @@
 """ASVD's search against exhaustive search, and on a model."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import Allocation, Budget, Evidence, Ranks, Sensitivity, SensitivityMetric
 from svdexp.allocation.sensitivity import Cut, meet_budget, ranks_of
 from svdexp.allocation.trial import trial_perplexity, truncated_layers
+from svdexp.cache import Cache
 from svdexp.compress import Method, compress
 from svdexp.errors import UserError
 from svdexp.evaluation import perplexity
@@ -122,3 +124,17 @@ def test_a_broken_truncation_is_infinitely_sensitive(llama: PreTrainedModel, win
 
     evidence = Evidence(llama, windows, {}, lambda name, rank: Broken())
     assert trial_perplexity(evidence, {"model.layers.0.mlp.up_proj": 2}, windows) == torch.inf
+
+
+def test_perplexities_are_measured_once(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+    """A second ratio finds every layer's perplexities where the first one left them."""
+    method = Method("asvd", InputMoment(), Sensitivity(candidates=[0.5, 0.7], windows=1), FactorStorage())
+    compress(llama, windows, method, 0.8, cache=Cache(tmp_path))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "sensitivity").rglob("*.safetensors")}
+    assert len(written) == 3 * 7
+    for path in list(written)[:2]:
+        path.unlink()
+    compress(tiny_model("llama_gqa"), windows, method, 0.6, cache=Cache(tmp_path))
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "sensitivity").rglob("*.safetensors")}
+    assert now.keys() == written.keys()
+    assert sum(now[path] != written[path] for path in written) == 2
