@@ -27,6 +27,20 @@ def test_every_route_reaches_the_same_optimum(numerics: Numerics, shape: tuple[i
     assert part.right.shape == (min(shape), shape[1])
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3])
+def test_tall_matrices_with_nearly_dependent_columns(spread: float) -> None:
+    """Where Wᵀ W has no usable Cholesky factor, and where it just has."""
+    generator = torch.Generator().manual_seed(5)
+    W = torch.randn(24, 10, generator=generator, dtype=torch.float64)
+    W[:, 3] = W[:, 7] + spread * torch.randn(24, generator=generator, dtype=torch.float64)
+    metric = metrics(24, 10)["both"]
+    part = decompose(W, metric, torch.float64)
+    for rank in (2, 9, 10):
+        factors = part.truncate(rank)
+        found = loss(W - factors.A @ factors.B, metric).item()
+        assert found == pytest.approx(optimum(W, metric, rank).item(), rel=1e-6, abs=1e-9 * loss(W, metric).item())
+
+
 def test_where_cholesky_fails_the_run_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     W = torch.randn(12, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     metric = metrics(12, 20)["fewer tokens than features"]
