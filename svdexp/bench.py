@@ -5,7 +5,8 @@ median ratio is printed: above 1 means that svdexp's way is faster.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -13,12 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from svdexp.allocation import Budget
 from svdexp.calibration.statistics import Gram
 from svdexp.factorisation import Metric, decompose
-from svdexp.models.low_rank import Factors, LowRankLinear
+from svdexp.models.low_rank import LowRankLinear
+from svdexp.storage import FactorStorage, PivotLinear, PivotStorage, Storage
 
 REPEATS = 5
-SMALL = [(576, 576), (192, 576), (1536, 576), (576, 1536)]
+# q, o, k, v, gate, up, down of SmolLM2-135M
+BLOCK = [(576, 576), (576, 576), (192, 576), (192, 576), (1536, 576), (1536, 576), (576, 1536)]
 WIDE = [(2048, 2048), (5632, 2048), (2048, 5632)]
 
 
@@ -43,13 +47,16 @@ def speedup(ours: Callable[[], object], other: Callable[[], object]) -> float:
     return median(seconds(other) / seconds(ours) for _ in range(REPEATS))
 
 
-def decomposition(shape: tuple[int, int]) -> float:
-    """One weighted decomposition against the textbook route."""
-    m, n = shape
-    W, x = torch.randn(m, n), torch.randn(4 * n, n)
-    C = x.T @ x / len(x)
-    rank = m * n // (m + n) * 4 // 5
-    return speedup(lambda: decompose(W, Metric(right=C)).truncate(rank), lambda: textbook(W, C, rank))
+def decomposition(shapes: Sequence[tuple[int, int]]) -> float:
+    """Weighted decompositions of matrices of all `shapes` against the textbook route."""
+    problems = []
+    for m, n in shapes:
+        x = torch.randn(4 * n, n)
+        problems.append((torch.randn(m, n), x.T @ x / len(x), m * n // (m + n) * 4 // 5))
+    return speedup(
+        lambda: [decompose(W, Metric(right=C)).truncate(rank) for W, C, rank in problems],
+        lambda: [textbook(W, C, rank) for W, C, rank in problems],
+    )
 
 
 def second_moment(width: int) -> float:
@@ -58,16 +65,36 @@ def second_moment(width: int) -> float:
     return speedup(lambda: gram.add(x), lambda: total.addmm_(x.T, x))
 
 
-def layer(shape: tuple[int, int], kept: float, tokens: int) -> float:
-    """The low-rank layer against the dense one."""
+def layers(shape: tuple[int, int], kept: float) -> dict[str, nn.Module]:
+    """The dense layer, and one of each storage that takes `kept` of its bits."""
     m, n = shape
-    rank = int(kept * m * n / (m + n))
-    dense = nn.Linear(n, m, bias=False)
-    factors = Factors(torch.randn(m, rank), torch.randn(rank, n))
-    low = LowRankLinear.from_factors(factors, None, dense.weight)
-    x = torch.randn(tokens, n)
-    with torch.no_grad():
-        return speedup(lambda: low(x), lambda: dense(x))
+
+    def rank(storage: Storage) -> int:
+        return Budget(kept, {"": shape}, storage, 32).largest_rank("", kept * m * n * 32) or 0
+
+    pivot = PivotLinear(n, rank(PivotStorage()), m, bias=False)
+    shuffled = torch.randperm(n)
+    pivot.order.copy_(torch.cat([shuffled[: pivot.rank].sort().values, shuffled[pivot.rank :].sort().values]))
+    factors = LowRankLinear(n, rank(FactorStorage()), m, bias=False)
+    return {"dense": nn.Linear(n, m, bias=False), "factors": factors, "pivot": pivot}
+
+
+def rows() -> Iterator[tuple[str, str, str, float]]:
+    """What was timed, against which plain way, on which shape, and the ratio."""
+    for shape in sorted(set(BLOCK)):
+        yield "decomposition", "Cholesky + SVD + inverse", f"{shape}", decomposition([shape])
+    yield "decomposition", "Cholesky + SVD + inverse", "one block of SmolLM2", decomposition(BLOCK)
+    for width in (576, 1536):
+        yield "second moment", "one product", f"{width}", second_moment(width)
+    for shape in WIDE:
+        for kept in (0.8, 0.6, 0.4, 0.2):
+            made = layers(shape, kept)
+            for what, tokens in (("prefill 512", 512), ("decode 1", 1)):
+                x = torch.randn(tokens, shape[1])
+                for name in ("factors", "pivot"):
+                    with torch.no_grad():
+                        ratio = speedup(partial(made[name], x), partial(made["dense"], x))
+                    yield f"{name}, {what}, kept {kept}", "dense layer", f"{shape}", ratio
 
 
 def main() -> None:
@@ -76,15 +103,8 @@ def main() -> None:
     table = Table(title="speed against the plain way (above 1 is faster)", title_justify="left")
     for heading in ("what", "plain way", "shape", "ratio"):
         table.add_column(heading)
-    for shape in SMALL:
-        table.add_row("decomposition", "Cholesky + SVD + inverse", f"{shape}", f"{decomposition(shape):.2f}")
-    for width in (576, 1536):
-        table.add_row("second moment", "one product", f"{width}", f"{second_moment(width):.2f}")
-    for shape in WIDE:
-        for kept in (0.8, 0.6, 0.4, 0.2):
-            for name, tokens in (("prefill 512", 512), ("decode 1", 1)):
-                ratio = layer(shape, kept, tokens)
-                table.add_row(f"low-rank layer, {name}, kept {kept}", "dense layer", f"{shape}", f"{ratio:.2f}")
+    for what, plain, shape, ratio in rows():
+        table.add_row(what, plain, shape, f"{ratio:.2f}")
     Console().print(table)
 
 

@@ -28,13 +28,19 @@ def input_hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, torc
 
 @contextmanager
 def gradient_hooks(
-    model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor, torch.Tensor], None]
+    model: nn.Module,
+    names: Sequence[str],
+    see: Callable[[str, torch.Tensor | None, torch.Tensor], None],
+    inputs: bool,
 ) -> Iterator[None]:
-    """Call `see(name, input, output gradient)` in the backward pass through one of the named modules."""
+    """Call `see(name, input, output gradient)` in the backward pass through one of the named modules.
+
+    Without `inputs` the input is None: to keep every layer's alive until then takes gigabytes.
+    """
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            x = args[0].detach()
+            x = args[0].detach() if inputs else None
             output.register_hook(lambda g: see(name, x, g))  # type: ignore[no-untyped-call]
 
         return hook
@@ -89,6 +95,7 @@ class Collector:
             for name, shape in shapes.items()
         }
         self._gradient_names = list(shapes) if needs_of_gradients(needs) else []
+        self._inputs_in_backward = any(GRADIENT_STATISTICS[need].needs_inputs for need in needs_of_gradients(needs))
         self._input_names = list(self._inputs) if needs_of_inputs(needs) else []
 
     @contextmanager
@@ -96,7 +103,7 @@ class Collector:
         """Within this context every forward, and every backward, pass is accounted for."""
         with (
             input_hooks(self.model, self._input_names, self._see_input),
-            gradient_hooks(self.model, self._gradient_names, self._see_gradient),
+            gradient_hooks(self.model, self._gradient_names, self._see_gradient, self._inputs_in_backward),
         ):
             yield
 
@@ -115,11 +122,12 @@ class Collector:
         for statistic in self._inputs[name].values():
             statistic.add(x.reshape(-1, x.shape[-1]))
 
-    def _see_gradient(self, name: str, x: torch.Tensor, g: torch.Tensor) -> None:
+    def _see_gradient(self, name: str, x: torch.Tensor | None, g: torch.Tensor) -> None:
         self._require_finite(g, f"the gradient at the output of {name}")
+        # an expert sees the tokens of its batch as one (tokens, n) matrix
+        x = x if x is None or x.ndim == 3 else x[None]
         for statistic in self._gradients[name].values():
-            # an expert sees the tokens of its batch as one (tokens, n) matrix
-            statistic.add(x if x.ndim == 3 else x[None], g if g.ndim == 3 else g[None])
+            statistic.add(x, g if g.ndim == 3 else g[None])
 
     def _require_finite(self, values: torch.Tensor, what: str) -> None:
         finite = torch.isfinite(values)

@@ -5,7 +5,7 @@ split into batches beyond the order of float32 additions.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -31,9 +31,11 @@ class InputStatistic(Protocol):
 class GradientStatistic(Protocol):
     """A statistic of g = ∂loss/∂y, the gradient at a layer's output; the loss is the sum over tokens."""
 
+    needs_inputs: ClassVar[bool]  # whether `add` looks at x
+
     def __init__(self, m: int, n: int, device: torch.device) -> None: ...
 
-    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
         """Account for inputs `x` (windows, tokens, n) and output gradients `g` (windows, tokens, m)."""
 
     def result(self) -> torch.Tensor:
@@ -100,10 +102,12 @@ class AbsMax:
 class GradGram:
     """G = E[g gᵀ], the output-gradient second moment, (m, m)."""
 
+    needs_inputs: ClassVar[bool] = False
+
     def __init__(self, m: int, n: int, device: torch.device):
         self.moment = SecondMoment(m, device)
 
-    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
         """Add Σ g gᵀ over all tokens."""
         self.moment.add(g.flatten(0, -2))
 
@@ -115,12 +119,15 @@ class GradGram:
 class Fisher:
     """E[(∂loss/∂W)²] per element of W, (m, n): squared gradients of single windows, averaged (empirical Fisher)."""
 
+    needs_inputs: ClassVar[bool] = True
+
     def __init__(self, m: int, n: int, device: torch.device):
         self.total = torch.zeros(m, n, device=device)
         self.count = 0
 
-    def add(self, x: torch.Tensor, g: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
         """Square each window's own weight gradient Σ_t g_t x_tᵀ."""
+        assert x is not None
         for inputs, gradients in zip(x.float(), g.float(), strict=True):
             self.total += (gradients.T @ inputs).square()
         self.count += len(x)
