@@ -42,16 +42,20 @@ class Decomposition:
     damping: torch.Tensor
 
     def truncate(self, rank: int, fuse: SigmaFuse = SigmaFuse.balanced) -> Factors:
-        """The optimum at `rank` in float64; `fuse` says which factor carries the singular values."""
-        A, B = self.left[:, :rank].double(), self.right[:rank].double()  # L⁻¹ U and Σ Vᵀ R⁻¹
-        sigma = self.spectrum[:rank].to(A)
+        """The optimum at `rank` in float64; `fuse` says which factor carries the singular values.
+
+        To the last bit it is the first `rank` components of the optimum at any larger rank.
+        """
+        # All components are scaled, because the order in which a norm is summed depends on how many there are.
+        A, B = self.left.double(), self.right.double()  # L⁻¹ U and Σ Vᵀ R⁻¹
+        sigma = self.spectrum[: len(B)].to(A)
         scale = {
             SigmaFuse.V: torch.ones_like(sigma),
             SigmaFuse.U: sigma,
             SigmaFuse.UV: sigma.sqrt(),
             SigmaFuse.balanced: (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt(),
         }[fuse].clamp_min(TINY)
-        return Factors(A * scale, B / scale[:, None])
+        return Factors(A[:, :rank] * scale[:rank], B[:rank] / scale[:rank, None])
 
     def error(self, rank: int | None) -> float:
         """The share of the weighted energy ‖L W R‖² that is lost at `rank`; None loses nothing."""

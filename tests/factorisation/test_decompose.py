@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from svdexp.errors import UserError
-from svdexp.factorisation import Metric, decompose
+from svdexp.factorisation import Decomposition, Metric, decompose
+from svdexp.schema import SigmaFuse
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 
@@ -108,6 +109,19 @@ def test_factors_are_balanced() -> None:
     W = torch.randn(9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     factors = decompose(W, metrics(9, 14)["both"], dtype=torch.float64).truncate(5)
     torch.testing.assert_close(factors.A.norm(dim=0), factors.B.norm(dim=1))
+
+
+def test_a_lower_rank_is_a_slice_to_the_last_bit() -> None:
+    """Also at rank 1, where a norm over columns is summed in another order than over several."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(576, 192, generator=generator), torch.randn(192, 576, generator=generator)
+    part = Decomposition(left, right, torch.linspace(2, 1, 192, dtype=torch.float64), torch.zeros(2))
+    for fuse in SigmaFuse:
+        whole = part.truncate(192, fuse)
+        for rank in (1, 2, 3, 64, 191):
+            factors = part.truncate(rank, fuse)
+            assert torch.equal(factors.A, whole.A[:, :rank])
+            assert torch.equal(factors.B, whole.B[:rank])
 
 
 def test_damping_is_zero_for_a_definite_moment_and_reported_for_a_deficient_one() -> None:
