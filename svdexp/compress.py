@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,12 @@ from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.factorisation import Decomposition, Workbench
 from svdexp.method import Method
+from svdexp.models.elastic import Elastic, Recipe, components
 from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.progress import progress
 from svdexp.schema import Traversal
-from svdexp.storage import stored_bits
+from svdexp.storage import ElasticStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
 
 
@@ -31,6 +33,7 @@ class Compression:
         errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1].
         damping: per layer, the largest multiple of the identity that was added to a second moment.
         dense_bits, bits: all targeted layers before and after, counted from their tensors.
+        elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
     """
 
     ranks: Ranks
@@ -38,6 +41,7 @@ class Compression:
     damping: dict[str, float]
     dense_bits: int
     bits: int
+    elastic: Elastic | None = None
 
     @property
     def achieved_ratio(self) -> float:
@@ -79,7 +83,11 @@ def compress(
         ranks = method.allocation(budget, job.evidence(spectra, parts))
     if parts is None or not dense:
         parts = job.from_compressed_path(ranks)
-    return job.truncate(parts, ranks)
+    done = job.truncate(parts, ranks)
+    if isinstance(method.storage, ElasticStorage):
+        recipe = Recipe.of(method.allocation, ratio, job.number_bits, windows.numel(), list(budget.shapes))
+        done = replace_fields(done, elastic=Elastic(recipe, job.components))
+    return done
 
 
 class Job:
@@ -98,6 +106,7 @@ class Job:
         self.cache, self.clock = cache, clock
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
+        self.components: dict[str, dict[str, torch.Tensor]] = {}
         self.number_bits = 8 * max(self._weight(layer.name).element_size() for layer in layers)
         # what every result of this job depends on; taken now, while the model is dense
         self.source = {
@@ -163,6 +172,8 @@ class Job:
             found = parts.decompositions(group)
             dense = {name: self.model.get_submodule(name) for name in found if ranks[name] is not None}
             factors = {name: self._factors(found[name], ranks[name]) for name in dense}
+            if isinstance(self.method.storage, ElasticStorage):
+                self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
                 with self.clock("storage"):
@@ -185,6 +196,10 @@ class Job:
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
         assert rank is not None
         return part.truncate(rank, self.method.sigma_fuse)
+
+    def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
+        W = self._weight(name)
+        return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
     def _layer(self, dense: Any, factors: Factors) -> nn.Module:
         return self.method.storage.layer(factors, dense.bias, weight_of(dense))

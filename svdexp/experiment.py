@@ -56,7 +56,7 @@ def run(config: Config, run_dir: Path) -> Results:
         compressed = evaluate(model, texts, config, cache, "compressed")
     if config.save is Save.checkpoint:
         with clock("save"):
-            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks)
+            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
     results = record(config, run_dir, dense, compressed, compression, clock, model)

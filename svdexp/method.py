@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from svdexp.allocation import Allocation
+from svdexp.allocation import REPEATABLE, Allocation
 from svdexp.calibration import GRADIENT_STATISTICS
 from svdexp.errors import UserError
 from svdexp.factorisation import Weighting
-from svdexp.schema import Numerics, SigmaFuse, Traversal
-from svdexp.storage import Storage
+from svdexp.schema import Numerics, SigmaFuse, Traversal, require
+from svdexp.storage import ElasticStorage, Storage
 from svdexp.update import Update
 
 
@@ -42,3 +42,23 @@ class Method:
                 f"method.traversal=blockwise runs no backward pass, but the weighting needs {gradients[0]}; "
                 "use method.traversal=dense"
             )
+        if isinstance(self.storage, ElasticStorage):
+            self._require_elastic()
+
+    def _require_elastic(self) -> None:
+        """Components serve every ratio only where nothing but the choice of ranks depends on the ratio."""
+        require(
+            type(self.allocation) in REPEATABLE.values(),
+            "storage=elastic chooses ranks again from spectra alone, which "
+            f"method.allocation={type(self.allocation).__name__} cannot; use one of {', '.join(REPEATABLE)}",
+        )
+        require(
+            self.update is None,
+            "storage=elastic keeps components that serve every ratio, but method.update fits them to one; "
+            "use method.update=null or storage=factors",
+        )
+        require(
+            self.traversal is Traversal.dense,
+            "storage=elastic keeps components that serve every ratio, but method.traversal=blockwise fits them to one; "
+            "use method.traversal=dense or storage=factors",
+        )

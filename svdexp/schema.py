@@ -6,6 +6,7 @@ parts of a method (weighting, allocation, storage, …) are dataclasses that liv
 `svdexp.stages.build` checks their options against those.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -73,6 +74,24 @@ def require(condition: bool, sentence: str) -> None:
 def require_positive(knob: str, value: float) -> None:
     """Raise UserError unless `value` is at least 1."""
     require(value >= 1, f"{knob} must be at least 1, not {value}")
+
+
+def require_ratio(ratio: float) -> None:
+    """Raise UserError unless `ratio` is in (0, 1]."""
+    require(0 < ratio <= 1, f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {ratio:g}")
+
+
+def fill(part: type, values: Mapping[str, Any], knob: str) -> Any:
+    """The dataclass `part` with the options in `values`, as `knob` names them.
+
+    Raises:
+        UserError: misspelt or missing option, wrong type, or value out of range.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
+    except OmegaConfBaseException as error:
+        key = f".{error.key}" if error.key is not None else ""
+        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass
@@ -187,10 +206,7 @@ class Config:
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.ratio <= 1,
-            f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {self.ratio:g}",
-        )
+        require_ratio(self.ratio)
 
 
 def validate(cfg: DictConfig) -> Config:

@@ -9,12 +9,10 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.utils import get_class
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.errors import UserError
 from svdexp.method import Method
-from svdexp.schema import Config
+from svdexp.schema import Config, fill
 
 
 def build(options: dict[str, Any], knob: str) -> Any:
@@ -33,11 +31,7 @@ def build(options: dict[str, Any], knob: str) -> Any:
         raise UserError(f"{knob}._target_={target} cannot be imported: {error}") from error
     if not is_dataclass(part):
         raise UserError(f"{knob}._target_={target} is not a dataclass")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
-    except OmegaConfBaseException as error:
-        key = f".{error.key}" if error.key is not None else ""
-        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}") from error
+    return fill(part, values, knob)
 
 
 def build_method(config: Config) -> Method:

@@ -22,7 +22,7 @@ GROUPS = {
     "method/update": 1,
     "method/weighting": 5,
     "model": 13,
-    "storage": 2,
+    "storage": 3,
 }
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.
@@ -80,6 +80,14 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
         ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
         ("method/allocation=from_file", r"method\.allocation.*path"),
+        ("storage=elastic method=asvd", r"storage=elastic .* method\.allocation=Sensitivity cannot"),
+        ("storage=elastic method=swift_svd", r"storage=elastic .* method\.allocation=Dynamic cannot"),
+        (
+            "storage=elastic method/allocation=from_file method.allocation.path=ranks.json",
+            r"storage=elastic .* method\.allocation=FromFile cannot; use one of .*GlobalLoss.*Uniform",
+        ),
+        ("storage=elastic method=svd_llm_update", r"storage=elastic .* method\.update=null or storage=factors"),
+        ("storage=elastic method.traversal=blockwise", r"storage=elastic .* method\.traversal=blockwise"),
         ("method.allocation.rank_align=0", r"method\.allocation\.rank_align must be at least 1"),
         ("method/allocation=effective_rank method.allocation.move=1", r"method\.allocation\.move must be"),
         ("method/allocation=dynamic method.allocation.delta=2", r"method\.allocation\.delta must be"),

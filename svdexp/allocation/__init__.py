@@ -3,7 +3,7 @@
 Add one with one file here and its YAML in conf/method/allocation/.
 """
 
-from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks, Repeatable
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.from_file import FromFile
@@ -12,7 +12,13 @@ from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
 from svdexp.allocation.uniform import Uniform
 
+# The closed list of allocations that a checkpoint may name: those that look at budget and spectra alone.
+REPEATABLE: dict[str, type[Repeatable]] = {
+    part.__name__: part for part in (EffectiveRank, GlobalLoss, TruncationLoss, Uniform)
+}
+
 __all__ = [
+    "REPEATABLE",
     "Allocation",
     "Budget",
     "Dynamic",
@@ -21,6 +27,7 @@ __all__ = [
     "FromFile",
     "GlobalLoss",
     "Ranks",
+    "Repeatable",
     "Sensitivity",
     "SensitivityMetric",
     "TruncationLoss",

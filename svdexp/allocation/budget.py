@@ -29,6 +29,27 @@ class Allocation(Protocol):
         """Ranks within `budget`, chosen from `evidence`."""
 
 
+class SpectralEvidence(Protocol):
+    """What a checkpoint can keep of `Evidence`."""
+
+    @property
+    def spectra(self) -> Mapping[str, torch.Tensor]:
+        """Per layer, the descending singular values of L W R, (min(m, n),)."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens calibrated."""
+
+
+class Repeatable(Protocol):
+    """An allocation that looks at nothing else, so that it can run again where model and text are not at hand."""
+
+    needs_spectra: ClassVar[bool]
+
+    def __call__(self, budget: "Budget", evidence: SpectralEvidence) -> Ranks:
+        """Ranks within `budget`, chosen from `evidence`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Aligned:
     """The option of every allocation that chooses ranks itself: all of them multiples of `rank_align`."""
@@ -58,6 +79,11 @@ class Evidence:
     spectra: Mapping[str, torch.Tensor]
     truncated: Callable[[str, int], nn.Module]
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens calibrated."""
+        return self.windows.numel()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
 from svdexp.allocation.spectra import effective_rank
 from svdexp.models.structure import matches
 from svdexp.schema import require
@@ -39,7 +39,7 @@ class EffectiveRank(Aligned):
         super().__post_init__()
         require(0 <= self.move < 1, f"method.allocation.move must be in [0, 1), not {self.move:g}")
 
-    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+    def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """From the spectra alone."""
         weights = {name: sum(shape) for name, shape in budget.shapes.items()}
         wanted = {name: math.sqrt(effective_rank(evidence.spectra[name]) / weights[name]) for name in budget.shapes}

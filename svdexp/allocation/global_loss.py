@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
 from svdexp.allocation.spectra import tails
 
 
@@ -43,7 +43,7 @@ class GlobalLoss(Aligned):
 
     needs_spectra: ClassVar[bool] = True
 
-    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+    def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """The optimum for a price per bit, then what is left goes where a bit helps most."""
         budget = budget.aligned(self.rank_align)
         budget.lowest()

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from svdexp.allocation.budget import Budget, Evidence
+from svdexp.allocation.budget import Budget, SpectralEvidence
 
 
 def tails(spectrum: torch.Tensor) -> torch.Tensor:
@@ -27,11 +27,11 @@ def stable_rank(spectrum: torch.Tensor) -> float:
     return float(energy.sum()) / peak if peak > 0 else 1.0
 
 
-def uniform_errors(budget: Budget, evidence: Evidence) -> dict[str, float]:
+def uniform_errors(budget: Budget, evidence: SpectralEvidence) -> dict[str, float]:
     """‖L (W − W_k) R‖ per layer at its uniform rank k, over all calibration tokens; the spectra are means per token."""
     errors = {}
     for name in budget.shapes:
         tail = tails(evidence.spectra[name])
         rank = min(int(budget.uniform_rank(name)), len(tail) - 1)
-        errors[name] = math.sqrt(evidence.windows.numel() * float(tail[rank]))
+        errors[name] = math.sqrt(evidence.tokens * float(tail[rank]))
     return errors

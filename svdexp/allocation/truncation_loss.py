@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
+from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence, by_type
 from svdexp.allocation.spectra import uniform_errors
 
 
@@ -25,7 +25,7 @@ class TruncationLoss(Aligned):
 
     needs_spectra: ClassVar[bool] = True
 
-    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+    def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """From the spectra and the number of calibration tokens."""
         budget = budget.aligned(self.rank_align)
         errors = uniform_errors(budget, evidence)

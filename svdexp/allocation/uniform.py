@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class Uniform(Aligned):
 
     needs_spectra: ClassVar[bool] = False
 
-    def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
+    def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """`evidence` is not looked at."""
         budget = budget.aligned(self.rank_align)
         return budget.fill(

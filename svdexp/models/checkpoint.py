@@ -1,11 +1,12 @@
 """Checkpoints of compressed models: what transformers writes, plus how to rebuild the replaced layers.
 
-config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`. Loading
-makes a subclass of the architecture whose constructor replaces those layers, so dtype, device and sharding
-stay transformers' business. Safetensors and JSON only; nothing is unpickled.
+config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`, and what
+svdexp/models/elastic.py adds. Loading makes a subclass of the architecture whose constructor replaces those
+layers, so dtype, device and sharding stay transformers' business. Safetensors and JSON only; nothing is unpickled.
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from svdexp.allocation import Ranks
 from svdexp.errors import UserError
+from svdexp.models.elastic import Elastic, read_recipe, resize
 from svdexp.models.structure import is_linear, replace, weight_of
 from svdexp.storage import LAYERS
 
@@ -21,19 +23,19 @@ VERSION = 1
 SHARD_SIZE = "4GB"
 
 
-def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks) -> None:
-    """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete."""
-    layers = {
-        name: {"storage": model.get_submodule(name).kind, "rank": rank}
-        for name, rank in ranks.items()
-        if rank is not None
-    }
-    model.config.svdexp = {"version": VERSION, "layers": layers}
+def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, elastic: Elastic | None = None) -> None:
+    """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete.
+
+    With `elastic`, lower ratios can be loaded from it as well.
+    """
+    model.config.svdexp = _table(model, ranks) | ({"elastic": asdict(elastic.recipe)} if elastic else {})
     partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(partial, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(partial)
+    if elastic:
+        elastic.save(partial)
     if folder.exists():  # a folder cannot be renamed over a full one
         folder.rename(previous)
     partial.rename(folder)
@@ -41,7 +43,10 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks) -> 
 
 
 def load(
-    folder: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str = "cpu",
+    ratio: float | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """The compressed model, in evaluation mode, and its tokenizer.
 
@@ -49,9 +54,11 @@ def load(
         folder: a checkpoint written by `save`, or a run directory that holds one.
         dtype: number format; "auto" keeps the saved one.
         device: where to put the model.
+        ratio: kept fraction of the targeted layers' bits, at most the saved one; the model is the one that a run at
+            this ratio gives. Needs a checkpoint saved with storage=elastic. None: the model as it was saved.
 
     Raises:
-        UserError: the folder is no checkpoint, or its tensors and its layer table disagree.
+        UserError: the folder is no checkpoint, its tensors and its tables disagree, or it has no such ratio.
     """
     folder = Path(folder)
     if (folder / "checkpoint").is_dir():
@@ -61,8 +68,9 @@ def load(
     try:
         config = AutoConfig.from_pretrained(folder)
         layers = _layer_table(folder, config)
-        architecture = _with_replaced_layers(_architecture(config), layers)
-        model, report = architecture.from_pretrained(
+        recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
+        architecture = _architecture(config)
+        model, report = _with_replaced_layers(architecture, layers).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -74,7 +82,27 @@ def load(
     if wrong:
         raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
     _validate(folder, model, layers)
+    ranks = {name: entry["rank"] for name, entry in layers.items()}
+    if recipe and ratio:
+        ranks |= resize(model, lambda: _empty(architecture, config), folder, recipe, ratio)
+    model.config.svdexp = _table(model, ranks)  # what is saved from here is one size
     return model.to(device).eval(), tokenizer
+
+
+def _table(model: PreTrainedModel, ranks: Ranks) -> dict[str, Any]:
+    """The svdexp table of a model with layers of `ranks`; None is dense."""
+    layers = {
+        name: {"storage": model.get_submodule(name).kind, "rank": rank}
+        for name, rank in ranks.items()
+        if rank is not None
+    }
+    return {"version": VERSION, "layers": layers}
+
+
+def _empty(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """The dense model without its weights."""
+    with torch.device("meta"):
+        return architecture(config)
 
 
 def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:

@@ -6,9 +6,19 @@ a checkpoint may name.
 
 from svdexp.models.low_rank import LowRankLinear
 from svdexp.storage.base import Storage, stored_bits
+from svdexp.storage.elastic import ElasticStorage, largest_rank
 from svdexp.storage.factors import FactorStorage, empty_factor_layer
 from svdexp.storage.pivot import PivotLinear, PivotStorage, empty_pivot_layer
 
 LAYERS = {LowRankLinear.kind: empty_factor_layer, PivotLinear.kind: empty_pivot_layer}
 
-__all__ = ["LAYERS", "FactorStorage", "PivotLinear", "PivotStorage", "Storage", "stored_bits"]
+__all__ = [
+    "LAYERS",
+    "ElasticStorage",
+    "FactorStorage",
+    "PivotLinear",
+    "PivotStorage",
+    "Storage",
+    "largest_rank",
+    "stored_bits",
+]
