@@ -7,7 +7,7 @@ parts of a method (weighting, allocation, storage, …) are dataclasses that liv
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -220,4 +220,13 @@ def validate(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
     assert isinstance(config, Config)
+    refuse_unknown_keys(config)
     return config
+
+
+def refuse_unknown_keys(part: object, prefix: str = "") -> None:
+    """Raise UserError for a key that no dataclass declares: Hydra's `+KEY=VALUE` adds any that it is given."""
+    for key, value in vars(part).items():
+        require(key in type(part).__dataclass_fields__, f"there is no key {prefix}{key}")  # type: ignore[attr-defined]
+        if is_dataclass(value):
+            refuse_unknown_keys(value, f"{prefix}{key}.")

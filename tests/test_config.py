@@ -76,6 +76,8 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("eval.windows=0", r"eval\.windows must be at least 1"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
+        ("+targets.rank={a:3}", r"there is no key targets\.rank$"),
+        ("+eval.efficiency.prompts=3", r"there is no key eval\.efficiency\.prompts$"),
         ("+method.weighting.alpha=1", r"method\.weighting.*alpha"),
         ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
         ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
