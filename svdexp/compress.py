@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Evidence, Ranks
+from svdexp.allocation import Budget, Evidence, Ranks, allocate, fixed_ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
+from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
@@ -66,28 +67,44 @@ def compress(
         windows: calibration token ids, (N, L).
         method: the stages.
         ratio: kept fraction of the targeted layers' stored bits, in (0, 1].
-        targets: which layers; by default all linear layers of the blocks.
+        targets: which layers, and the ranks that are fixed; by default all linear layers of the blocks, and none.
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
 
     Raises:
         UserError: unsupported module, non-finite values, or a ratio too small for the layers' shapes.
     """
-    job = Job(model, windows, method, find_layers(model, targets or Targets()), cache or Cache(), clock or StageClock())
+    layers, budget, fixed = plan(model, method, ratio, targets or Targets())
+    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock())
     dense = method.traversal is Traversal.dense
     parts = job.from_dense_model() if dense or method.allocation.needs_spectra else None
     # all of them now, because truncation changes the model that they are computed from
     spectra = job.spectra(parts) if parts else {}
-    budget = Budget(ratio, {x.name: (x.m, x.n) for x in job.layers}, method.storage, job.number_bits)
     with job.clock("allocation"):
-        ranks = method.allocation(budget, job.evidence(spectra, parts))
+        ranks = allocate(method.allocation, budget, fixed, job.evidence(spectra, parts))
     if parts is None or not dense:
         parts = job.from_compressed_path(ranks)
     done = job.truncate(parts, ranks)
     if isinstance(method.storage, ElasticStorage):
-        recipe = Recipe.of(method.allocation, ratio, job.number_bits, windows.numel(), list(budget.shapes))
+        recipe = Recipe.of(method.allocation, ratio, budget.number_bits, windows.numel(), list(budget.shapes))
         done = replace_fields(done, elastic=Elastic(recipe, job.components))
     return done
+
+
+def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> tuple[list[Layer], Budget, Ranks]:
+    """The layers to compress, the budget of all of them, and the ranks among them that `targets` fixes.
+
+    Raises:
+        UserError: what cannot be compressed, and fixed ranks that do not fit a layer or the budget.
+    """
+    layers = find_layers(model, targets)
+    number_bits = 8 * max(weight_of(model.get_submodule(x.name)).element_size() for x in layers)
+    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage, number_bits)
+    fixed = fixed_ranks(targets.ranks, budget.shapes)
+    if fixed and isinstance(method.storage, ElasticStorage):
+        raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")
+    budget.without(fixed)
+    return layers, budget, fixed
 
 
 class Job:
@@ -107,7 +124,6 @@ class Job:
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
         self.components: dict[str, dict[str, torch.Tensor]] = {}
-        self.number_bits = 8 * max(self._weight(layer.name).element_size() for layer in layers)
         # what every result of this job depends on; taken now, while the model is dense
         self.source = {
             "model": model_fingerprint(model),
@@ -203,9 +219,6 @@ class Job:
 
     def _layer(self, dense: Any, factors: Factors) -> nn.Module:
         return self.method.storage.layer(factors, dense.bias, weight_of(dense))
-
-    def _weight(self, name: str) -> torch.Tensor:
-        return weight_of(self.model.get_submodule(name))
 
     def _stored_bits(self) -> int:
         return sum(stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers)

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
-from svdexp.compress import compress
+from svdexp.compress import compress, plan
 from svdexp.data import Split, check_text, cut_windows, read_text, tokenize
 from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
-from svdexp.models.structure import Targets, find_layers, stored_tensors
+from svdexp.models.structure import Targets, stored_tensors
 from svdexp.schema import Config, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
@@ -44,8 +44,8 @@ def run(config: Config, run_dir: Path) -> Results:
         windows = calibration_windows(config, tokenizer)
         texts = evaluation_windows(config, tokenizer)
         model = load_model(config.model, dtype, device)
-    targets = Targets(config.targets.include, config.targets.exclude, config.targets.lm_head)
-    find_layers(model, targets)  # refuses what cannot be compressed, before anything slow
+    targets = Targets(**vars(config.targets))
+    plan(model, method, config.ratio, targets)  # refuses what cannot be compressed, before anything slow
     log.info("%s in %s on %s", config.model.name, dtype, device)
 
     with clock("evaluate_dense"):

@@ -106,11 +106,12 @@ class ModelConfig:
 
 @dataclass
 class TargetsConfig:
-    """Which linear layers are compressed: fnmatch patterns over module names."""
+    """Which linear layers are compressed, and which ranks are fixed: fnmatch patterns over module names."""
 
     include: list[str] = field(default_factory=lambda: ["*"])
     exclude: list[str] = field(default_factory=list)
     lm_head: bool = False
+    ranks: dict[str, int | None] = field(default_factory=dict)  # null: dense; the first match wins
 
     def __post_init__(self) -> None:
         require(bool(self.include), "targets.include is empty: name at least one pattern, for instance '*'")

@@ -18,7 +18,7 @@ from svdexp.method import Method
 from svdexp.models.low_rank import LowRankLinear
 from svdexp.models.structure import Targets, find_layers
 from svdexp.schema import Traversal
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.conftest import tiny_model
 
 WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
@@ -125,6 +125,43 @@ def test_an_interrupted_run_continues_to_the_same_model(
     compress(again, windows, method, 0.5, cache=Cache(tmp_path))
     for (name, first), (_, second) in zip(llama.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(first, second), name
+
+
+@pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
+@pytest.mark.parametrize("traversal", Traversal)
+def test_fixed_ranks_are_kept_and_counted(
+    llama: PreTrainedModel, windows: torch.Tensor, traversal: Traversal, storage: Storage
+) -> None:
+    """16, the full rank of v_proj (16, 32), costs more than dense in factors; it is stored all the same."""
+    names = [layer.name for layer in find_layers(llama, Targets())]
+    dense = sum(llama.get_submodule(name).weight.nbytes for name in names)
+    method = replace(WHITENED, traversal=traversal, storage=storage)
+    targets = Targets(ranks={"model.layers.0.*": None, "*.v_proj": 16, "*.down_proj": 5})
+    result = compress(llama, windows, method, 0.7, targets=targets)
+    assert {name for name, rank in result.ranks.items() if rank is None} >= {n for n in names if ".0." in n}
+    assert [result.ranks[f"model.layers.{i}.self_attn.v_proj"] for i in range(3)] == [None, 16, 16]
+    assert [result.ranks[f"model.layers.{i}.mlp.down_proj"] for i in range(3)] == [None, 5, 5]
+    kept = sum(t.nbytes for name in names for t in llama.get_submodule(name).state_dict().values())
+    assert 0.69 < kept / dense <= 0.7
+    assert result.achieved_ratio == pytest.approx(kept / dense)
+    assert torch.isfinite(llama(windows).logits).all()
+
+
+def test_fixed_ranks_share_statistics_and_decompositions(windows: torch.Tensor, tmp_path: Path) -> None:
+    compress(tiny_model("llama_gqa"), windows, WHITENED, 0.5, cache=Cache(tmp_path))
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    targets = Targets(ranks={"*.up_proj": 3})
+    compress(tiny_model("llama_gqa"), windows, WHITENED, 0.5, cache=Cache(tmp_path), targets=targets)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+
+
+@pytest.mark.parametrize("ranks", [{"*.no_such_layer": 3}, {"*.up_proj": 33}, {"*": None}])
+def test_fixed_ranks_are_checked_before_calibration(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path, ranks: Ranks
+) -> None:
+    with pytest.raises(UserError, match=r"targets\.ranks"):
+        compress(llama, windows, WHITENED, 0.5, cache=Cache(tmp_path), targets=Targets(ranks=ranks))
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_or_text_never_meets_this_cache(windows: torch.Tensor, tmp_path: Path) -> None:

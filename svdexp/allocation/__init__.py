@@ -6,6 +6,7 @@ Add one with one file here and its YAML in conf/method/allocation/.
 from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks, Repeatable
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
+from svdexp.allocation.fixed import allocate, fixed_ranks
 from svdexp.allocation.from_file import FromFile
 from svdexp.allocation.global_loss import GlobalLoss
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
@@ -32,4 +33,6 @@ __all__ = [
     "SensitivityMetric",
     "TruncationLoss",
     "Uniform",
+    "allocate",
+    "fixed_ranks",
 ]

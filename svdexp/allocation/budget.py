@@ -1,8 +1,9 @@
 """The bits an allocation may spend, and what each rank costs under the chosen storage."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Protocol
 
@@ -126,7 +127,8 @@ class Ladder:
 class Budget:
     """`ratio` of the dense bits of all layers in `shapes` (name → (m, n)).
 
-    `rank_align` restricts ranks to its multiples, except in matrices smaller than one multiple.
+    `rank_align` restricts ranks to its multiples, except in matrices smaller than one multiple. `fixed` are the ranks
+    of layers that are decided already: they are not in `shapes`, and what they cost is not in `ratio`.
     """
 
     ratio: float
@@ -134,10 +136,33 @@ class Budget:
     storage: Storage
     number_bits: int
     rank_align: int = 1
+    fixed: Ranks = field(default_factory=dict)
 
     def aligned(self, multiple: int) -> "Budget":
         """The same budget with every rank a multiple of `multiple`."""
         return replace(self, rank_align=multiple)
+
+    def without(self, fixed: Ranks) -> "Budget":
+        """What layers with `fixed` ranks leave for the others; its ratio is that of the others' dense bits, at most 1.
+
+        Raises:
+            UserError: they leave nothing.
+        """
+        if not fixed:
+            return self
+        shapes = {name: shape for name, shape in self.shapes.items() if name not in fixed}
+        # Whole bits, so that rounding in the new ratio can never buy one more.
+        left = math.floor(self.total) - self.spent(fixed)
+        if left < 0 or (shapes and left == 0):
+            share = self.spent(fixed) / sum(map(self.dense, self.shapes))
+            raise UserError(f"targets.ranks alone keep {share:.4f}, which leaves nothing of ratio={self.ratio:g}")
+        dense = sum(map(self.dense, shapes))
+        return replace(self, ratio=min(1.0, left / dense) if shapes else 1.0, shapes=shapes, fixed=fixed)
+
+    @property
+    def request(self) -> str:
+        """The ratio in an error's words."""
+        return f"ratio={self.ratio:g}" + (" (all that targets.ranks leave to the other layers)" if self.fixed else "")
 
     def dense(self, name: str) -> int:
         """Bits of the dense matrix."""
@@ -172,7 +197,7 @@ class Budget:
         ranks = {name: self.ladder(name).rank(0) for name in self.shapes}
         if self.spent(ranks) > self.total:
             share = self.ratio * self.spent(ranks) / self.total
-            raise UserError(f"ratio={self.ratio:g} is too small: the lowest rank of every layer costs {share:.4f}")
+            raise UserError(f"{self.request} is too small: the lowest rank of every layer costs {share:.4f}")
         return ranks
 
     def largest_rank(self, name: str, bits: float) -> int | None:
@@ -184,7 +209,7 @@ class Budget:
         ladder = self.ladder(name)
         rung = ladder.affordable(bits)
         if rung < 0:
-            raise UserError(f"ratio={self.ratio:g} leaves {name} of shape {self.shapes[name]} without a single rank")
+            raise UserError(f"{self.request} leaves {name} of shape {self.shapes[name]} without a single rank")
         return ladder.rank(rung)
 
     def uniform_rank(self, name: str) -> float:

@@ -68,11 +68,12 @@ class Dynamic(Aligned):
         def ranks(alpha: float) -> Ranks:
             return budget.fit(wanted_ranks(budget, importance, errors, self.delta, alpha))
 
+        def tried(alpha: float) -> float:
+            return trial_perplexity(evidence, budget.fixed | ranks(alpha), evidence.windows[: self.windows])
+
         if self.alpha is not None:
             return ranks(self.alpha)
-        windows = evidence.windows[: self.windows]
-        tried = {alpha: trial_perplexity(evidence, ranks(alpha), windows) for alpha in progress(ALPHAS, "alpha")}
-        return ranks(min(tried, key=tried.__getitem__))
+        return ranks(min(progress(ALPHAS, "alpha"), key=tried))
 
 
 def wanted_ranks(

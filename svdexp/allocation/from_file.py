@@ -15,7 +15,8 @@ from svdexp.errors import UserError
 class FromFile:
     """`path`: a JSON object {module name: rank, or null for dense} with exactly the compressed layers.
 
-    The file decides the size; a file that costs more than the requested ratio is an error.
+    The file decides the size; a file that costs more than the requested ratio is an error. Where targets.ranks fixes
+    a layer's rank, the file's is ignored.
     """
 
     path: str = MISSING
@@ -23,7 +24,7 @@ class FromFile:
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """The file's ranks, checked against the model's layers and the budget."""
-        ranks = read_ranks(Path(self.path))
+        ranks = {name: rank for name, rank in read_ranks(Path(self.path)).items() if name not in budget.fixed}
         different = sorted(ranks.keys() ^ budget.shapes.keys())
         if different:
             raise UserError(
@@ -34,7 +35,7 @@ class FromFile:
                 raise UserError(f"method.allocation.path={self.path}: rank {rank} is too large for {name}")
         if budget.spent(ranks) > budget.total:
             share = budget.ratio * budget.spent(ranks) / budget.total
-            raise UserError(f"method.allocation.path={self.path} keeps {share:.4f}, more than ratio={budget.ratio:g}")
+            raise UserError(f"method.allocation.path={self.path} keeps {share:.4f}, more than {budget.request}")
         return ranks
 
 

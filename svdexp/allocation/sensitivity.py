@@ -82,15 +82,15 @@ class Sensitivity(Aligned):
         """From spectra or trials.
 
         Raises:
-            UserError: the dense model misses the perplexity target.
+            UserError: the perplexity target is missed before any cut.
         """
         budget = budget.aligned(self.rank_align)
         if self.ppl_target is not None:
-            dense = trial_perplexity(evidence, {}, evidence.windows[: self.windows])
+            uncut = trial_perplexity(evidence, budget.fixed, evidence.windows[: self.windows])
             require(
-                dense <= self.ppl_target,
-                f"method.allocation.ppl_target={self.ppl_target:g} is below the dense model's perplexity on the "
-                f"calibration windows, {dense:.4g}",
+                uncut <= self.ppl_target,
+                f"method.allocation.ppl_target={self.ppl_target:g} is below the perplexity on the calibration windows "
+                f"before any cut, {uncut:.4g}",
             )
         cuts = sorted(self._measure(budget, evidence))
         if self.ppl_target is not None:
@@ -121,7 +121,8 @@ class Sensitivity(Aligned):
 
     def _meet_target(self, budget: Budget, evidence: Evidence, cuts: Sequence[Cut], target: float) -> Ranks:
         def fails(count: int) -> bool:
-            value = trial_perplexity(evidence, ranks_of(budget, cuts[:count]), evidence.windows[: self.windows])
+            ranks = budget.fixed | ranks_of(budget, cuts[:count])
+            value = trial_perplexity(evidence, ranks, evidence.windows[: self.windows])
             log.info("perplexity %.4g on the calibration windows at %d of %d cuts", value, count, len(cuts))
             return value > target
 

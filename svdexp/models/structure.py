@@ -4,8 +4,8 @@ The blocks are the outermost nn.ModuleList that holds most parameters. Inside th
 Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v projection is one matrix.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
@@ -22,11 +22,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Targets:
-    """Which linear layers to compress: fnmatch patterns over module names; the head only when asked."""
+    """Which linear layers to compress: fnmatch patterns over module names; the head only when asked.
+
+    `ranks` maps patterns to ranks, None for dense, that no allocation may change.
+    """
 
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     lm_head: bool = False
+    ranks: Mapping[str, int | None] = field(default_factory=dict)
 
     def match(self, name: str) -> bool:
         """Whether the layer called `name` is to be compressed."""

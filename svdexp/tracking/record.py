@@ -46,6 +46,7 @@ def record(
         "allocation": part_name(config.method.allocation),
         "update": part_name(config.method.update),
         "storage": part_name(config.storage),
+        "targets": asdict(config.targets),
         "calibration": asdict(config.calibration),
         "eval": asdict(config.eval),
         "ratio": config.ratio,

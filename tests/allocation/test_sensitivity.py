@@ -1,5 +1,6 @@
 """ASVD's search against exhaustive search, and on a model."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from svdexp.compress import Method, compress
 from svdexp.errors import UserError
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
+from svdexp.models.structure import Targets
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 
@@ -98,8 +100,33 @@ def test_perplexity_target_is_the_smallest_measured_model(llama: PreTrainedModel
 
 
 def test_an_unreachable_target_is_refused(llama: PreTrainedModel, windows: torch.Tensor) -> None:
-    with pytest.raises(UserError, match=r"method\.allocation\.ppl_target=1\.5 is below the dense model's"):
+    with pytest.raises(UserError, match=r"method\.allocation\.ppl_target=1\.5 is below the perplexity"):
         run(llama, windows, Sensitivity(SensitivityMetric.ppl, CANDIDATES, windows=2, ppl_target=1.5), 0.5)
+
+
+def test_the_target_is_the_whole_models_when_ranks_are_fixed(windows: torch.Tensor) -> None:
+    """Rank 1 in every down_proj costs perplexity before any cut, on text that the dense model wrote itself."""
+    writer = tiny_model("llama")
+    writer.lm_head.weight.mul_(20)
+    for block in writer.model.layers:
+        block.mlp.down_proj.weight.mul_(100)
+    start = windows[:, :1]
+    torch.manual_seed(0)
+    windows = writer.generate(start, attention_mask=torch.ones_like(start), max_length=24, do_sample=True)
+
+    def perplexity_at(ranks: Ranks, target: float) -> float:
+        model = copy.deepcopy(writer)
+        ask = Sensitivity(SensitivityMetric.ppl, CANDIDATES, windows=2, ppl_target=target)
+        method = Method("asvd", InputMoment(), ask, FactorStorage())
+        compress(model, windows, method, 0.999, targets=Targets(ranks=ranks))
+        return perplexity(model, windows[:2]).value
+
+    fixed: Ranks = {"*.down_proj": 1}
+    dense, uncut = perplexity(writer, windows[:2]).value, perplexity_at(fixed | {"*": None}, 1e6)
+    assert uncut > 1.1 * dense
+    assert uncut < perplexity_at(fixed, 1.1 * uncut) <= 1.1 * uncut < perplexity_at(fixed, 1e6)
+    with pytest.raises(UserError, match="before any cut"):
+        perplexity_at(fixed, (dense + uncut) / 2)
 
 
 def test_dense_layers_come_back_after_an_error(llama: PreTrainedModel) -> None:

@@ -38,6 +38,11 @@ def test_wrong_words(svdexp_command: Svdexp, words: list[str], fragments: list[s
     assert_one_sentence(svdexp_command(*words), *fragments)
 
 
+def test_fixed_ranks_that_leave_nothing(svdexp_command: Svdexp, tiny_job: list[str]) -> None:
+    result = svdexp_command(*tiny_job, "+targets.ranks={*_proj:null}")
+    assert_one_sentence(result, "targets.ranks alone keep 1.0000", "ratio=0.8")
+
+
 def test_an_empty_text(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     assert_one_sentence(svdexp_command(*tiny_job, "calibration.files=[empty.txt]"), "calibration", "empty")

@@ -78,6 +78,19 @@ def test_saved_ranks_replay_to_the_same_figures(svdexp_command: Svdexp, tiny_job
     assert not (tmp_path / "second" / "checkpoint").exists()
 
 
+def test_ranks_are_fixed_by_pattern_on_the_command_line(
+    svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path
+) -> None:
+    done = svdexp_command(*tiny_job, "+targets.ranks={model.layers.0.*:null,*.down_proj:7}", "hydra.run.dir=here")
+    assert done.returncode == 0, done.stderr
+    ranks = json.loads((tmp_path / "here" / "ranks.json").read_text())
+    assert [ranks[f"model.layers.{i}.mlp.down_proj"] for i in range(3)] == [None, 7, 7]
+    results = read(tmp_path / "here")
+    assert results["targets"]["ranks"] == {"model.layers.0.*": None, "*.down_proj": 7}
+    assert 0.79 < results["achieved_ratio"] <= 0.8
+    svdexp.load(tmp_path / "here")
+
+
 def test_a_sweep_goes_on_after_a_failing_cell(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
     done = svdexp_command("-m", *tiny_job, "method=svd,svd_llm", "ratio=0.5,0.001", "hydra.sweep.dir=sweep")
     assert done.returncode == 1
