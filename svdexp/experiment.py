@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
 from svdexp.compress import compress, plan
-from svdexp.data import Split, check_text, cut_windows, read_text, tokenize
+from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.models import checkpoint
@@ -69,6 +69,8 @@ def check_inputs(config: Config) -> None:
     """Raise UserError for what can be known to be wrong before anything is loaded."""
     locate(config.model)
     check_text(config.calibration.text, Split.calibration, config.calibration.files)
+    if config.calibration.chat:
+        require_rows(config.calibration.text, Split.calibration, config.calibration.files)
     for name in config.eval.texts:
         check_text(name, Split.evaluation, config.eval.files)
 
@@ -76,7 +78,8 @@ def check_inputs(config: Config) -> None:
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     """Token windows (samples, seq_len) that calibrate."""
     part = config.calibration
-    stream = tokenize(read_text(part.text, Split.calibration, part.files), tokenizer)
+    source = (part.text, Split.calibration, part.files)
+    stream = tokenize(chat_text(read_rows(*source), tokenizer) if part.chat else read_text(*source), tokenizer)
     generator = None
     if part.sampling is Sampling.random:
         generator = torch.Generator().manual_seed(config.seed)

@@ -140,6 +140,7 @@ class CalibrationConfig:
     seq_len: int = 1024
     sampling: Sampling = Sampling.first
     bos: bool = False
+    chat: bool = False  # instruction data as conversations in the tokenizer's chat template
 
     def __post_init__(self) -> None:
         require_positive("calibration.samples", self.samples)

@@ -14,7 +14,7 @@ from svdexp.stages import build_method
 
 CONF = Path(config_dir())
 GROUPS = {
-    "calibration": 8,
+    "calibration": 9,
     "eval": 2,
     "experiment": 3,
     "method": 9,
@@ -54,7 +54,8 @@ def test_every_yaml_composes_and_binds(group: str, choice: str) -> None:
     if group in ("model", "method", "eval"):
         assert getattr(config, group).name == choice
     if group == "calibration":
-        assert config.calibration.text == choice
+        assert config.calibration.text == choice.removesuffix("_chat")
+        assert config.calibration.chat == choice.endswith("_chat")
 
 
 def test_the_default_is_the_documented_main_job() -> None:

@@ -1,6 +1,7 @@
 """Texts by name, each with a calibration and an evaluation split that never overlap.
 
-A text is a function of the split. Add one here and, to calibrate on it, a YAML in conf/calibration/.
+A text is a function of the split; instruction data is one that gives rows, which plain_text joins. Add one here and, to
+calibrate on it, a YAML in conf/calibration/.
 """
 
 import os
@@ -9,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from svdexp.data.instructions import Row, parse_rows, plain_text
 from svdexp.errors import UserError
 
 
@@ -20,23 +22,38 @@ class Split(StrEnum):
 
 
 def read_text(name: str, split: Split, files: Sequence[str] = ()) -> str:
-    """The text called `name`; `files` are the paths behind the name `files`.
+    """The text called `name`; `files` are the paths behind the name `files`, instruction data by their ending.
 
     Raises:
-        UserError: unknown name, missing or empty file, or an unreachable hub.
+        UserError: unknown name, missing, bad or empty file, or an unreachable hub.
     """
-    knob = "calibration" if split is Split.calibration else "eval"
-    text = (
-        _join([_read_file(Path(f), f"{knob}.files") for f in files]) if name == "files" else _source(name, knob)(split)
-    )
+    knob = _knob(split)
+    text = _join([_file_text(f, f"{knob}.files") for f in files]) if name == "files" else _source(name, knob)(split)
     if not text.strip():
         raise UserError(f"{knob}: the text {name} is empty" + (f" ({', '.join(files)})" if files else ""))
     return text
 
 
+def read_rows(name: str, split: Split, files: Sequence[str] = ()) -> list[Row]:
+    """The rows of the instruction data called `name`; of all `files` one after the other behind the name `files`.
+
+    Raises:
+        UserError: as in `read_text`, or the text is no instruction data.
+    """
+    require_rows(name, split, files)
+    knob = _knob(split)
+    if name == "files":
+        rows = [row for file in files for row in _file_rows(file, f"{knob}.files")]
+    else:
+        rows = INSTRUCTIONS[name](split)
+    if not rows:
+        raise UserError(f"{knob}: the text {name} is empty")
+    return rows
+
+
 def check_text(name: str, split: Split, files: Sequence[str] = ()) -> None:
     """Raise UserError now for a mistake that reading would find later: cheap, and never downloads."""
-    knob = "calibration" if split is Split.calibration else "eval"
+    knob = _knob(split)
     if name == "files":
         for file in files:
             if not Path(file).is_file():
@@ -45,6 +62,21 @@ def check_text(name: str, split: Split, files: Sequence[str] = ()) -> None:
         _source(name, knob)
         if name in LOCAL:
             _local_path(name, split)
+
+
+def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
+    """Raise UserError unless the text called `name` is instruction data."""
+    others = [file for file in files if Path(file).suffix not in ROW_FILES] if name == "files" else [name]
+    for other in others:
+        if other not in INSTRUCTIONS:
+            raise UserError(
+                f"{_knob(split)}.chat=true: {other} is no instruction data; "
+                f"choose {', '.join(INSTRUCTIONS)} or files that end in {' or '.join(ROW_FILES)}"
+            )
+
+
+def _knob(split: Split) -> str:
+    return "calibration" if split is Split.calibration else "eval"
 
 
 def _source(name: str, knob: str) -> Callable[[Split], str]:
@@ -59,6 +91,15 @@ def _read_file(path: Path, knob: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{knob}: {path} cannot be read: {error}") from error
+
+
+def _file_text(file: str, knob: str) -> str:
+    return plain_text(_file_rows(file, knob)) if Path(file).suffix in ROW_FILES else _read_file(Path(file), knob)
+
+
+def _file_rows(file: str, knob: str) -> list[Row]:
+    path = Path(file)
+    return parse_rows(_read_file(path, knob), f"{knob}: {path}", per_line=path.suffix == ".jsonl")
 
 
 def _join(parts: Sequence[str]) -> str:
@@ -106,11 +147,15 @@ def c4(split: Split) -> str:
     return _join(_hub("allenai/c4", None, part, data_files={part: file})["text"])
 
 
-def alpaca(split: Split) -> str:
+def alpaca(split: Split) -> list[Row]:
     """Cleaned Alpaca instructions with answers: the first 90 % of the rows calibrate, the rest evaluates."""
     part = "train[:90%]" if split is Split.calibration else "train[90%:]"
-    rows = _hub("yahma/alpaca-cleaned", None, part)
-    return _join(["\n".join(filter(None, (r["instruction"], r["input"], r["output"]))) for r in rows])
+    return [Row(r["instruction"], r["input"], r["output"]) for r in _hub("yahma/alpaca-cleaned", None, part)]
+
+
+# Files with these endings hold rows: one object a line in .jsonl, one array of objects in .json.
+ROW_FILES = (".jsonl", ".json")
+INSTRUCTIONS: dict[str, Callable[[Split], list[Row]]] = {"alpaca": alpaca}
 
 
 # Texts under $SVDEXP_DATA: the stem of {stem}.valid.txt (calibration) and {stem}.test.txt (evaluation).
@@ -132,11 +177,15 @@ def _local(name: str) -> Callable[[Split], str]:
     return lambda split: _read_file(_local_path(name, split), "$SVDEXP_DATA")
 
 
+def _plain(name: str) -> Callable[[Split], str]:
+    return lambda split: plain_text(INSTRUCTIONS[name](split))
+
+
 TEXTS: dict[str, Callable[[Split], str]] = {
     "pydoc": pydoc,
     "wikitext2": wikitext2,
     "ptb": ptb,
     "c4": c4,
-    "alpaca": alpaca,
+    **{name: _plain(name) for name in INSTRUCTIONS},
     **{name: _local(name) for name in LOCAL},
 }

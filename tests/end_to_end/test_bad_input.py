@@ -32,6 +32,7 @@ def assert_one_sentence(result: Any, *fragments: str) -> None:
         (["device=cuda:77"], ["device=cuda:77"]),
         (["eval.texts=[pydok]"], ["eval.texts", "pydok", "pydoc"]),
         (["calibration=files", "calibration.files=[missing.txt]"], ["calibration.files", "missing.txt"]),
+        (["calibration.chat=true"], ["calibration.chat=true", "pydoc", "alpaca"]),
     ],
 )
 def test_wrong_words(svdexp_command: Svdexp, words: list[str], fragments: list[str]) -> None:

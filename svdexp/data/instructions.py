@@ -1,0 +1,80 @@
+"""Instruction data in the layout of Alpaca: as plain text, or as conversations in a model's chat template."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from svdexp.errors import UserError
+
+
+class Row(NamedTuple):
+    """One instruction with its answer; `input`, what the instruction is about, may be empty."""
+
+    instruction: str
+    input: str
+    output: str
+
+
+def plain_text(rows: Sequence[Row]) -> str:
+    """Instruction, input and output on lines of their own; rows joined by blank lines."""
+    return "\n\n".join(_lines(*row) for row in rows)
+
+
+def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:
+    """Every row as a conversation in the tokenizer's chat template, one after the other.
+
+    The user says the instruction and, on the next line, the input; the assistant answers with the output.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("calibration.chat=true, but the model's tokenizer has no chat template")
+    conversations = [
+        [
+            {"role": "user", "content": _lines(row.instruction, row.input)},
+            {"role": "assistant", "content": row.output},
+        ]
+        for row in rows
+    ]
+    return "".join(tokenizer.apply_chat_template(conversations, tokenize=False))
+
+
+def parse_rows(text: str, source: str, *, per_line: bool) -> list[Row]:
+    """Rows from JSON objects with the keys instruction, output and optionally input; other keys are ignored.
+
+    Args:
+        text: one object a line, blank lines aside, or else one array of objects.
+        source: what to blame in errors.
+        per_line: which of the two.
+
+    Raises:
+        UserError: not JSON, or a bad row; names the line or, in an array, the row.
+    """
+    if per_line:
+        # Not splitlines(), which also splits at separators that JSON allows within a string.
+        lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        return [_row(_load(line, source, where), source, where) for where, line in lines]
+    items = _load(text, source, "it")
+    if not isinstance(items, list):
+        raise UserError(f"{source}: it is not an array of objects")
+    return [_row(item, source, f"row {number}") for number, item in enumerate(items, 1)]
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(filter(None, parts))
+
+
+def _load(text: str, source: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source}: {where} is not JSON: {error}") from error
+
+
+def _row(item: object, source: str, where: str) -> Row:
+    if isinstance(item, dict):
+        values = (item.get("instruction"), item.get("input") or "", item.get("output"))
+        if all(isinstance(value, str) for value in values):
+            return Row(*values)
+    raise UserError(f"{source}: {where} is not an object whose instruction, output and, if any, input are strings")
