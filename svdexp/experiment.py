@@ -84,23 +84,19 @@ def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     if part.sampling is Sampling.random:
         generator = torch.Generator().manual_seed(config.seed)
     bos = bos_token(tokenizer, "calibration") if part.bos else None
-    return cut_windows(stream, part.seq_len, part.samples, knob="calibration", bos=bos, generator=generator)
+    return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
 
 
 def evaluation_windows(config: Config, tokenizer: Any) -> dict[str, torch.Tensor]:
     """Token windows (N, seq_len) of each text that evaluates."""
     part = config.eval
     bos = bos_token(tokenizer, "eval") if part.bos else None
-    return {
-        name: cut_windows(
-            tokenize(read_text(name, Split.evaluation, part.files), tokenizer),
-            part.seq_len,
-            part.windows,
-            knob="eval",
-            bos=bos,
-        )
-        for name in part.texts
-    }
+    windows = {}
+    for name in part.texts:
+        stream = tokenize(read_text(name, Split.evaluation, part.files), tokenizer)
+        count, knob = part.windows_of(name)
+        windows[name] = cut_windows(stream, part.seq_len, count, knob=knob, bos=bos)
+    return windows
 
 
 def bos_token(tokenizer: Any, knob: str) -> int:

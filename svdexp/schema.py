@@ -174,6 +174,7 @@ class EvalConfig:
     texts: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     windows: int | None = None
+    windows_by_text: dict[str, int | None] = field(default_factory=dict)  # where it differs from `windows`
     seq_len: int = 2048
     bos: bool = False
     batch_size: int = 1
@@ -182,12 +183,25 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.windows is not None:
             require_positive("eval.windows", self.windows)
+        for text, windows in self.windows_by_text.items():
+            require(
+                text in self.texts,
+                f"eval.windows_by_text names {text}, not in eval.texts; ~eval.windows_by_text.{text} removes it",
+            )
+            if windows is not None:
+                require_positive(f"eval.windows_by_text.{text}", windows)
         require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
         require_positive("eval.batch_size", self.batch_size)
         require(
             ("files" in self.texts) == bool(self.files),
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
         )
+
+    def windows_of(self, text: str) -> tuple[int | None, str]:
+        """How many windows of `text` are evaluated, None for all, and the key that says so."""
+        if text in self.windows_by_text:
+            return self.windows_by_text[text], f"eval.windows_by_text.{text}"
+        return self.windows, "eval.windows"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 
 from svdexp.__main__ import config_dir
 from svdexp.errors import UserError
-from svdexp.schema import Config, validate
+from svdexp.schema import Config, EvalConfig, validate
 from svdexp.stages import build_method
 
 CONF = Path(config_dir())
@@ -37,6 +37,16 @@ def _hydra() -> Iterator[None]:
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
+
+
+def test_an_experiments_windows_of_one_text_can_be_changed_or_removed() -> None:
+    def part(*words: str) -> EvalConfig:
+        return validate(compose("config", ["+experiment=smollm2_wikitext", *words])).eval
+
+    assert part().windows_of("wikitext2_local") == (12, "eval.windows")
+    assert part().windows_of("ptb_local") == (6, "eval.windows_by_text.ptb_local")
+    assert part("eval.windows_by_text.ptb_local=null").windows_of("ptb_local")[0] is None
+    assert part("~eval.windows_by_text.ptb_local").windows_of("ptb_local") == (12, "eval.windows")
 
 
 def test_every_yaml_is_counted() -> None:
@@ -75,6 +85,9 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("calibration=files", r"calibration\.files"),
         ("eval.texts=[files]", r"eval\.files"),
         ("eval.windows=0", r"eval\.windows must be at least 1"),
+        ("+eval.windows_by_text.pydoc=0", r"eval\.windows_by_text\.pydoc must be at least 1"),
+        ("+eval.windows_by_text.ptb=3", r"eval\.windows_by_text names ptb, not in eval\.texts"),
+        ("+experiment=one_shot eval.texts=[wikitext2_local]", r"names ptb_local.*; ~eval\.windows_by_text\.ptb_local"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
         ("+targets.rank={a:3}", r"there is no key targets\.rank$"),

@@ -32,7 +32,7 @@ def cut_windows(
         stream: token ids.
         length: tokens per window, including `bos`.
         count: how many; None takes all.
-        knob: configuration group to blame in errors, `calibration` or `eval`.
+        knob: the key that says how many, to blame in errors: `calibration.samples`, `eval.windows`.
         bos: token id to begin every window with.
         generator: draw windows at random offsets instead of taking the first ones.
 
@@ -43,10 +43,9 @@ def cut_windows(
     available = len(stream) // body
     wanted = available if count is None else count
     if available < max(wanted, 1):
-        sizes = f"{knob}.{'samples' if knob == 'calibration' else 'windows'}={wanted} × {knob}.seq_len={length}"
-        if available == 0:
-            sizes = f"one window of {knob}.seq_len={length}"
-        raise UserError(f"{knob}: the text has {len(stream)} tokens, too few for {sizes}")
+        group = knob.partition(".")[0]
+        number = f"{knob}={wanted} ×" if available else "one window of"
+        raise UserError(f"{group}: the text has {len(stream)} tokens, too few for {number} {group}.seq_len={length}")
     if generator is None:
         windows = stream[: wanted * body].view(wanted, body)
     else:

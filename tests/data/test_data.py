@@ -60,20 +60,20 @@ def test_an_unreachable_hub_is_one_sentence(name: str, monkeypatch: pytest.Monke
 
 def test_windows_are_contiguous_slices() -> None:
     stream = torch.arange(23)
-    windows = cut_windows(stream, 5, None, knob="eval")
+    windows = cut_windows(stream, 5, None, knob="eval.windows")
     assert windows.tolist() == torch.arange(20).view(4, 5).tolist()
-    assert torch.equal(cut_windows(stream, 5, 2, knob="eval"), windows[:2])
+    assert torch.equal(cut_windows(stream, 5, 2, knob="eval.windows"), windows[:2])
 
 
 def test_bos_begins_every_window() -> None:
-    windows = cut_windows(torch.arange(10, 22), 4, 3, knob="eval", bos=1)
+    windows = cut_windows(torch.arange(10, 22), 4, 3, knob="eval.windows", bos=1)
     assert windows.tolist() == [[1, 10, 11, 12], [1, 13, 14, 15], [1, 16, 17, 18]]
 
 
 def test_random_windows_are_slices_and_follow_the_seed() -> None:
     stream = torch.arange(100)
     draws = [
-        cut_windows(stream, 7, 5, knob="calibration", generator=torch.Generator().manual_seed(seed))
+        cut_windows(stream, 7, 5, knob="calibration.samples", generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     ]
     assert torch.equal(draws[0], draws[1])
@@ -83,6 +83,6 @@ def test_random_windows_are_slices_and_follow_the_seed() -> None:
 
 def test_too_little_text_says_which_knob() -> None:
     with pytest.raises(UserError, match=r"calibration: .* 9 tokens, too few for calibration\.samples=3 × .*seq_len=4"):
-        cut_windows(torch.arange(9), 4, 3, knob="calibration")
+        cut_windows(torch.arange(9), 4, 3, knob="calibration.samples")
     with pytest.raises(UserError, match=r"one window of eval\.seq_len=10"):
-        cut_windows(torch.arange(9), 10, None, knob="eval")
+        cut_windows(torch.arange(9), 10, None, knob="eval.windows_by_text.ptb")

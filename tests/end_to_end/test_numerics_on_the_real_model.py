@@ -27,7 +27,7 @@ def test_all_routes_agree_with_brute_force_on_every_layer() -> None:
     model = load_model(DEMO, torch.float32, torch.device("cpu"))
     stream = tokenize(read_text("pydoc", Split.calibration), load_tokenizer(DEMO))
     layers = find_layers(model, Targets())
-    statistics = collect(model, layers, cut_windows(stream, 512, 8, knob="calibration"), ["gram"])
+    statistics = collect(model, layers, cut_windows(stream, 512, 8, knob="calibration.samples"), ["gram"])
     assert len(layers) == 210
     for layer in layers:
         W = weight_of(model.get_submodule(layer.name)).double()

@@ -1,14 +1,18 @@
 """Perplexity against its definition; speed as a plausible positive figure."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.cache import Cache
 from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
-from svdexp.schema import EfficiencyConfig
+from svdexp.experiment import evaluate, evaluation_windows
+from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -27,6 +31,28 @@ def test_a_non_finite_loss_names_the_window(llama: PreTrainedModel, windows: tor
     llama.model.norm.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="window 0 is nan"):
         perplexity(llama, windows)
+
+
+def test_windows_by_text_are_measured_and_never_mixed_up_in_the_cache(
+    llama: PreTrainedModel, tokenizer: Any, text_file: Path, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path)
+
+    def figures(**options: Any) -> tuple[int, float]:
+        part = EvalConfig(texts=["files"], files=[str(text_file)], windows=4, seq_len=16, **options)
+        config = Config(ModelConfig(), method=MethodConfig(), eval=part, ratio=0.8)
+        found = evaluate(llama, evaluation_windows(config, tokenizer), config, cache, "dense")
+        return found["ppl_tokens/files"], found["ppl/files"]
+
+    every, fewer = figures(), figures(windows_by_text={"files": 2})
+    assert (every[0], fewer[0]) == (4 * 15, 2 * 15)
+    stream = torch.tensor(tokenizer(text_file.read_text())["input_ids"])
+    assert fewer[1] == pytest.approx(perplexity(llama, stream[:32].view(2, 16)).value)
+    assert figures() == every
+    assert len(list((tmp_path / "perplexity").iterdir())) == 2
+    with pytest.raises(UserError, match=r"eval: .* too few for eval\.windows_by_text\.files=999 × eval\.seq_len=16"):
+        figures(windows_by_text={"files": 999})
+    assert figures(windows_by_text={"files": None})[0] == 4000 // 16 * 15
 
 
 def test_speed_is_measured_with_a_cache(model: PreTrainedModel) -> None:
