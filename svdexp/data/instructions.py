@@ -74,7 +74,7 @@ def _load(text: str, source: str, where: str) -> object:
 
 def _row(item: object, source: str, where: str) -> Row:
     if isinstance(item, dict):
-        values = (item.get("instruction"), item.get("input") or "", item.get("output"))
-        if all(isinstance(value, str) for value in values):
-            return Row(*values)
+        instruction, context, output = item.get("instruction"), item.get("input"), item.get("output")
+        if isinstance(instruction, str) and isinstance(context, str | None) and isinstance(output, str):
+            return Row(instruction, context or "", output)
     raise UserError(f"{source}: {where} is not an object whose instruction, output and, if any, input are strings")

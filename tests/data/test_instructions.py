@@ -62,6 +62,7 @@ def test_line_separators_within_a_string_end_no_line(tmp_path: Path) -> None:
         ("a.jsonl", '{"instruction": "x", "output": "y"}\n\n{"instruction": ', "line 3 is not JSON"),
         ("a.jsonl", '{"instruction": "x"}', "line 1 is not an object whose instruction, output"),
         ("a.jsonl", '{"instruction": "x", "output": "y", "input": 3}', "line 1 is not an object"),
+        ("a.jsonl", '{"instruction": "x", "output": "y", "input": []}', "line 1 is not an object"),
         ("a.jsonl", '["x", "y"]', "line 1 is not an object"),
         ("a.json", '[{"instruction": "x", "output": "y"}, {"output": "y"}]', "row 2 is not an object"),
         ("a.json", '{"instruction": "x", "output": "y"}', "it is not an array"),
