@@ -214,7 +214,7 @@ class Job:
         return part.truncate(rank, self.method.sigma_fuse)
 
     def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
-        W = self._weight(name)
+        W = weight_of(self.model.get_submodule(name))
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
     def _layer(self, dense: Any, factors: Factors) -> nn.Module:
