@@ -16,7 +16,7 @@ CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
     "eval": 2,
-    "experiment": 3,
+    "experiment": 4,
     "method": 9,
     "method/allocation": 7,
     "method/update": 1,
@@ -70,7 +70,7 @@ def test_every_yaml_composes_and_binds(group: str, choice: str) -> None:
 
 def test_the_default_is_the_documented_main_job() -> None:
     default = compose("config")
-    spelt = ["model=smollm2-135m", "method=svd_llm", "ratio=0.8", "calibration=pydoc", "eval=quick"]
+    spelt = ["model=smollm2-135m", "method=kron", "storage=pivot", "ratio=0.8", "calibration=pydoc", "eval=quick"]
     assert default == compose("config", spelt)
 
 
@@ -103,7 +103,7 @@ def test_the_default_is_the_documented_main_job() -> None:
             r"storage=elastic .* method\.allocation=FromFile cannot; use one of .*GlobalLoss.*Uniform",
         ),
         ("storage=elastic method=svd_llm_update", r"storage=elastic .* method\.update=null or storage=factors"),
-        ("storage=elastic method.traversal=blockwise", r"storage=elastic .* method\.traversal=blockwise"),
+        ("storage=elastic method=svd method.traversal=blockwise", r"storage=elastic .* method\.traversal=blockwise"),
         ("method.allocation.rank_align=0", r"method\.allocation\.rank_align must be at least 1"),
         ("method/allocation=effective_rank method.allocation.move=1", r"method\.allocation\.move must be"),
         ("method/allocation=dynamic method.allocation.delta=2", r"method\.allocation\.delta must be"),
