@@ -119,8 +119,10 @@ class Collector:
 
     def _see_input(self, name: str, x: torch.Tensor) -> None:
         self._require_finite(x, f"the input of {name}")
+        # Detached: where gradients are on, a sum would otherwise hold on to every window's activations.
+        rows = x.detach().reshape(-1, x.shape[-1])
         for statistic in self._inputs[name].values():
-            statistic.add(x.reshape(-1, x.shape[-1]))
+            statistic.add(rows)
 
     def _see_gradient(self, name: str, x: torch.Tensor | None, g: torch.Tensor) -> None:
         self._require_finite(g, f"the gradient at the output of {name}")

@@ -171,6 +171,14 @@ def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: tor
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_no_statistic_keeps_the_graph_of_a_backward_pass_alive(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Else every window's activations would stay in memory until the end."""
+    results = collect(
+        llama, find_layers(llama, Targets()), windows, ["gram", "abs_mean", "abs_max", "grad_gram", "fisher"]
+    )
+    assert not any(tensor.requires_grad for statistics in results.values() for tensor in statistics.values())
+
+
 def test_gradients_need_no_trainable_parameters_and_leave_flags_alone(
     llama: PreTrainedModel, windows: torch.Tensor
 ) -> None:
