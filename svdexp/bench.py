@@ -18,7 +18,7 @@ from svdexp.allocation import Budget
 from svdexp.calibration.statistics import Gram
 from svdexp.factorisation import Metric, decompose
 from svdexp.models.low_rank import LowRankLinear
-from svdexp.storage import FactorStorage, PivotLinear, PivotStorage, Storage
+from svdexp.storage import FactorStorage, PivotStorage, Storage, empty_pivot_layer
 
 REPEATS = 5
 # q, o, k, v, gate, up, down of SmolLM2-135M
@@ -72,9 +72,8 @@ def layers(shape: tuple[int, int], kept: float) -> dict[str, nn.Module]:
     def rank(storage: Storage) -> int:
         return Budget(kept, {"": shape}, storage, 32).largest_rank("", kept * m * n * 32) or 0
 
-    pivot = PivotLinear(n, rank(PivotStorage()), m, bias=False)
-    shuffled = torch.randperm(n)
-    pivot.order.copy_(torch.cat([shuffled[: pivot.rank].sort().values, shuffled[pivot.rank :].sort().values]))
+    pivot = empty_pivot_layer(m, n, rank(PivotStorage()), bias=False)
+    pivot.order.copy_(torch.randperm(len(pivot.order)))
     factors = LowRankLinear(n, rank(FactorStorage()), m, bias=False)
     return {"dense": nn.Linear(n, m, bias=False), "factors": factors, "pivot": pivot}
 

@@ -19,6 +19,7 @@ __all__ = [
     "PivotLinear",
     "PivotStorage",
     "Storage",
+    "empty_pivot_layer",
     "largest_rank",
     "stored_bits",
 ]

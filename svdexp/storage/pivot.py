@@ -1,11 +1,11 @@
-"""Pivot storage, PIFA (arXiv 2501.19090): a rank-r matrix as r of its own columns and what makes up the others.
+"""Pivot storage, PIFA (arXiv 2501.19090): a rank-r matrix as r of its own columns or rows and what makes up the others.
 
 W' = A B of shape (m, n) equals P [I C] up to the order of its columns: P (m, r) holds r pivot columns of W' and
 C (r, n − r) gives the others as combinations of them. That is r (m + n − r) numbers and an index of n entries
-instead of the r (m + n) of plain factors, and nothing is lost.
+instead of the r (m + n) of plain factors, and nothing is lost. Rows serve as well, by the same on W'ᵀ.
 
-The paper keeps rows. Columns cost as much, leave the bias where a linear layer has it, and gather inputs instead of
-scattering outputs; on synthetic layers with outlier input channels they also rounded to bfloat16 with less error.
+The paper keeps rows. Here the shorter side decides: a shorter index, and less to reorder. Columns reorder the inputs,
+rows the outputs.
 """
 
 from dataclasses import dataclass
@@ -25,38 +25,46 @@ SWEEPS = 20
 
 
 class PivotLinear(nn.Module):
-    """y = P (x[pivots] + C x[others]) + b.
+    """A layer whose matrix is kept as pivots, the rest as their combinations; see its two forms below.
 
-    Two nn.Linear children, as in LowRankLinear, and `order`, (n,) int32: the r pivots, then the others.
+    Two nn.Linear children, as in LowRankLinear, and `order`, a permutation of the shorter side's indices, int32.
     """
 
     kind: ClassVar[str] = "pivot"
     order: torch.Tensor
 
-    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+    def __init__(self, pivots: nn.Linear, coefficients: nn.Linear, width: int):
         super().__init__()
-        self.rank = rank
-        self.coefficients = nn.Linear(n - rank, rank, bias=False, **kwargs)
-        self.pivots = nn.Linear(rank, m, bias=bias, **kwargs)
+        self.pivots, self.coefficients = pivots, coefficients
         # An integer buffer is saved, moved with the layer, and left alone by casts to another number format.
-        self.register_buffer("order", torch.arange(n, dtype=torch.int32, device=kwargs.get("device")))
+        self.register_buffer("order", torch.arange(width, dtype=torch.int32, device=pivots.weight.device))
 
-    @classmethod
-    def from_factors(cls, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> "PivotLinear":
-        """A layer that holds A B and `bias` with the dtype and device of `like`.
+    def validate(self) -> None:
+        """Check what a file may have put into `order`.
 
         Raises:
-            UserError: no stable pivots were found.
+            UserError: it is not a permutation.
         """
-        m, n = factors.A.shape[0], factors.B.shape[1]
-        order, C = choose_pivots(factors)
-        layer = cls(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        width = len(self.order)
+        if not torch.equal(self.order.sort().values, torch.arange(width, dtype=torch.int32, device=self.order.device)):
+            raise UserError(f"its order is not a permutation of {width} indices")
+
+
+class ColumnPivots(PivotLinear):
+    """y = P (x[pivots] + C x[others]) + b; `order` holds the r pivots, then the others, (n,)."""
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__(nn.Linear(rank, m, bias=bias, **kwargs), nn.Linear(n - rank, rank, bias=False, **kwargs), n)
+
+    @staticmethod
+    def state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+        """What such a layer of A B holds; None where no stable pivots were found."""
+        found = choose_pivots(factors.B)
+        if found is None:
+            return None
+        order, C = found
         state = {"coefficients.weight": C, "pivots.weight": factors.A @ factors.B[:, order[: factors.rank]]}
-        if bias is not None:
-            state["pivots.bias"] = bias.detach()
-        state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
-        layer.load_state_dict(state | {"order": order.to(like.device, torch.int32)}, assign=True)
-        return layer.requires_grad_(like.requires_grad)
+        return state | {"order": order} | ({} if bias is None else {"pivots.bias": bias.detach()})
 
     @property
     def weight(self) -> torch.Tensor:
@@ -67,52 +75,98 @@ class PivotLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
         # Indexing, because index_select takes two to three times as long on prefill activations on a CPU.
-        pivots, others = torch.split(x[..., self.order], [self.rank, self.coefficients.in_features], dim=-1)
+        sizes = [self.pivots.in_features, self.coefficients.in_features]
+        pivots, others = torch.split(x[..., self.order], sizes, dim=-1)
         y: torch.Tensor = self.pivots(pivots + self.coefficients(others))
         return y
 
-    def validate(self) -> None:
-        """Check what a file may have put into `order`.
 
-        Raises:
-            UserError: it is not a permutation.
-        """
-        n = self.rank + self.coefficients.in_features
-        if not torch.equal(self.order.sort().values, torch.arange(n, dtype=torch.int32, device=self.order.device)):
-            raise UserError(f"the order of its columns is not a permutation of {n} indices")
+class RowPivots(PivotLinear):
+    """y = [P x, C P x][order] + b with r pivot rows P (r, n) of W' and C (m − r, r); `order` is (m,).
+
+    The bias is a parameter of its own: in the children it would be rounded together with C times itself.
+    """
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__(nn.Linear(n, rank, bias=False, **kwargs), nn.Linear(rank, m - rank, bias=False, **kwargs), m)
+        self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
+
+    @staticmethod
+    def state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+        """What such a layer of A B holds; None where no stable pivots were found."""
+        found = choose_pivots(factors.A.T)
+        if found is None:
+            return None
+        order, C = found
+        state = {"coefficients.weight": C.T, "pivots.weight": factors.A[order[: factors.rank]] @ factors.B}
+        return state | {"order": order.argsort()} | ({} if bias is None else {"bias": bias.detach()})
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W', (m, n), its rows in their own places."""
+        P = self.pivots.weight
+        return torch.cat([P, self.coefficients.weight @ P])[self.order]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, m)."""
+        pivots = self.pivots(x)
+        y = torch.cat([pivots, self.coefficients(pivots)], dim=-1)[..., self.order]
+        return y if self.bias is None else y + self.bias
 
 
 @dataclass(frozen=True)
 class PivotStorage:
-    """Pivot columns, coefficients and the index of columns."""
+    """Pivots, coefficients and the index of the shorter side."""
 
     def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
-        """r (m + n − r) numbers and n indices."""
-        return rank * (m + n - rank) * number_bits + n * INDEX_BITS
+        """r (m + n − r) numbers and min(m, n) indices."""
+        return rank * (m + n - rank) * number_bits + min(m, n) * INDEX_BITS
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> PivotLinear:
-        """Two linear layers behind a gather."""
-        return PivotLinear.from_factors(factors, bias, like)
+        """A layer that holds A B and `bias` with the dtype and device of `like`.
+
+        Raises:
+            UserError: no stable pivots were found.
+        """
+        m, n = factors.A.shape[0], factors.B.shape[1]
+        form = form_of(m, n)
+        state = form.state(factors, bias)
+        if state is None or not bool(state["pivots.weight"].isfinite().all()):
+            raise UserError(
+                f"storage=pivot finds no stable pivots in a matrix of shape {(m, n)} at rank {factors.rank}; "
+                "use storage=factors"
+            )
+        layer = form(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        order = state.pop("order").to(like.device, torch.int32)
+        state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
+        layer.load_state_dict(state | {"order": order}, assign=True)
+        return layer.requires_grad_(like.requires_grad)
+
+
+def form_of(m: int, n: int) -> type[ColumnPivots] | type[RowPivots]:
+    """The form of a layer with a matrix of shape (m, n)."""
+    return RowPivots if m < n else ColumnPivots
 
 
 def empty_pivot_layer(m: int, n: int, rank: int, bias: bool, **kwargs: Any) -> PivotLinear:
     """A layer of the right shapes for a checkpoint to fill."""
-    return PivotLinear(n, rank, m, bias, **kwargs)
+    return form_of(m, n)(n, rank, m, bias, **kwargs)
 
 
-def choose_pivots(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of columns, (n,), pivots first, and C (r, n − r), float64, no entry of it above LIMIT.
+def choose_pivots(B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Pivot columns of A B for any A, given B (r, n).
 
     Let Bᵀ = Q R with orthonormal Q (n, r). The columns of W' = (A Rᵀ) Qᵀ depend on one another as the rows of Q
     do, whatever A is, and Q has full rank even where W' has not. Gaussian elimination with partial pivoting
     chooses r rows of Q, and swaps enlarge their volume until every coefficient is small, which also bounds how
     rounding is amplified.
 
-    Raises:
-        UserError: rounding kept the swaps from coming to an end, or the factors are not finite.
+    Returns:
+        The order of columns, (n,), pivots first, and C (r, n − r), float64, no entry of it above LIMIT. None where
+        rounding kept the swaps from coming to an end, or B is not finite.
     """
-    rank = factors.rank
-    Q = torch.linalg.qr(factors.B.double().T)[0]
+    rank = len(B)
+    Q = torch.linalg.qr(B.double().T)[0]
     order = _elimination_order(Q)
     for _ in range(SWEEPS):
         # Ascending within both parts: the gather reads forwards, and ties cannot change what is stored.
@@ -122,10 +176,7 @@ def choose_pivots(factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
         if bool((C.abs() <= LIMIT).all()):
             return order, C.T
         order = _swap(order, C)
-    shape = (factors.A.shape[0], factors.B.shape[1])
-    raise UserError(
-        f"storage=pivot finds no stable pivots in a matrix of shape {shape} at rank {rank}; use storage=factors"
-    )
+    return None
 
 
 def _elimination_order(Q: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.low_rank import Factors
 from svdexp.storage import FactorStorage, PivotLinear, PivotStorage, stored_bits
-from svdexp.storage.pivot import LIMIT, choose_pivots
+from svdexp.storage.pivot import LIMIT
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
@@ -34,7 +34,7 @@ def random_factors(m: int, n: int, rank: int) -> Factors:
     return Factors(A, B)
 
 
-def build(factors: Factors, dtype: torch.dtype = torch.float64, bias: torch.Tensor | None = None) -> PivotLinear:
+def build(factors: Factors, dtype: torch.dtype = torch.float64, bias: torch.Tensor | None = None) -> Any:
     m, n = factors.A.shape[0], factors.B.shape[1]
     return PivotStorage().layer(factors, bias, torch.empty(m, n, dtype=dtype))
 
@@ -44,7 +44,7 @@ def assert_lossless(factors: Factors) -> None:
     layer, W = build(factors), factors.A @ factors.B
     layer.validate()
     torch.testing.assert_close(layer.weight, W, rtol=0, atol=1e-12 * float(1 + W.abs().max()))
-    assert float(layer.coefficients.weight.abs().max()) <= LIMIT
+    assert bool((layer.coefficients.weight.abs() <= LIMIT).all())
 
 
 @pytest.mark.parametrize(("m", "n", "rank"), SHAPES)
@@ -80,7 +80,8 @@ def test_coefficients_stay_bounded_where_elimination_alone_lets_them_grow(rank: 
     B = (torch.eye(n, rank, dtype=torch.float64) - 0.9 * torch.ones(n, rank, dtype=torch.float64).tril(-1)).T
     if rank < 50:  # beyond, they exceed what float64 can solve for
         assert float(torch.linalg.solve(B[:, :rank], B[:, rank:]).abs().max()) > 0.9 * 1.9 ** (rank - 2)
-    assert_lossless(Factors(random_factors(15, n, rank).A, B))
+    assert_lossless(Factors(random_factors(n, n, rank).A, B))
+    assert_lossless(Factors(B.T, random_factors(n, n + 1, rank).B))
 
 
 def test_equal_and_zero_columns() -> None:
@@ -99,12 +100,17 @@ def test_columns_of_very_different_size() -> None:
     assert float(error.max()) < 1e-6
 
 
-def test_pivots_are_columns_of_the_matrix() -> None:
-    factors = random_factors(9, 14, 4)
-    order, C = choose_pivots(factors)
-    W = factors.A @ factors.B
-    assert torch.equal(build(factors).pivots.weight, factors.A @ factors.B[:, order[:4]])
-    torch.testing.assert_close(W[:, order[4:]], W[:, order[:4]] @ C)
+def test_the_shorter_side_has_the_pivots() -> None:
+    """The pivots are columns, or rows, of the matrix itself, and the coefficients give the others."""
+    tall, wide = random_factors(14, 9, 4), random_factors(9, 14, 4)
+    W, layer = tall.A @ tall.B, build(tall)
+    pivots, others = layer.order[:4], layer.order[4:]
+    torch.testing.assert_close(layer.pivots.weight, W[:, pivots])
+    torch.testing.assert_close(W[:, others], W[:, pivots] @ layer.coefficients.weight)
+    W, layer = wide.A @ wide.B, build(wide)
+    pivots, others = layer.order.argsort()[:4], layer.order.argsort()[4:]
+    torch.testing.assert_close(layer.pivots.weight, W[pivots])
+    torch.testing.assert_close(W[others], layer.coefficients.weight @ W[pivots])
 
 
 def test_factors_that_are_not_finite_are_refused() -> None:
@@ -118,35 +124,38 @@ def test_factors_that_are_not_finite_are_refused() -> None:
 def test_bits_are_those_of_the_layer_it_builds(m: int, n: int, rank: int, dtype: torch.dtype) -> None:
     layer = build(random_factors(m, n, rank), dtype, bias=torch.randn(m))
     bits = torch.finfo(dtype).bits
-    expected = rank * (m + n - rank) * bits + 32 * n
+    expected = rank * (m + n - rank) * bits + 32 * min(m, n)
     assert stored_bits(layer) == PivotStorage().bits(rank, m, n, bits) == expected
 
 
-def test_layer_computes_w_x_plus_bias() -> None:
-    factors, bias = random_factors(7, 5, 3), torch.randn(7)
+@pytest.mark.parametrize(("m", "n"), [(7, 5), (5, 7), (6, 6)])
+def test_layer_computes_w_x_plus_bias(m: int, n: int) -> None:
+    factors, bias = random_factors(m, n, 3), torch.randn(m)
     layer = build(factors, torch.float32, bias)
     W = (factors.A @ factors.B).float()
-    for shape in ((5,), (4, 5), (2, 4, 5)):
+    for shape in ((n,), (4, n), (2, 4, n)):
         x = torch.randn(shape)
         torch.testing.assert_close(layer(x), x @ W.T + bias)
+        torch.testing.assert_close(build(factors, torch.float32)(x), x @ W.T)
     assert all(type(child) is nn.Linear for child in layer.children())
-    assert layer.pivots.bias is not None
-    assert layer.coefficients.bias is None
+    assert sum(name.endswith("bias") for name, _ in layer.named_parameters()) == 1
 
 
-def test_gradients_reach_both_parts() -> None:
-    layer = build(random_factors(7, 5, 3), torch.float32).requires_grad_(True)
-    x = torch.randn(4, 5, requires_grad=True)
+@pytest.mark.parametrize(("m", "n"), [(7, 5), (5, 7)])
+def test_gradients_reach_both_parts(m: int, n: int) -> None:
+    layer = build(random_factors(m, n, 3), torch.float32).requires_grad_(True)
+    x = torch.randn(4, n, requires_grad=True)
     layer(x).sum().backward()
-    torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(4, 5))
+    torch.testing.assert_close(x.grad, layer.weight.detach().sum(0).expand(4, n))
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_sixteen_bits_cost_little_more_than_for_a_dense_matrix() -> None:
+@pytest.mark.parametrize(("m", "n"), [(96, 80), (80, 96)])
+def test_sixteen_bits_cost_little_more_than_for_a_dense_matrix(m: int, n: int) -> None:
     """Errors of P meet |c| ≤ LIMIT and those of C are summed over r pivots: a few roundings, not many."""
     generator = torch.Generator().manual_seed(0)
     decay = torch.logspace(0, -2, 48, dtype=torch.float64)
-    A, B = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((96, 48), (48, 80)))
+    A, B = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((m, 48), (48, n)))
     factors = Factors(A * decay.sqrt(), B * decay.sqrt()[:, None])
     W = factors.A @ factors.B
     rounded = build(factors, torch.bfloat16).double().weight
