@@ -20,7 +20,7 @@ from svdexp.models.structure import Targets, stored_tensors
 from svdexp.schema import Config, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
-from svdexp.tracking import Results, record, show
+from svdexp.tracking import Results, commit, record, show
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def run(config: Config, run_dir: Path) -> Results:
     Raises:
         UserError: anything the user can mend; raised before the model is loaded where possible.
     """
+    commit()  # of the code that is in memory now
     method = build_method(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,8 +29,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str | None:
-    """The commit of the svdexp checkout, `-dirty` with uncommitted changes; None for an installed wheel."""
+    """The commit of the svdexp checkout, `-dirty` with uncommitted changes; None for an installed wheel.
+
+    Remembered from the first call, which belongs at the start: the checkout may change while a process runs.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
