@@ -18,7 +18,7 @@ from svdexp.allocation import Budget
 from svdexp.calibration.statistics import Gram
 from svdexp.factorisation import Metric, decompose
 from svdexp.models.low_rank import LowRankLinear
-from svdexp.storage import FactorStorage, PivotStorage, Storage, empty_pivot_layer
+from svdexp.storage import NUMBER_BITS, FactorStorage, PivotStorage, Storage, empty_pivot_layer
 
 REPEATS = 5
 # q, o, k, v, gate, up, down of SmolLM2-135M
@@ -70,7 +70,7 @@ def layers(shape: tuple[int, int], kept: float) -> dict[str, nn.Module]:
     m, n = shape
 
     def rank(storage: Storage) -> int:
-        return Budget(kept, {"": shape}, storage, 32).largest_rank("", kept * m * n * 32) or 0
+        return Budget(kept, {"": shape}, storage).largest_rank("", kept * m * n * NUMBER_BITS) or 0
 
     pivot = empty_pivot_layer(m, n, rank(PivotStorage()), bias=False)
     pivot.order.copy_(torch.randperm(len(pivot.order)))

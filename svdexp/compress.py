@@ -86,7 +86,7 @@ def compress(
         parts = job.from_compressed_path(ranks)
     done = job.truncate(parts, ranks)
     if isinstance(method.storage, ElasticStorage):
-        recipe = Recipe.of(method.allocation, ratio, budget.number_bits, windows.numel(), list(budget.shapes))
+        recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
         done = replace_fields(done, elastic=Elastic(recipe, job.components))
     return done
 
@@ -98,8 +98,7 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
         UserError: what cannot be compressed, and fixed ranks that do not fit a layer or the budget.
     """
     layers = find_layers(model, targets)
-    number_bits = 8 * max(weight_of(model.get_submodule(x.name)).element_size() for x in layers)
-    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage, number_bits)
+    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
     fixed = fixed_ranks(targets.ranks, budget.shapes)
     if fixed and isinstance(method.storage, ElasticStorage):
         raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")

@@ -22,7 +22,7 @@ GROUPS = {
     "method/update": 1,
     "method/weighting": 5,
     "model": 13,
-    "storage": 3,
+    "storage": 4,
 }
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from svdexp.cache import Shelf
 from svdexp.errors import UserError
 from svdexp.schema import require_positive
-from svdexp.storage import Storage
+from svdexp.storage import NUMBER_BITS, Storage
 
 # Module name → rank; None keeps the layer dense.
 Ranks = dict[str, int | None]
@@ -134,7 +134,6 @@ class Budget:
     ratio: float
     shapes: Mapping[str, tuple[int, int]]
     storage: Storage
-    number_bits: int
     rank_align: int = 1
     fixed: Ranks = field(default_factory=dict)
 
@@ -167,13 +166,13 @@ class Budget:
     def dense(self, name: str) -> int:
         """Bits of the dense matrix."""
         m, n = self.shapes[name]
-        return m * n * self.number_bits
+        return m * n * NUMBER_BITS
 
     def bits(self, name: str, rank: int | None) -> int:
         """Bits at `rank`; None is dense."""
         if rank is None:
             return self.dense(name)
-        return self.storage.bits(rank, *self.shapes[name], self.number_bits)
+        return self.storage.bits(rank, *self.shapes[name])
 
     @property
     def total(self) -> float:
@@ -272,9 +271,9 @@ class Budget:
     def _build_ladder(self, m: int, n: int) -> Ladder:
         step = self.rank_align if self.rank_align <= min(m, n) else 1
         rungs: list[tuple[int, int]] = []
-        cheapest = dense = m * n * self.number_bits
+        cheapest = dense = m * n * NUMBER_BITS
         for rank in range(min(m, n) // step * step, 0, -step):
-            bits = self.storage.bits(rank, m, n, self.number_bits)
+            bits = self.storage.bits(rank, m, n)
             if bits < cheapest:
                 rungs.append((rank, bits))
                 cheapest = bits

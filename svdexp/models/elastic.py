@@ -45,7 +45,6 @@ class Recipe:
         allocation: its key in svdexp.allocation.REPEATABLE, the closed list that a checkpoint may name.
         options: its fields.
         ratio: the kept fraction of the targeted layers' bits, in (0, 1].
-        number_bits: of the model's number format.
         tokens: how many tokens calibrated.
         layers: the names of all targeted layers, in the order of the model's modules.
     """
@@ -53,22 +52,20 @@ class Recipe:
     allocation: str
     options: dict[str, Any]
     ratio: float
-    number_bits: int
     tokens: int
     layers: list[str]
 
     def __post_init__(self) -> None:
         require(self.allocation in REPEATABLE, f"there is no allocation {self.allocation!r} to repeat")
         require_ratio(self.ratio)
-        require_positive("number_bits", self.number_bits)
         require_positive("tokens", self.tokens)
         require(bool(self.layers), "it names no layers")
 
     @classmethod
-    def of(cls, allocation: Allocation, ratio: float, number_bits: int, tokens: int, layers: list[str]) -> "Recipe":
+    def of(cls, allocation: Allocation, ratio: float, tokens: int, layers: list[str]) -> "Recipe":
         """The recipe of a run with `allocation`, one of REPEATABLE."""
         options: Any = allocation
-        return cls(type(allocation).__name__, asdict(options), ratio, number_bits, tokens, layers)
+        return cls(type(allocation).__name__, asdict(options), ratio, tokens, layers)
 
     def part(self) -> Repeatable:
         """The allocation.
@@ -85,7 +82,7 @@ class Recipe:
         Raises:
             UserError: the ratio is too small for the shapes.
         """
-        budget = Budget(ratio, {name: shapes[name] for name in self.layers}, ElasticStorage(), self.number_bits)
+        budget = Budget(ratio, {name: shapes[name] for name in self.layers}, ElasticStorage())
         return self.part()(budget, Remembered(spectra, self.tokens))
 
 

@@ -7,6 +7,10 @@ from torch import nn
 
 from svdexp.models.low_rank import Factors
 
+# Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
+# everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
+NUMBER_BITS = 16
+
 
 class Storage(Protocol):
     """Prices a rank and builds the layer that holds it.
@@ -15,8 +19,8 @@ class Storage(Protocol):
     a damaged file could hold what its shapes do not show, a method `validate`.
     """
 
-    def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
-        """Stored bits of a rank-`rank` (m, n) matrix in a model of `number_bits` per number."""
+    def bits(self, rank: int, m: int, n: int) -> int:
+        """Stored bits of a rank-`rank` (m, n) matrix."""
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
         """The layer that replaces the dense one; `like` is the dense weight (dtype, device)."""
@@ -25,4 +29,9 @@ class Storage(Protocol):
 def stored_bits(module: nn.Module) -> int:
     """Bits of a layer's tensors, counted; biases are left out, because no method changes them."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return sum(8 * t.numel() * t.element_size() for name, t in tensors if name.rpartition(".")[2] != "bias")
+    return sum(t.numel() * width(t) for name, t in tensors if name.rpartition(".")[2] != "bias")
+
+
+def width(tensor: torch.Tensor) -> int:
+    """Bits of one entry: NUMBER_BITS of a floating-point number, what it takes of an integer."""
+    return NUMBER_BITS if tensor.is_floating_point() else 8 * tensor.element_size()

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 
 from svdexp.models.low_rank import Factors, LowRankLinear
+from svdexp.storage.base import NUMBER_BITS
 
 
 @dataclass(frozen=True)
 class FactorStorage:
     """The plain pair of factors."""
 
-    def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
+    def bits(self, rank: int, m: int, n: int) -> int:
         """r (m + n) numbers."""
-        return rank * (m + n) * number_bits
+        return rank * (m + n) * NUMBER_BITS
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> LowRankLinear:
         """Two linear layers."""

@@ -16,8 +16,8 @@ from torch import nn
 
 from svdexp.errors import UserError
 from svdexp.models.low_rank import Factors
+from svdexp.storage.base import NUMBER_BITS
 
-INDEX_BITS = 32
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
 LIMIT = 1.05
 # Rounds of swaps before giving up: the first ends them but for rounding, and was enough wherever it was tried.
@@ -27,7 +27,7 @@ SWEEPS = 20
 class PivotLinear(nn.Module):
     """A layer whose matrix is kept as pivots, the rest as their combinations; see its two forms below.
 
-    Two nn.Linear children, as in LowRankLinear, and `order`, a permutation of the shorter side's indices, int32.
+    Two nn.Linear children, as in LowRankLinear, and `order`, a permutation of the shorter side's indices.
     """
 
     kind: ClassVar[str] = "pivot"
@@ -37,7 +37,7 @@ class PivotLinear(nn.Module):
         super().__init__()
         self.pivots, self.coefficients = pivots, coefficients
         # An integer buffer is saved, moved with the layer, and left alone by casts to another number format.
-        self.register_buffer("order", torch.arange(width, dtype=torch.int32, device=pivots.weight.device))
+        self.register_buffer("order", torch.arange(width, dtype=index_type(width), device=pivots.weight.device))
 
     def validate(self) -> None:
         """Check what a file may have put into `order`.
@@ -46,7 +46,7 @@ class PivotLinear(nn.Module):
             UserError: it is not a permutation.
         """
         width = len(self.order)
-        if not torch.equal(self.order.sort().values, torch.arange(width, dtype=torch.int32, device=self.order.device)):
+        if not torch.equal(self.order.sort().values, torch.arange(width).to(self.order)):
             raise UserError(f"its order is not a permutation of {width} indices")
 
 
@@ -76,7 +76,7 @@ class ColumnPivots(PivotLinear):
         """(…, n) → (…, m)."""
         # Indexing, because index_select takes two to three times as long on prefill activations on a CPU.
         sizes = [self.pivots.in_features, self.coefficients.in_features]
-        pivots, others = torch.split(x[..., self.order], sizes, dim=-1)
+        pivots, others = torch.split(x[..., self.order.int()], sizes, dim=-1)
         y: torch.Tensor = self.pivots(pivots + self.coefficients(others))
         return y
 
@@ -105,12 +105,12 @@ class RowPivots(PivotLinear):
     def weight(self) -> torch.Tensor:
         """W', (m, n), its rows in their own places."""
         P = self.pivots.weight
-        return torch.cat([P, self.coefficients.weight @ P])[self.order]
+        return torch.cat([P, self.coefficients.weight @ P])[self.order.int()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
         pivots = self.pivots(x)
-        y = torch.cat([pivots, self.coefficients(pivots)], dim=-1)[..., self.order]
+        y = torch.cat([pivots, self.coefficients(pivots)], dim=-1)[..., self.order.int()]
         return y if self.bias is None else y + self.bias
 
 
@@ -118,9 +118,9 @@ class RowPivots(PivotLinear):
 class PivotStorage:
     """Pivots, coefficients and the index of the shorter side."""
 
-    def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
+    def bits(self, rank: int, m: int, n: int) -> int:
         """r (m + n − r) numbers and min(m, n) indices."""
-        return rank * (m + n - rank) * number_bits + min(m, n) * INDEX_BITS
+        return rank * (m + n - rank) * NUMBER_BITS + min(m, n) * 8 * index_type(min(m, n)).itemsize
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> PivotLinear:
         """A layer that holds A B and `bias` with the dtype and device of `like`.
@@ -137,10 +137,15 @@ class PivotStorage:
                 "use storage=factors"
             )
         layer = form(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
-        order = state.pop("order").to(like.device, torch.int32)
+        order = state.pop("order").to(like.device, index_type(min(m, n)))
         state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
         layer.load_state_dict(state | {"order": order}, assign=True)
         return layer.requires_grad_(like.requires_grad)
+
+
+def index_type(width: int) -> torch.dtype:
+    """The narrowest signed integers that number `width` columns."""
+    return torch.int16 if width <= torch.iinfo(torch.int16).max + 1 else torch.int32
 
 
 def form_of(m: int, n: int) -> type[ColumnPivots] | type[RowPivots]:

@@ -16,8 +16,8 @@ class PivotStorage:
 
     kind: ClassVar[str] = "pivot"
 
-    def bits(self, rank: int, m: int, n: int, number_bits: int) -> int:
-        return rank * (m + n - rank) * number_bits
+    def bits(self, rank: int, m: int, n: int) -> int:
+        return rank * (m + n - rank) * 16
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
         raise NotImplementedError

@@ -14,7 +14,7 @@ NOTHING = Evidence(None, None, {}, None)  # type: ignore[arg-type]
 
 
 def budget(ratio: float, **shapes: tuple[int, int]) -> Budget:
-    return Budget(ratio, shapes, FactorStorage(), 16)
+    return Budget(ratio, shapes, FactorStorage())
 
 
 def test_uniform_rank_is_the_published_formula() -> None:

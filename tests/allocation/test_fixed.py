@@ -80,7 +80,7 @@ def test_a_rank_that_saves_nothing_is_kept() -> None:
 def test_every_allocation_fills_what_is_left(
     allocation: Allocation, ratio: float, storage: Storage, evidence: Evidence
 ) -> None:
-    whole = Budget(ratio, SHAPES, storage, 16)
+    whole = Budget(ratio, SHAPES, storage)
     fixed = fixed_ranks({"blocks.0.*": None, "*.down_proj": 300, "*.7.q_proj": 576}, SHAPES)
     ranks = allocate(allocation, whole, fixed, evidence)
     assert list(ranks) == list(SHAPES)

@@ -44,7 +44,7 @@ def test_drank_follows_the_square_root() -> None:
     spectra = {"a": torch.zeros(64), "b": torch.zeros(64)}
     spectra["a"][:4] = 1
     spectra["b"][:16] = 1
-    budget = Budget(0.375, {"a": (64, 64), "b": (64, 64)}, FactorStorage(), 16)
+    budget = Budget(0.375, {"a": (64, 64), "b": (64, 64)}, FactorStorage())
     assert EffectiveRank()(budget, evidence(**spectra)) == {"a": 8, "b": 16}
 
 
@@ -69,14 +69,14 @@ def test_v2_ranks() -> None:
     """One token, tails e⁴ and e⁸ beyond rank 16 of (64, 64): kept 1 − 2/3 and 1 − 1/3 of 2 · 16 ranks."""
     low, high = torch.zeros(64), torch.zeros(64)
     low[:17], high[:17] = math.e**2, math.e**4
-    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage(), 16)
+    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage())
     ranks = TruncationLoss()(budget, evidence(torch.zeros(1, 1), **{"0__q": low, "1__q": high}))
     assert ranks == {"0.q": 11, "1.q": 21}  # 10⅔ and 21⅓: the rank left over goes where rounding took most
 
 
 def test_swift_ranks() -> None:
     """δ = ½: half of k̄ = 16 each, the other 16 in proportion to β^¼ log(e + ε)^¾ = 2 · 1 : 1 · 8."""
-    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage(), 16)
+    budget = Budget(0.5, {"0.q": (64, 64), "1.q": (64, 64)}, FactorStorage())
     errors = {"0.q": 0.0, "1.q": math.e**16 - math.e}
     wanted = wanted_ranks(budget, {"0.q": 16.0, "1.q": 1.0}, errors, delta=0.5, alpha=0.25)
     assert wanted == pytest.approx({"0.q": 8 + 16 * 0.2, "1.q": 8 + 16 * 0.8})
@@ -84,7 +84,7 @@ def test_swift_ranks() -> None:
 
 
 def test_types_do_not_trade_with_each_other() -> None:
-    budget = Budget(0.5, {"0.q": (64, 64), "0.k": (32, 64)}, FactorStorage(), 16)
+    budget = Budget(0.5, {"0.q": (64, 64), "0.k": (32, 64)}, FactorStorage())
     wanted = wanted_ranks(budget, {"0.q": 2.0, "0.k": 1.0}, {"0.q": 9.0, "0.k": 0.0}, delta=0.5, alpha=0.5)
     assert wanted == pytest.approx({name: budget.uniform_rank(name) for name in budget.shapes})
 

@@ -42,7 +42,7 @@ def test_against_enumeration(storage: Storage, ratio: float, seed: int) -> None:
 
     And the whole lies between the optimum at the budget and the optimum at what the priced choice spends.
     """
-    sigma, budget = spectra(seed), Budget(ratio, SHAPES, storage, 16)
+    sigma, budget = spectra(seed), Budget(ratio, SHAPES, storage)
     trades = trades_of(budget, sigma)
     rungs = {
         name: int(rung)
@@ -62,7 +62,7 @@ def test_against_enumeration(storage: Storage, ratio: float, seed: int) -> None:
 @pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
 def test_no_other_price_does_better(storage: Storage, ratio: float) -> None:
     """Against a fine grid of prices: none loses less within the budget."""
-    budget = Budget(ratio, SHAPES, storage, 16)
+    budget = Budget(ratio, SHAPES, storage)
     trades = trades_of(budget, spectra(0))
 
     def outcome(rungs: list[torch.Tensor]) -> tuple[float, float]:
@@ -82,7 +82,7 @@ def test_loss_falls_with_the_ratio(storage: Storage) -> None:
     sigma = {name: torch.rand(32, generator=generator, dtype=torch.float64).sort(descending=True)[0] for name in shapes}
     losses = []
     for step in range(10, 101, 5):
-        budget = Budget(step / 100, shapes, storage, 16)
+        budget = Budget(step / 100, shapes, storage)
         losses.append(loss(GlobalLoss()(budget, Evidence(None, None, sigma, None)), sigma))  # type: ignore[arg-type]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == 0
@@ -92,11 +92,11 @@ def test_all_bits_go_where_they_help() -> None:
     """Two (6, 6) at 0.5: 36 numbers are three ranks of 12; b's second component is worth more than a's."""
     sigma = {"a": torch.tensor([4.0, 1, 0.5, 0.1, 0, 0]), "b": torch.tensor([4.0, 3, 0.5, 0.1, 0, 0])}
     shapes = {"a": (6, 6), "b": (6, 6)}
-    ranks = GlobalLoss()(Budget(0.5, shapes, FactorStorage(), 16), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    ranks = GlobalLoss()(Budget(0.5, shapes, FactorStorage()), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
     assert ranks == {"a": 1, "b": 2}
 
 
 def test_bits_that_buy_nothing_stay_unspent() -> None:
     sigma = {"a": torch.tensor([2.0, 1.0, 0, 0, 0, 0, 0, 0])}
-    ranks = GlobalLoss()(Budget(0.9, {"a": (8, 8)}, FactorStorage(), 16), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    ranks = GlobalLoss()(Budget(0.9, {"a": (8, 8)}, FactorStorage()), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
     assert ranks == {"a": 2}

@@ -63,7 +63,7 @@ def evidence() -> Evidence:
 def test_budget_is_met_within_two_permille(
     allocation: Allocation, ratio: float, storage: Storage, evidence: Evidence
 ) -> None:
-    budget = Budget(ratio, SHAPES, storage, 16)
+    budget = Budget(ratio, SHAPES, storage)
     ranks = allocation(budget, evidence)
     assert ranks.keys() == SHAPES.keys()
     assert ratio * 0.998 <= ratio * budget.spent(ranks) / budget.total <= ratio
@@ -73,7 +73,7 @@ def test_budget_is_met_within_two_permille(
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda a: type(a).__name__)
 def test_ranks_can_be_aligned(allocation: Allocation, evidence: Evidence) -> None:
-    budget = Budget(0.6, SHAPES, FactorStorage(), 16)
+    budget = Budget(0.6, SHAPES, FactorStorage())
     ranks = type(allocation)(**(vars(allocation) | {"rank_align": 8}))(budget, evidence)  # type: ignore[call-arg]
     assert all(rank is None or rank % 8 == 0 for rank in ranks.values())
     assert 0.6 * 0.998 <= 0.6 * budget.spent(ranks) / budget.total <= 0.6
@@ -82,13 +82,13 @@ def test_ranks_can_be_aligned(allocation: Allocation, evidence: Evidence) -> Non
 @pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda a: type(a).__name__)
 def test_an_impossible_ratio_is_refused(allocation: Allocation, evidence: Evidence) -> None:
     with pytest.raises(UserError, match=r"ratio=0\.001"):
-        allocation(Budget(0.001, SHAPES, FactorStorage(), 16), evidence)
+        allocation(Budget(0.001, SHAPES, FactorStorage()), evidence)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda a: type(a).__name__)
 def test_spectra_of_zeros_are_no_obstacle(allocation: Allocation, evidence: Evidence) -> None:
     """A layer that calibration never reached, or whose weight is zero."""
     zeros = {name: torch.zeros_like(spectrum) for name, spectrum in evidence.spectra.items()}
-    budget = Budget(0.5, SHAPES, FactorStorage(), 16)
+    budget = Budget(0.5, SHAPES, FactorStorage())
     ranks = allocation(budget, Evidence(evidence.model, evidence.windows, zeros, evidence.truncated))
     assert 0 < budget.spent(ranks) <= budget.total

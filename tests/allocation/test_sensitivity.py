@@ -49,7 +49,7 @@ def run(model: PreTrainedModel, windows: torch.Tensor, allocation: Allocation, r
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ratio", [0.4, 0.5, 0.65, 0.8, 0.9])
 def test_search_finds_the_lowest_feasible_threshold(ratio: float, seed: int) -> None:
-    budget = Budget(ratio, {f"{i}.q": (200, 200) for i in range(4)}, FactorStorage(), 16)
+    budget = Budget(ratio, {f"{i}.q": (200, 200) for i in range(4)}, FactorStorage())
     noise = torch.rand(12, generator=torch.Generator().manual_seed(seed)).tolist()
     cuts = sorted(
         Cut(noise[3 * i + j], f"{i}.q", candidate) for i in range(4) for j, candidate in enumerate(CANDIDATES)
@@ -65,7 +65,7 @@ def test_search_finds_the_lowest_feasible_threshold(ratio: float, seed: int) -> 
 
 
 def test_each_layer_takes_its_smallest_cut() -> None:
-    budget = Budget(0.5, {"a": (200, 200), "b": (200, 200)}, FactorStorage(), 16)
+    budget = Budget(0.5, {"a": (200, 200), "b": (200, 200)}, FactorStorage())
     cuts = [Cut(1.0, "a", 0.4), Cut(2.0, "a", 0.8), Cut(3.0, "b", 0.6)]
     assert ranks_of(budget, cuts[:2]) == {"a": 40, "b": None}
     assert ranks_of(budget, cuts) == {"a": 40, "b": 60}
@@ -75,7 +75,7 @@ def test_low_stable_rank_is_cut_first() -> None:
     """The reference cuts the flat spectrum first, which loses most."""
     steep, flat = torch.zeros(64), torch.ones(64)
     steep[0] = 1
-    budget = Budget(0.7, {"steep": (64, 64), "flat": (64, 64)}, FactorStorage(), 16)
+    budget = Budget(0.7, {"steep": (64, 64), "flat": (64, 64)}, FactorStorage())
     ranks = Sensitivity(SensitivityMetric.stable_rank, CANDIDATES)(
         budget,
         Evidence(None, torch.zeros(1, 2), {"steep": steep, "flat": flat}, None),  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ def test_the_shorter_side_has_the_pivots() -> None:
     """The pivots are columns, or rows, of the matrix itself, and the coefficients give the others."""
     tall, wide = random_factors(14, 9, 4), random_factors(9, 14, 4)
     W, layer = tall.A @ tall.B, build(tall)
-    pivots, others = layer.order[:4], layer.order[4:]
+    pivots, others = layer.order[:4].long(), layer.order[4:].long()
     torch.testing.assert_close(layer.pivots.weight, W[:, pivots])
     torch.testing.assert_close(W[:, others], W[:, pivots] @ layer.coefficients.weight)
     W, layer = wide.A @ wide.B, build(wide)
@@ -123,9 +123,8 @@ def test_factors_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_are_those_of_the_layer_it_builds(m: int, n: int, rank: int, dtype: torch.dtype) -> None:
     layer = build(random_factors(m, n, rank), dtype, bias=torch.randn(m))
-    bits = torch.finfo(dtype).bits
-    expected = rank * (m + n - rank) * bits + 32 * min(m, n)
-    assert stored_bits(layer) == PivotStorage().bits(rank, m, n, bits) == expected
+    expected = rank * (m + n - rank) * 16 + 16 * min(m, n)
+    assert stored_bits(layer) == PivotStorage().bits(rank, m, n) == expected
 
 
 @pytest.mark.parametrize(("m", "n"), [(7, 5), (5, 7), (6, 6)])
@@ -168,22 +167,22 @@ def test_casting_leaves_the_order_alone() -> None:
     order = layer.order.clone()
     assert torch.equal(layer.to(torch.bfloat16).order, order)
     assert torch.equal(layer.half().order, order)
-    assert layer.order.dtype == torch.int32
+    assert layer.order.dtype == torch.int16
     layer.validate()
 
 
 def test_every_rank_costs_more_than_the_one_before_and_less_than_factors() -> None:
     m, n = 96, 64
-    prices = [PivotStorage().bits(rank, m, n, 16) for rank in range(1, n)]
+    prices = [PivotStorage().bits(rank, m, n) for rank in range(1, n)]
     assert prices == sorted(set(prices))
-    # n indices of 32 bits are 2 n numbers of 16, and r² numbers are saved.
-    assert all(prices[rank - 1] < FactorStorage().bits(rank, m, n, 16) for rank in range(1, n) if rank * rank > 2 * n)
+    # n indices of 16 bits are n numbers, and r² numbers are saved.
+    assert all(prices[rank - 1] < FactorStorage().bits(rank, m, n) for rank in range(1, n) if rank * rank > n)
 
 
 def test_uniform_rank_is_the_largest_that_fits() -> None:
-    """r (8192 − r) + 2 · 4096 ≤ 0.5 · 4096²: r = 1198, where factors have 1024."""
+    """r (8192 − r) + 4096 ≤ 0.5 · 4096²: r = 1198, where factors have 1024."""
     shapes = {"q": (4096, 4096)}
-    (rank,) = Uniform()(Budget(0.5, shapes, PivotStorage(), 16), None).values()  # type: ignore[arg-type]
+    (rank,) = Uniform()(Budget(0.5, shapes, PivotStorage()), None).values()  # type: ignore[arg-type]
     assert rank == 1198
 
 
@@ -197,7 +196,7 @@ def test_more_rank_for_the_same_ratio(model: PreTrainedModel, windows: torch.Ten
     assert ratio - 0.02 < result.achieved_ratio <= ratio
     assert torch.isfinite(model(windows).logits).all()
     shapes = {key: layer.weight.shape for key, layer in layers.items()}
-    plain = Uniform()(Budget(ratio, shapes, FactorStorage(), 32), None)  # type: ignore[arg-type]
+    plain = Uniform()(Budget(ratio, shapes, FactorStorage()), None)  # type: ignore[arg-type]
     assert sum(filter(None, result.ranks.values())) > sum(filter(None, plain.values()))
 
 
@@ -234,7 +233,7 @@ def test_loading_in_another_format_keeps_the_order(saved: Path, llama: PreTraine
     layer = loaded.get_submodule(LAYER)
     assert isinstance(layer, PivotLinear)
     assert layer.pivots.weight.dtype == torch.bfloat16
-    assert layer.order.dtype == torch.int32
+    assert layer.order.dtype == torch.int16
     assert torch.equal(layer.order, llama.get_submodule(LAYER).order)
     torch.testing.assert_close(loaded(windows).logits.float(), llama(windows).logits, rtol=0.1, atol=0.05)
 

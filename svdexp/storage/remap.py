@@ -1,0 +1,144 @@
+"""Remapped storage, Dobi-SVD (arXiv 2502.02723, §3.3): 16 · max(m, n) bits a component, so rank r keeps r / min(m, n).
+
+Plain factors take 16 (m + n) bits a component, so half of all ranks cost more than the dense matrix. Here the first
+s = min(m, n) entries of both columns of a component share 16-bit places, 8 bits each, and the |m − n| others of the
+longer one are float16. The ratio is then r / min(m, n), and every rank below min(m, n) saves.
+
+Ours: one scale a component instead of two. The component is balanced first, so that both 8-bit parts have the same
+largest magnitude, and the codes are linear; the reference's are bitsandbytes' dynamic map (svdexp/models/dobi.py reads
+those).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from svdexp.errors import UserError
+from svdexp.models.low_rank import Factors
+from svdexp.storage.base import NUMBER_BITS
+
+CODES = 127  # the largest magnitude of an 8-bit code
+SMALLEST = 2.0**-24  # the smallest positive float16
+
+
+class RemapLinear(nn.Module):
+    """y = A (B x) + b with factors that stay in 8 and 16 bits in memory and become numbers when they are used.
+
+    With s = min(m, n), component i of A is scale_i · [out_codes[:, i]; …], that of B scale_i · [in_codes[i], …], and
+    `rest` holds what is longer than s: the last rows of A, (m − s, r), or columns of B, (r, n − s). Everything is an
+    integer buffer, float16 in int16's clothes, because a cast of the model to another number format would widen it.
+    """
+
+    kind: ClassVar[str] = "remap"
+    in_codes: torch.Tensor
+    out_codes: torch.Tensor
+    rest: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__()
+        self.in_features, self.out_features = n, m
+        side, device = min(m, n), kwargs.get("device")
+        rest = (m - side, rank) if m > n else (rank, n - side)
+        shapes = {"in_codes": (rank, side), "out_codes": (side, rank), "rest": rest, "scale": (rank,)}
+        for name, shape in shapes.items():
+            dtype = torch.int8 if name.endswith("codes") else torch.int16
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
+
+    def factors(self, dtype: torch.dtype) -> Factors:
+        """A (m, r) and B (r, n) as numbers of `dtype`."""
+        scale, rest = self.scale.view(torch.float16).to(dtype), self.rest.view(torch.float16).to(dtype)
+        A, B = self.out_codes.to(dtype) * scale, self.in_codes.to(dtype) * scale[:, None]
+        if self.out_features > self.in_features:
+            A = torch.cat([A, rest])
+        elif self.in_features > self.out_features:
+            B = torch.cat([B, rest], dim=1)
+        return Factors(A, B)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A B, (m, n), float32: some architectures look at `layer.weight` of their projections by name."""
+        found = self.factors(torch.float32)
+        return found.A @ found.B
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, m)."""
+        found = self.factors(x.dtype)
+        return nn.functional.linear(nn.functional.linear(x, found.B), found.A, self.bias)
+
+    def validate(self) -> None:
+        """Check what a file may have put into the 16-bit parts.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        if not all(bool(part.view(torch.float16).isfinite().all()) for part in (self.scale, self.rest)):
+            raise UserError("its 16-bit parts are not finite")
+
+
+@dataclass(frozen=True)
+class RemapStorage:
+    """Dobi-SVD's 8- and 16-bit layout, with any method."""
+
+    def bits(self, rank: int, m: int, n: int) -> int:
+        """16 max(m, n) bits and a 16-bit scale for each component."""
+        return rank * (max(m, n) + 1) * NUMBER_BITS
+
+    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> RemapLinear:
+        """A layer that holds A B, rounded, and `bias` with the dtype and device of `like`.
+
+        Raises:
+            UserError: a factor is not finite, or too large for float16.
+        """
+        m, n = factors.A.shape[0], factors.B.shape[1]
+        parts = remapped(factors)
+        if parts is None:
+            raise UserError(
+                f"storage=remap cannot hold a matrix of shape {(m, n)} at rank {factors.rank}: its factors are not "
+                "finite or beyond float16; use storage=factors"
+            )
+        layer = RemapLinear(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        state = {name: part.to(like.device).contiguous() for name, part in parts.items()}
+        if bias is not None:
+            state["bias"] = bias.detach().to(like.device, like.dtype)
+        layer.load_state_dict(state, assign=True)
+        return layer.requires_grad_(like.requires_grad)
+
+
+def remapped(factors: Factors) -> dict[str, torch.Tensor] | None:
+    """The buffers of a RemapLinear of A (m, r) and B (r, n); None where they are not finite in float16."""
+    A, B = factors.A.double(), factors.B.double()
+    side = min(len(A), B.shape[1])
+    peak_out, peak_in = A[:side].abs().amax(0), B[:, :side].abs().amax(1)
+    # Zero where one of the two is zero in its square part; the other then stays as it is.
+    balance = torch.where((peak_out > 0) & (peak_in > 0), (peak_in / peak_out).sqrt(), 1.0)
+    A, B = A * balance, B / balance[:, None]
+    scale = _rounded_up(torch.maximum(peak_out * balance, peak_in / balance) / CODES)
+    rest = (A[side:] if len(A) > side else B[:, side:]).half()
+    if not all(bool(part.isfinite().all()) for part in (balance, scale, rest)):
+        return None
+    step = scale.double()
+    return {
+        "in_codes": _codes(B[:, :side] / step[:, None]),
+        "out_codes": _codes(A[:side] / step),
+        "rest": rest.contiguous().view(torch.int16),
+        "scale": scale.view(torch.int16),
+    }
+
+
+def _rounded_up(scale: torch.Tensor) -> torch.Tensor:
+    """The next float16 that is no smaller, so that no code is beyond CODES; positive."""
+    half = scale.clamp_min(SMALLEST).half()
+    return (half.view(torch.int16) + (half.double() < scale).short()).view(torch.float16)
+
+
+def _codes(values: torch.Tensor) -> torch.Tensor:
+    return values.round().to(torch.int8)
+
+
+def empty_remap_layer(m: int, n: int, rank: int, bias: bool, **kwargs: Any) -> RemapLinear:
+    """A layer of the right shapes for a checkpoint to fill."""
+    return RemapLinear(n, rank, m, bias, **kwargs)
