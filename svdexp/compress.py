@@ -14,7 +14,7 @@ from svdexp.allocation import Budget, Evidence, Ranks, allocate, fixed_ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.errors import UserError
-from svdexp.factorisation import Decomposition, Workbench
+from svdexp.factorisation import Decomposition, Weighting, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
 from svdexp.models.low_rank import Factors
@@ -23,6 +23,7 @@ from svdexp.progress import progress
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
+from svdexp.update import place_all
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Compression:
 
     Attributes:
         ranks: per layer; None stayed dense.
-        errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1].
-        damping: per layer, the largest multiple of the identity that was added to a second moment.
+        errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1]; empty where
+            there is no weighting.
+        damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
         dense_bits, bits: all targeted layers before and after, counted from their tensors.
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
     """
@@ -59,6 +61,7 @@ def compress(
     targets: Targets | None = None,
     cache: Cache | None = None,
     clock: StageClock | None = None,
+    seed: int = 0,
 ) -> Compression:
     """Compress `model` in place.
 
@@ -70,20 +73,22 @@ def compress(
         targets: which layers, and the ranks that are fixed; by default all linear layers of the blocks, and none.
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
+        seed: of what is drawn at random.
 
     Raises:
         UserError: unsupported module, non-finite values, or a ratio too small for the layers' shapes.
     """
     layers, budget, fixed = plan(model, method, ratio, targets or Targets())
-    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock())
+    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed)
     dense = method.traversal is Traversal.dense
-    parts = job.from_dense_model() if dense or method.allocation.needs_spectra else None
+    weighting = method.weighting
+    parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
     # all of them now, because truncation changes the model that they are computed from
     spectra = job.spectra(parts) if parts else {}
     with job.clock("allocation"):
         ranks = allocate(method.allocation, budget, fixed, job.evidence(spectra, parts))
-    if parts is None or not dense:
-        parts = job.from_compressed_path(ranks)
+    if weighting and not dense:
+        parts = job.from_compressed_path(weighting, ranks)
     done = job.truncate(parts, ranks)
     if isinstance(method.storage, ElasticStorage):
         recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
@@ -117,9 +122,10 @@ class Job:
         layers: list[Layer],
         cache: Cache,
         clock: StageClock,
+        seed: int,
     ):
         self.model, self.windows, self.method, self.layers = model, windows, method, layers
-        self.cache, self.clock = cache, clock
+        self.cache, self.clock, self.seed = cache, clock, seed
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
         self.components: dict[str, dict[str, torch.Tensor]] = {}
@@ -130,25 +136,21 @@ class Job:
             "layers": list(self.group_of),
         }
 
-    def from_dense_model(self) -> Workbench:
+    def from_dense_model(self, weighting: Weighting) -> Workbench:
         """Decompositions under the dense model's statistics, shared between ratios and allocations."""
-        method = self.method
-        shelves = {
-            need: self.cache.shelf("statistics", statistic=need, **self.source) for need in method.weighting.needs
-        }
+        numerics = self.method.numerics
+        shelves = {need: self.cache.shelf("statistics", statistic=need, **self.source) for need in weighting.needs}
         statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
-        about = {"weighting": repr(method.weighting), "numerics": method.numerics}
+        about = {"weighting": repr(weighting), "numerics": numerics}
         shelf = self.cache.shelf("decompositions", **about, **self.source)
-        return Workbench(self.model, self.layers, statistics, method.weighting, method.numerics, shelf, self.clock)
+        return Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
 
-    def from_compressed_path(self, ranks: Ranks) -> Workbench:
+    def from_compressed_path(self, weighting: Weighting, ranks: Ranks) -> Workbench:
         """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
         method = self.method
-        statistics = BlockwiseStatistics(self.model, self.layers, self.windows, method.weighting.needs)
+        statistics = BlockwiseStatistics(self.model, self.layers, self.windows, weighting.needs)
         shelf = self.cache.shelf("blockwise", method=repr(method), ranks=ranks, **self.source)
-        return Workbench(
-            self.model, self.layers, statistics, method.weighting, method.numerics, shelf, self.clock, ranks
-        )
+        return Workbench(self.model, self.layers, statistics, weighting, method.numerics, shelf, self.clock, ranks)
 
     def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
         """Singular values of every layer's L W R; leaves all decompositions on the shelf."""
@@ -167,7 +169,7 @@ class Job:
             storage=repr(method.storage),
             source=self.source,
         )
-        return Evidence(self.model, self.windows, spectra, partial(self.truncated, parts), shelf)
+        return Evidence(self.model, self.windows, spectra, partial(self.truncated, parts), shelf, self.seed)
 
     def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
         """One layer at a rank, for allocations that try it out; the model is not touched."""
@@ -175,18 +177,18 @@ class Job:
         part = parts.decompositions(self.group_of[name])[name]
         return self._layer(self.model.get_submodule(name), self._factors(part, rank))
 
-    def truncate(self, parts: Workbench, ranks: Ranks) -> Compression:
+    def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
         dense_bits = self._stored_bits()
-        repair = self.method.update
-        path = (
-            BlockwiseStatistics(self.model, self.layers, self.windows[: repair.samples], ("gram",)) if repair else None
-        )
+        update = self.method.update
+        with self.clock("update"):
+            repair = update.start(self.model, self.layers, self.windows, ranks) if update else place_all
         done: dict[str, Decomposition] = {}
         for group in progress(self.groups, "truncation"):
-            found = parts.decompositions(group)
-            dense = {name: self.model.get_submodule(name) for name in found if ranks[name] is not None}
-            factors = {name: self._factors(found[name], ranks[name]) for name in dense}
+            found = parts.decompositions(group) if parts else {}
+            members = [name for name in self.group_of if self.group_of[name] == group and ranks[name] is not None]
+            dense = {name: self.model.get_submodule(name) for name in members}
+            factors = {name: self._factors(found[name], ranks[name]) for name in members if name in found}
             if isinstance(self.method.storage, ElasticStorage):
                 self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
 
@@ -194,11 +196,8 @@ class Job:
                 with self.clock("storage"):
                     replace(self.model, name, self._layer(dense[name], pair))
 
-            for name, pair in factors.items():
-                place(name, pair)
-            if repair and path:
-                with self.clock("update"):
-                    repair({name: weight_of(module) for name, module in dense.items()}, factors, path, group, place)
+            with self.clock("update" if update else "storage"):
+                repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         return Compression(
             ranks=ranks,

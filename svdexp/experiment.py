@@ -51,7 +51,9 @@ def run(config: Config, run_dir: Path) -> Results:
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense")
-    compression = compress(model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock)
+    compression = compress(
+        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
+    )
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed")

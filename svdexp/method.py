@@ -17,7 +17,7 @@ class Method:
 
     Attributes:
         name: what the record calls it.
-        weighting: statistics → L and R of ‖L (W − A B) R‖.
+        weighting: statistics → L and R of ‖L (W − A B) R‖; None where the update makes the factors by itself.
         allocation: budget and evidence → ranks.
         storage: what a rank costs, and the layer that holds it.
         update: repair after truncation, or None.
@@ -27,7 +27,7 @@ class Method:
     """
 
     name: str
-    weighting: Weighting
+    weighting: Weighting | None
     allocation: Allocation
     storage: Storage
     update: Update | None = None
@@ -36,6 +36,9 @@ class Method:
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
 
     def __post_init__(self) -> None:
+        if self.weighting is None:
+            self._require_own_factors()
+            return
         gradients = [need for need in self.weighting.needs if need in GRADIENT_STATISTICS]
         if gradients and self.traversal is Traversal.blockwise:
             raise UserError(
@@ -44,6 +47,22 @@ class Method:
             )
         if isinstance(self.storage, ElasticStorage):
             self._require_elastic()
+
+    def _require_own_factors(self) -> None:
+        """Without a weighting there is nothing to decompose."""
+        require(
+            self.update is not None and self.update.makes_factors,
+            "method.weighting=null needs an update that makes factors by itself, such as method/update=ipca",
+        )
+        require(
+            not self.allocation.needs_spectra,
+            f"method.allocation={type(self.allocation).__name__} looks at weighted spectra, but method.weighting is "
+            "null; choose one with method/weighting=",
+        )
+        require(
+            not isinstance(self.storage, ElasticStorage),
+            "storage=elastic keeps weighted components, but method.weighting is null",
+        )
 
     def _require_elastic(self) -> None:
         """Components serve every ratio only where nothing but the choice of ranks depends on the ratio."""

@@ -125,7 +125,7 @@ class MethodConfig:
     traversal: Traversal = Traversal.dense
     numerics: Numerics = Numerics.eigh
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
-    weighting: dict[str, Any] = MISSING
+    weighting: dict[str, Any] | None = MISSING
     allocation: dict[str, Any] = MISSING
     update: dict[str, Any] | None = None
 

@@ -39,7 +39,7 @@ def build_method(config: Config) -> Method:
     parts = config.method
     return Method(
         name=parts.name,
-        weighting=build(parts.weighting, "method.weighting"),
+        weighting=build(parts.weighting, "method.weighting") if parts.weighting else None,
         allocation=build(parts.allocation, "method.allocation"),
         storage=build(config.storage, "storage"),
         update=build(parts.update, "method.update") if parts.update else None,

@@ -9,6 +9,7 @@ from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.fixed import allocate, fixed_ranks
 from svdexp.allocation.from_file import FromFile
 from svdexp.allocation.global_loss import GlobalLoss
+from svdexp.allocation.learned import Learned
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
 from svdexp.allocation.uniform import Uniform
@@ -27,6 +28,7 @@ __all__ = [
     "Evidence",
     "FromFile",
     "GlobalLoss",
+    "Learned",
     "Ranks",
     "Repeatable",
     "Sensitivity",

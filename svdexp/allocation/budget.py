@@ -73,6 +73,7 @@ class Evidence:
         truncated: builds the layer called `name` at a rank, as the storage would hold it.
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
             runs left it.
+        seed: the run's.
     """
 
     model: PreTrainedModel
@@ -80,6 +81,7 @@ class Evidence:
     spectra: Mapping[str, torch.Tensor]
     truncated: Callable[[str, int], nn.Module]
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
+    seed: int = 0
 
     @property
     def tokens(self) -> int:

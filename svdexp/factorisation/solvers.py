@@ -31,12 +31,12 @@ def solve(P: torch.Tensor, C: torch.Tensor | None, numerics: Numerics) -> Soluti
 
 
 def _smaller_side(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
-    small, lift = _reduced(P) if P.shape[0] > P.shape[1] else (P, lambda U: U)
+    small, lift = reduced(P) if P.shape[0] > P.shape[1] else (P, lambda U: U)
     U, spectrum = _eigenvectors(_covariance(small, C))
     return lift(U), spectrum, U.mT @ small
 
 
-def _reduced(P: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+def reduced(P: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """T (n, n) with P = Q T for orthonormal Q (m, n), m > n, and the function U ↦ Q U.
 
     T is the Cholesky factor of Pᵀ P, several times faster than a QR factorisation, which serves where P is too

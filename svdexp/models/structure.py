@@ -4,14 +4,17 @@ The blocks are the outermost nn.ModuleList that holds most parameters. Inside th
 Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v projection is one matrix.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +74,19 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if best is None:
         raise UserError(f"model: {type(model).__name__} has no list of blocks that hold linear layers")
     return best[1], best[2]
+
+
+@contextmanager
+def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
+    """Within this context the blocks compute their activations again in the backward pass instead of keeping them."""
+    _, blocks = find_blocks(model)
+    try:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own is found again
 
 
 def is_linear(module: nn.Module) -> bool:

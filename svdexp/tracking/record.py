@@ -55,7 +55,7 @@ def record(
         "target_bits_dense": compression.dense_bits,
         "damped_layers": len(damped),
         "damping_max": max(damped, default=0.0),
-        "energy_lost_mean": sum(ranked) / max(len(ranked), 1),
+        "energy_lost_mean": sum(ranked) / len(ranked) if ranked else None,
     }
     results |= compressed | {dense_key(key): value for key, value in dense.items()}
     results |= {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}

@@ -4,34 +4,19 @@ Earlier truncations shift the inputs of later layers. With X̂ the inputs that a
 Ĉ = E[x̂ x̂ᵀ], the best A for given B solves min ‖(W − A B) X̂‖_F, so A = W Ĉ Bᵀ (B Ĉ Bᵀ)⁻¹.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
+from transformers import PreTrainedModel
 
+from svdexp.allocation import Ranks
 from svdexp.calibration import BlockwiseStatistics
-from svdexp.errors import UserError
 from svdexp.models.low_rank import Factors
-
-# Puts factors in the place of the layer called by name.
-Place = Callable[[str, Factors], None]
-
-
-class Update(Protocol):
-    """Improves the factors of one block, the blocks before it being done."""
-
-    samples: int  # how many calibration windows run through the compressed blocks
-
-    def __call__(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        factors: Mapping[str, Factors],
-        path: BlockwiseStatistics,
-        group: str,
-        place: Place,
-    ) -> None:
-        """`weights` are the dense W of the block's truncated layers; better `factors` are put in with `place`."""
+from svdexp.models.structure import Layer
+from svdexp.schema import require_positive
+from svdexp.update.base import Place, Repair
 
 
 @dataclass(frozen=True)
@@ -42,24 +27,32 @@ class RefitOutput:
     """
 
     samples: int = 16
+    makes_factors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UserError(f"method.update.samples must be at least 1, not {self.samples}")
+        require_positive("method.update.samples", self.samples)
+
+    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+        """The windows wait at the entrance of the first block."""
+        return Refit(BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",)))
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Layers fed by one tensor share one Ĉ; `path` gives it as the compressed blocks produce it."""
+
+    path: BlockwiseStatistics
 
     def __call__(
-        self,
-        weights: Mapping[str, torch.Tensor],
-        factors: Mapping[str, Factors],
-        path: BlockwiseStatistics,
-        group: str,
-        place: Place,
+        self, group: str, weights: Mapping[str, torch.Tensor], factors: Mapping[str, Factors], place: Place
     ) -> None:
-        """Layers fed by one tensor share one Ĉ."""
-        for names in path.sharing(group):
+        """All layers as truncation found them, then one refit after the other."""
+        for name, pair in factors.items():
+            place(name, pair)
+        for names in self.path.sharing(group):
             truncated = [name for name in names if name in factors]
             if truncated:
-                statistics = path.statistics(group, truncated)
+                statistics = self.path.statistics(group, truncated)
                 for name in truncated:
                     place(name, refit(weights[name], factors[name], statistics[name]["gram"]))
 

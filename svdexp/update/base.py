@@ -1,0 +1,44 @@
+"""What every update can do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Ranks
+from svdexp.models.low_rank import Factors
+from svdexp.models.structure import Layer
+
+# Puts factors in the place of the layer called by name.
+Place = Callable[[str, Factors], None]
+
+
+class Repair(Protocol):
+    """An update at work: called for one group of layers (a block) after the other, in model order."""
+
+    def __call__(
+        self, group: str, weights: Mapping[str, torch.Tensor], factors: Mapping[str, Factors], place: Place
+    ) -> None:
+        """Put factors in the place of every layer in `weights` with `place`.
+
+        Args:
+            group: the block, in which all layers are still dense.
+            weights: the dense W (m, n) of the layers that get a rank.
+            factors: what truncation found for them; empty where the update makes its own.
+        """
+
+
+def place_all(group: str, weights: Mapping[str, torch.Tensor], factors: Mapping[str, Factors], place: Place) -> None:
+    """The repair of a method without an update: what truncation found."""
+    for name, pair in factors.items():
+        place(name, pair)
+
+
+class Update(Protocol):
+    """Improves what truncation found, or makes factors by itself."""
+
+    makes_factors: ClassVar[bool]  # whether it needs none to begin with
+
+    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+        """Begin with the dense `model`, calibration `windows` (N, L), and the ranks of `layers`."""

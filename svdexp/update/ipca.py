@@ -1,0 +1,118 @@
+"""IPCA weight update: Dobi-SVD (arXiv 2502.02723, §3.2).
+
+For one sequence the best rank-r truncation of a layer's outputs Y = X Wᵀ (t, m) is Y V Vᵀ with V (m, r) the leading
+right singular vectors, that is the weight V Vᵀ W. One V has to serve all sequences: the principal components of all
+their vectors, gathered sequence by sequence. Then A = V and B = Vᵀ W exactly.
+
+The sequences run through the truncated model: every layer's outputs are truncated, each sequence with its own V.
+
+Ours: the principal components are exact, because the sum of v vᵀ over all gathered vectors is all that they depend on,
+(k, k) with k = min(m, n) however many sequences there are, where the reference merges blocks of components and drops
+what does not fit; vectors are not centred, because the sign of a singular vector means nothing; and layers with m > n
+work in the n dimensions that their outputs can reach.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Ranks
+from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
+from svdexp.factorisation.activation import changed_outputs
+from svdexp.factorisation.differentiable_svd import singular_triplets
+from svdexp.factorisation.solvers import reduced
+from svdexp.models.low_rank import Factors
+from svdexp.models.structure import Layer, find_blocks
+from svdexp.progress import progress
+from svdexp.schema import require_positive
+from svdexp.update.base import Place, Repair
+
+
+@dataclass(frozen=True)
+class IPCA:
+    """Gather singular vectors of output activations and keep their principal components.
+
+    Attributes:
+        samples: calibration windows used, at most.
+        by_energy: weigh each gathered vector by its singular value; the paper counts all r vectors of a sequence
+            alike. With it and untruncated inputs the result is the whitened optimum over all windows.
+    """
+
+    samples: int = 256
+    by_energy: bool = False
+    makes_factors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_positive("method.update.samples", self.samples)
+
+    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+        """The windows wait at the entrance of the first block."""
+        return Gathering(self, model, windows[: self.samples], ranks)
+
+
+class Components:
+    """Principal components of one layer's output directions.
+
+    W (m, n) is taken as E S with orthonormal columns E (m, k) and S (k, n), k = min(m, n); everything happens in
+    the k coordinates of Z = X Sᵀ, and Y = Z Eᵀ.
+    """
+
+    def __init__(self, W: torch.Tensor, rank: int, by_energy: bool):
+        W = W.double()
+        m, n = W.shape
+        self.small = W
+        self.lift: Callable[[torch.Tensor], torch.Tensor] = lambda U: U
+        if m > n:
+            self.small, self.lift = reduced(W)
+        self.rank, self.by_energy = rank, by_energy
+        self.total = torch.zeros(min(m, n), min(m, n), dtype=torch.float64, device=W.device)
+
+    def truncate(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+        """Y (…, t, m) of inputs X (…, t, n), truncated to the rank sequence by sequence; gathers the vectors."""
+        sequences = X.reshape(-1, *X.shape[-2:])
+        rows = [self._truncate(x.double()) for x in sequences]
+        return torch.stack(rows).reshape(Y.shape).to(Y.dtype)
+
+    def _truncate(self, x: torch.Tensor) -> torch.Tensor:
+        z = x @ self.small.mT
+        _, S, V = singular_triplets(z, min(self.rank, *z.shape))
+        gathered = V * S if self.by_energy else V
+        self.total += gathered @ gathered.mT
+        return z @ V @ self.lift(V).mT
+
+    def factors(self) -> Factors:
+        """A = V (m, r), B = Vᵀ W (r, n)."""
+        V = torch.linalg.eigh(self.total)[1].flip(1)[:, : self.rank]
+        return Factors(self.lift(V), V.mT @ self.small)
+
+
+class Gathering:
+    """Sequences on their way through the truncated model, block by block."""
+
+    def __init__(self, options: IPCA, model: PreTrainedModel, windows: torch.Tensor, ranks: Ranks):
+        self.options, self.model, self.windows, self.ranks = options, model, windows, ranks
+        prefix, blocks = find_blocks(model)
+        self.blocks = {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
+        with torch.no_grad():
+            self.arguments = recorded_arguments(model, self.blocks, windows)
+            self.states = first_block_inputs(model, next(iter(self.blocks.values())), windows)
+
+    @torch.no_grad()
+    def __call__(
+        self, group: str, weights: Mapping[str, torch.Tensor], factors: Mapping[str, Factors], place: Place
+    ) -> None:
+        """Takes the sequences through the block and updates its layers; `factors` are not needed."""
+        found = {name: Components(W, self.ranks[name] or 0, self.options.by_energy) for name, W in weights.items()}
+        with changed_outputs(self.model, {name: part.truncate for name, part in found.items()}):
+            if group in self.blocks:
+                for index, state in progress(list(enumerate(self.states)), f"IPCA {group}"):
+                    moved = run_block(self.blocks[group], state.to(self.model.device), self.arguments[group])
+                    self.states[index] = moved.cpu()
+            else:  # a layer outside the blocks, behind all of them
+                for window in progress(list(self.windows), f"IPCA {group}"):
+                    self.model(window[None].to(self.model.device), use_cache=False)
+        for name, part in found.items():
+            place(name, part.factors())

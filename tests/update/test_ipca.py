@@ -1,0 +1,132 @@
+"""IPCA: activation truncation is weight truncation; principal components against numpy; the paper's identity."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import GlobalLoss, Uniform
+from svdexp.compress import compress
+from svdexp.errors import UserError
+from svdexp.factorisation import InputMoment, TwoSided
+from svdexp.factorisation.decompose import decompose
+from svdexp.factorisation.weighting import Metric
+from svdexp.method import Method
+from svdexp.models.structure import weight_of
+from svdexp.storage import ElasticStorage, FactorStorage
+from svdexp.update import IPCA
+from svdexp.update.ipca import Components
+from tests.conftest import tiny_model
+
+DOBI = Method("dobi_uniform", None, Uniform(), FactorStorage(), IPCA())
+
+
+def samples(m: int, n: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m + n)
+    X = torch.randn(tokens, n, generator=generator, dtype=torch.float64)
+    return torch.randn(m, n, generator=generator, dtype=torch.float64), X * torch.logspace(0, -1.5, n).double()
+
+
+@pytest.mark.parametrize(("m", "n", "tokens"), [(7, 12, 40), (12, 7, 40), (9, 9, 40), (7, 12, 5), (12, 7, 5)])
+def test_truncating_activations_is_truncating_the_whitened_weight(m: int, n: int, tokens: int) -> None:
+    """On the sequence itself: the best rank-r approximation of Y = X Wᵀ is X W'ᵀ with the whitened optimum W'."""
+    W, X = samples(m, n, tokens)
+    part = Components(W, 3, by_energy=False)
+    found = part.truncate(X, X @ W.T)
+    U, S, Vh = torch.linalg.svd(X @ W.T, full_matrices=False)
+    torch.testing.assert_close(found, (U[:, :3] * S[:3]) @ Vh[:3])
+    whitened = decompose(W, Metric(right=X.T @ X / tokens), torch.float64).truncate(3)
+    torch.testing.assert_close(found, X @ (whitened.A @ whitened.B).T, rtol=1e-5, atol=1e-6)
+    factors = part.factors()  # one sequence: its own vectors are the components
+    torch.testing.assert_close(factors.A @ factors.B, whitened.A @ whitened.B, rtol=1e-4, atol=1e-5)
+
+
+def loss(W: torch.Tensor, X: torch.Tensor, approximation: torch.Tensor) -> float:
+    return float((X @ (W - approximation).T).norm() / (X @ W.T).norm())
+
+
+@pytest.mark.parametrize(("m", "n"), [(10, 16), (16, 10)])
+def test_by_energy_the_components_of_many_sequences_are_nearly_the_whitened_optimum(m: int, n: int) -> None:
+    """Within 2 % of the smallest error over all sequences, although each sequence kept only 5 of 10 directions."""
+    W, X = samples(m, n, 400)
+    part = Components(W, 5, by_energy=True)
+    for sequence in X.split(50):
+        part.truncate(sequence, sequence @ W.T)
+    best = decompose(W, Metric(right=X.T @ X), torch.float64).truncate(5)
+    found = part.factors()
+    assert loss(W, X, best.A @ best.B) <= loss(W, X, found.A @ found.B) <= 1.02 * loss(W, X, best.A @ best.B)
+
+
+def test_components_are_those_of_all_gathered_vectors() -> None:
+    """The principal directions (uncentred) of the stacked vectors, by numpy's SVD."""
+    W, X = samples(8, 12, 120)
+    part, gathered = Components(W, 3, by_energy=False), []
+    for sequence in X.split(30):
+        part.truncate(sequence, sequence @ W.T)
+        gathered.append(np.linalg.svd((sequence @ W.T).numpy())[2][:3])
+    V = np.linalg.svd(np.concatenate(gathered))[2][:3]
+    factors = part.factors()
+    np.testing.assert_allclose((factors.A @ factors.B).numpy(), V.T @ V @ W.numpy(), atol=1e-8)
+
+
+@pytest.mark.parametrize("by_energy", [False, True])
+def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_energy: bool) -> None:
+    """W' = V Vᵀ W keeps its rows' biases where they were; sizes are those of uniform ranks."""
+    dense = {name: weight_of(m).clone() for name, m in model.named_modules() if hasattr(m, "weight") and "h." in name}
+    result = compress(model, windows, replace(DOBI, update=IPCA(by_energy=by_energy)), 0.6)
+    assert 0.55 < result.achieved_ratio <= 0.6
+    assert result.errors == {}
+    assert torch.isfinite(model(windows).logits).all()
+    assert dense or model.config.model_type != "gpt2"
+
+
+def test_full_rank_changes_nothing(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """All directions kept: V Vᵀ = I."""
+    for W in (torch.randn(6, 9), torch.randn(9, 6)):
+        part = Components(W, 6, by_energy=False)
+        X = torch.randn(30, W.shape[1])
+        torch.testing.assert_close(part.truncate(X, X @ W.T), X @ W.T, rtol=1e-4, atol=1e-4)
+        found = part.factors()
+        torch.testing.assert_close((found.A @ found.B).float(), W, rtol=1e-4, atol=1e-4)
+
+
+def test_one_layer_is_the_whitened_optimum_on_one_window(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Through the engine: with nothing truncated before it, IPCA on one window is SVD-LLM on that window."""
+    from svdexp.models.structure import Targets
+
+    name = "model.layers.0.self_attn.q_proj"
+    whitened = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
+    targets = Targets(include=[name])
+    weights = []
+    for method in (DOBI, whitened):
+        other = tiny_model("llama_gqa")
+        compress(other, windows[:1], method, 0.6, targets=targets)
+        weights.append(weight_of(other.get_submodule(name)))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+
+
+def test_it_repairs_other_methods_ranks(windows: torch.Tensor) -> None:
+    """kron's ranks, Dobi's factors."""
+    method = Method("kron", TwoSided(), GlobalLoss(), FactorStorage())
+    plain = compress(tiny_model("llama_gqa"), windows, method, 0.6)
+    model = tiny_model("llama_gqa")
+    repaired = compress(model, windows, replace(method, update=IPCA()), 0.6)
+    assert repaired.ranks == plain.ranks
+    assert torch.isfinite(model(windows).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"update": None}, "method.weighting=null needs an update that makes factors"),
+        ({"allocation": GlobalLoss()}, "method.allocation=GlobalLoss looks at weighted spectra"),
+        ({"storage": ElasticStorage()}, "storage=elastic keeps weighted components"),
+    ],
+)
+def test_without_a_weighting_nothing_may_need_one(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        replace(DOBI, **change)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="samples must be at least 1"):
+        IPCA(samples=0)
