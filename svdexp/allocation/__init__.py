@@ -8,6 +8,7 @@ from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.fixed import allocate, fixed_ranks
 from svdexp.allocation.from_file import FromFile
+from svdexp.allocation.from_gamma import FromGamma
 from svdexp.allocation.global_loss import GlobalLoss
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
@@ -26,6 +27,7 @@ __all__ = [
     "EffectiveRank",
     "Evidence",
     "FromFile",
+    "FromGamma",
     "GlobalLoss",
     "Ranks",
     "Repeatable",
