@@ -18,7 +18,7 @@ GROUPS = {
     "eval": 2,
     "experiment": 4,
     "method": 9,
-    "method/allocation": 7,
+    "method/allocation": 8,
     "method/update": 1,
     "method/weighting": 5,
     "model": 13,
@@ -29,6 +29,7 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 REQUIRED = {
     ("calibration", "files"): ["calibration.files=[some.txt]"],
     ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],
+    ("method/allocation", "from_gamma"): ["method.allocation.path=best_gamma.json"],
 }
 
 

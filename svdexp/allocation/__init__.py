@@ -8,6 +8,7 @@ from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.fixed import allocate, fixed_ranks
 from svdexp.allocation.from_file import FromFile
+from svdexp.allocation.from_gamma import FromGamma
 from svdexp.allocation.global_loss import GlobalLoss
 from svdexp.allocation.learned import Learned
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
@@ -27,6 +28,7 @@ __all__ = [
     "EffectiveRank",
     "Evidence",
     "FromFile",
+    "FromGamma",
     "GlobalLoss",
     "Learned",
     "Ranks",

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -45,11 +45,22 @@ def read_ranks(path: Path) -> Ranks:
     Raises:
         UserError: missing, not JSON, or not an object of positive integers and nulls.
     """
+    ranks = read_object(path)
+    if not all(r is None or (type(r) is int and r >= 1) for r in ranks.values()):
+        raise UserError(f"method.allocation.path={path} is not an object of module names and positive ranks")
+    return ranks
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        UserError: missing, not JSON, or not an object.
+    """
     try:
-        ranks = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"method.allocation.path={path} cannot be read: {error}") from error
-    valid = isinstance(ranks, dict) and all(r is None or (type(r) is int and r >= 1) for r in ranks.values())
-    if not valid:
-        raise UserError(f"method.allocation.path={path} is not an object of module names and positive ranks")
-    return dict(ranks)
+    if not isinstance(found, dict):
+        raise UserError(f"method.allocation.path={path} is not an object of module names")
+    return found

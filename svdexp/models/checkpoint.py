@@ -3,6 +3,7 @@
 config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`, and what
 svdexp/models/elastic.py adds. Loading makes a subclass of the architecture whose constructor replaces those
 layers, so dtype, device and sharding stay transformers' business. Safetensors and JSON only; nothing is unpickled.
+What Dobi-SVD's reference wrote (svdexp/models/dobi.py) can be loaded, too.
 """
 
 import shutil
@@ -15,8 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from svdexp.allocation import Ranks
 from svdexp.errors import UserError
+from svdexp.models import dobi
 from svdexp.models.elastic import Elastic, read_recipe, resize
+from svdexp.models.low_rank import LowRankLinear
 from svdexp.models.structure import is_linear, replace, weight_of
+from svdexp.schema import require
 from svdexp.storage import LAYERS
 
 VERSION = 1
@@ -51,7 +55,7 @@ def load(
     """The compressed model, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: a checkpoint written by `save`, or a run directory that holds one.
+        folder: a checkpoint written by `save`, a run directory that holds one, or a remapped checkpoint of Dobi-SVD's.
         dtype: number format; "auto" keeps the saved one.
         device: where to put the model.
         ratio: kept fraction of the targeted layers' bits, at most the saved one; the model is the one that a run at
@@ -67,12 +71,14 @@ def load(
         raise UserError(f"{folder} is not a checkpoint: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(folder)
-        layers = _layer_table(folder, config)
+        if (folder / dobi.REMAPPED).is_file():
+            require(ratio is None, f"checkpoint {folder} is one of Dobi-SVD's, which have one size: it takes no ratio=")
+            layers, source = _remapped(folder, config, dtype)
+        else:
+            layers, source = _layer_table(folder, config), _saved(folder, dtype)
         recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
         architecture = _architecture(config)
-        model, report = _with_replaced_layers(architecture, layers).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        model, report = _with_replaced_layers(architecture, layers).from_pretrained(**source, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
@@ -103,6 +109,19 @@ def _empty(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """The dense model without its weights."""
     with torch.device("meta"):
         return architecture(config)
+
+
+def _saved(folder: Path, dtype: torch.dtype | str) -> dict[str, Any]:
+    """What from_pretrained takes to read a checkpoint of ours."""
+    return {"pretrained_model_name_or_path": folder, "dtype": dtype, "use_safetensors": True}
+
+
+def _remapped(folder: Path, config: Any, dtype: torch.dtype | str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The layer table of a checkpoint of Dobi-SVD's, and what from_pretrained takes to fill the model."""
+    state, ranks = dobi.read(folder, _empty(_architecture(config), config))
+    layers = {name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()}
+    source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
+    return layers, source | {"dtype": dobi.DTYPE if dtype == "auto" else dtype}
 
 
 def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
