@@ -22,10 +22,13 @@ import numpy as np
 import torch
 
 from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
-from svdexp.allocation.from_gamma import GAMMA_TOKENS
+from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_training import Training
 from svdexp.errors import UserError
 from svdexp.schema import require, require_positive
+
+# Stands in for a γ that training made negative: such a layer gets the lowest rank.
+TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Learned(Aligned):
         training = Training(self, budget, evidence.model, self.sequences(evidence.windows), evidence.seed)
         about = {"options": asdict(self), "ratio": budget.ratio, "layers": list(budget.shapes), "seed": evidence.seed}
         gamma = training.run(evidence.shelf("learned_ranks", **about))
-        return budget.fit(dict(zip(budget.shapes, wanted_ranks(gamma, training.sides), strict=True)))
+        found = zip(gamma.clamp_min(TINY).tolist(), budget.shapes.items(), strict=True)
+        return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found})
 
     def sequences(self, windows: torch.Tensor) -> torch.Tensor:
         """The calibration windows (N, L) as training sequences (M, seq_len).
@@ -108,9 +112,3 @@ class Learned(Aligned):
         """λ."""
         ratios = sorted(self.penalty)
         return float(np.interp(ratio, ratios, [self.penalty[ratio] for ratio in ratios]))
-
-
-def wanted_ranks(gamma: torch.Tensor, sides: torch.Tensor) -> list[float]:
-    """Real-valued ranks: γ (K,) of matrices whose shorter sides are `sides` (K,)."""
-    ranks: list[float] = (gamma.clamp(min=1e-6) * sides / GAMMA_TOKENS).tolist()
-    return ranks

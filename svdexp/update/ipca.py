@@ -73,15 +73,14 @@ class Components:
     def truncate(self, X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
         """Y (…, t, m) of inputs X (…, t, n), truncated to the rank sequence by sequence; gathers the vectors."""
         sequences = X.reshape(-1, *X.shape[-2:])
-        rows = [self._truncate(x.double()) for x in sequences]
-        return torch.stack(rows).reshape(Y.shape).to(Y.dtype)
+        return torch.stack([self._truncate(x) for x in sequences]).reshape(Y.shape)
 
     def _truncate(self, x: torch.Tensor) -> torch.Tensor:
-        z = x @ self.small.mT
+        z = x @ self.small.to(x.dtype).mT
         _, S, V = singular_triplets(z, min(self.rank, *z.shape))
-        gathered = V * S if self.by_energy else V
+        gathered = (V * S if self.by_energy else V).double()
         self.total += gathered @ gathered.mT
-        return z @ V @ self.lift(V).mT
+        return z @ V @ self.lift(V.double()).to(x.dtype).mT
 
     def factors(self) -> Factors:
         """A = V (m, r), B = Vᵀ W (r, n)."""
