@@ -1,10 +1,13 @@
 """The low-rank layer: y = A (B x) + b as two plain linear layers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,7 @@ class LowRankLinear(nn.Module):
         state = {"rank_in.weight": factors.B, "rank_out.weight": factors.A}
         if bias is not None:
             state["rank_out.bias"] = bias.detach()
-        state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
-        layer.load_state_dict(state, assign=True)
-        return layer.requires_grad_(like.requires_grad)
+        return filled(layer, state, like)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -55,3 +56,13 @@ class LowRankLinear(nn.Module):
         """(…, n) → (…, m)."""
         y: torch.Tensor = self.rank_out(self.rank_in(x))
         return y
+
+
+def filled(layer: LayerT, state: Mapping[str, torch.Tensor], like: torch.Tensor) -> LayerT:
+    """`layer`, made on the meta device, with the tensors of `state`: on the device of `like`, numbers in its format."""
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+    layer.load_state_dict({key: placed(tensor) for key, tensor in state.items()}, assign=True)
+    return layer.requires_grad_(like.requires_grad)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from svdexp.errors import UserError
-from svdexp.models.low_rank import Factors
+from svdexp.models.low_rank import Factors, filled
 from svdexp.storage.base import NUMBER_BITS
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
@@ -137,10 +137,7 @@ class PivotStorage:
                 "use storage=factors"
             )
         layer = form(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
-        order = state.pop("order").to(like.device, index_type(min(m, n)))
-        state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
-        layer.load_state_dict(state | {"order": order}, assign=True)
-        return layer.requires_grad_(like.requires_grad)
+        return filled(layer, state | {"order": state["order"].to(index_type(min(m, n)))}, like)
 
 
 def index_type(width: int) -> torch.dtype:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from svdexp.errors import UserError
-from svdexp.models.low_rank import Factors
+from svdexp.models.low_rank import Factors, filled
 from svdexp.storage.base import NUMBER_BITS
 
 CODES = 127  # the largest magnitude of an 8-bit code
@@ -101,11 +101,7 @@ class RemapStorage:
                 "finite or beyond float16; use storage=factors"
             )
         layer = RemapLinear(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
-        state = {name: part.to(like.device).contiguous() for name, part in parts.items()}
-        if bias is not None:
-            state["bias"] = bias.detach().to(like.device, like.dtype)
-        layer.load_state_dict(state, assign=True)
-        return layer.requires_grad_(like.requires_grad)
+        return filled(layer, parts | ({} if bias is None else {"bias": bias.detach()}), like)
 
 
 def remapped(factors: Factors) -> dict[str, torch.Tensor] | None:
