@@ -8,6 +8,7 @@ The paper keeps rows. Here the shorter side decides: a shorter index, and less t
 rows the outputs.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from svdexp.errors import UserError
+from svdexp.estimate.work import Work, Workload
 from svdexp.models.low_rank import Factors
 from svdexp.storage.base import NUMBER_BITS
 
@@ -141,6 +143,16 @@ class PivotStorage:
         state = {key: value.to(like.device, like.dtype).contiguous() for key, value in state.items()}
         layer.load_state_dict(state | {"order": order}, assign=True)
         return layer.requires_grad_(like.requires_grad)
+
+    def cost(self, workload: Workload) -> Work:
+        """Per layer QR, LU and a solution on the shorter side, and the pivots' product; swaps are not counted."""
+        work = Work()
+        for layer in workload.layers:
+            short, long = sorted((layer.m, layer.n))
+            # r (m + n − r) = ratio m n
+            rank = (short + long - math.sqrt((short + long) ** 2 - 4 * workload.ratio * short * long)) / 2
+            work += Work(float64=2 * long * rank**2, eigen=7 * short * rank**2, bytes=8 * (3 * short + long) * rank)
+        return work
 
 
 def index_type(width: int) -> torch.dtype:

@@ -11,7 +11,9 @@ from typing import Protocol
 import torch
 
 from svdexp.calibration import BlockwiseStatistics
+from svdexp.calibration.statistics import Gram
 from svdexp.errors import UserError
+from svdexp.estimate.work import Work, Workload, eigh_flops
 from svdexp.models.low_rank import Factors
 
 # Puts factors in the place of the layer called by name.
@@ -62,6 +64,19 @@ class RefitOutput:
                 statistics = path.statistics(group, truncated)
                 for name in truncated:
                     place(name, refit(weights[name], factors[name], statistics[name]["gram"]))
+
+    def cost(self, workload: Workload) -> Work:
+        """Every block runs once per distinct input in it, once to find those and once to move on; then the algebra."""
+        windows = min(self.samples, workload.windows)
+        runs = len(workload.inputs) / workload.blocks + 2
+        work = workload.forward(runs * (windows + 1), head=False, compressed=True)
+        work += Work(float32=windows * workload.length * sum(map(Gram.flops, workload.inputs.values())))
+        for layer in workload.layers:
+            m, n, r = layer.m, layer.n, workload.rank(layer)
+            products = 2 * n * n * r + 2 * m * n * r + 2 * n * r * r + 2 * r**3 + 2 * m * r * r
+            numbers = 2 * n * n + m * n + 2 * n * r + 6 * r * r + 2 * m * r
+            work += Work(float64=products, eigen=eigh_flops(r), bytes=8 * numbers)
+        return work
 
 
 def refit(W: torch.Tensor, factors: Factors, C: torch.Tensor) -> Factors:
