@@ -31,9 +31,12 @@ def main(cfg: DictConfig) -> None:
     """One run of the composed configuration."""
     try:
         config = validate(cfg)
-        from svdexp.experiment import run  # after validation: importing torch takes seconds
+        from svdexp.experiment import preview, run  # after validation: importing torch takes seconds
 
-        run(config, Path(HydraConfig.get().runtime.output_dir))
+        if config.dry_run:
+            preview(config)
+        else:
+            run(config, Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
         if os.environ.get("SVDEXP_DEBUG"):
             raise

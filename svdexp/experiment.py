@@ -13,9 +13,17 @@ from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
 from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
+from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.models import checkpoint
-from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from svdexp.models.loading import (
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    locate,
+    resolve_device,
+    resolve_dtype,
+)
 from svdexp.models.structure import Targets, stored_tensors
 from svdexp.schema import Config, Sampling, Save
 from svdexp.stages import build_method
@@ -46,8 +54,8 @@ def run(config: Config, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         model = load_model(config.model, dtype, device)
     targets = Targets(**vars(config.targets))
-    plan(model, method, config.ratio, targets)  # refuses what cannot be compressed, before anything slow
-    log.info("%s in %s on %s", config.model.name, dtype, device)
+    layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
+    log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense")
@@ -66,6 +74,28 @@ def run(config: Config, run_dir: Path) -> Results:
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
     show(results)
     return results
+
+
+def preview(config: Config) -> None:
+    """Print what the run would take; no weights are loaded, and a text only where all of its windows count.
+
+    Raises:
+        UserError: as `run` does for the configuration and the model's structure.
+    """
+    method = build_method(config)
+    device = resolve_device(config.device)
+    check_inputs(config)
+    model = load_skeleton(config.model, resolve_dtype(config.precision, device))
+    layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    print(forecast(config, method, model, layers, window_counts(config), device))
+
+
+def window_counts(config: Config) -> list[int]:
+    """How many windows of each text will be evaluated."""
+    counts = [config.eval.windows_of(name)[0] for name in config.eval.texts]
+    if None in counts:
+        return [len(part) for part in evaluation_windows(config, load_tokenizer(config.model)).values()]
+    return [count for count in counts if count is not None]
 
 
 def check_inputs(config: Config) -> None:

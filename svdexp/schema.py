@@ -220,6 +220,7 @@ class Config:
     precision: Precision = Precision.auto
     save: Save = Save.checkpoint
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
+    dry_run: bool = False  # print what the run would take, and stop
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio)

@@ -25,6 +25,7 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
+from svdexp.estimate.work import Work, Workload
 from svdexp.models.structure import find_blocks, hidden_states, split_arguments
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
@@ -74,6 +75,14 @@ class Dynamic(Aligned):
         if self.alpha is not None:
             return ranks(self.alpha)
         return ranks(min(progress(ALPHAS, "alpha"), key=tried))
+
+    def cost(self, workload: Workload) -> Work:
+        """One pass for the importance of blocks, and a perplexity of the truncated model per α that is tried."""
+        importance = workload.forward(workload.windows, head=False)
+        if self.alpha is not None:
+            return importance
+        trials = len(ALPHAS) * min(self.windows, workload.windows)
+        return importance + workload.forward(trials, compressed=True)
 
 
 def wanted_ranks(

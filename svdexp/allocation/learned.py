@@ -25,6 +25,7 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_training import Training
 from svdexp.errors import UserError
+from svdexp.estimate.work import Work, Workload, eigh_flops, svd_flops
 from svdexp.schema import require, require_positive
 
 # Stands in for a γ that training made negative: such a layer gets the lowest rank.
@@ -85,6 +86,21 @@ class Learned(Aligned):
         gamma = training.run(evidence.shelf("learned_ranks", **about))
         found = zip(gamma.clamp_min(TINY).tolist(), budget.shapes.items(), strict=True)
         return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found})
+
+    def cost(self, workload: Workload) -> Work:
+        """Per sequence one pass forward and backward, an SVD of every layer's outputs, and its gradient."""
+        length = min(self.seq_len or workload.length, workload.length)
+        windows = min(self.windows or workload.windows, workload.windows)
+        passes, share = self.epochs * windows * (workload.length // length), length / workload.length
+        alone = workload.forward_backward(1)
+        work = Work(model=alone.model * share, bytes=alone.bytes * share)
+        for layer in workload.layers:
+            side = min(length, layer.m)
+            q = workload.rank(layer) * side / min(layer.m, layer.n)
+            svd = 10 * (length + layer.m) * q**2 + svd_flops(q, layer.m) if self.randomised else eigh_flops(side)
+            kept = 4 * (length * layer.m + q * (length + layer.m))
+            work = Work(work.model, work.float32 + 20 * length * layer.m * q, 0, work.eigen + svd, work.bytes + kept)
+        return work * passes
 
     def sequences(self, windows: torch.Tensor) -> torch.Tensor:
         """The calibration windows (N, L) as training sequences (M, seq_len).

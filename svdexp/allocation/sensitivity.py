@@ -29,6 +29,7 @@ import torch
 from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import stable_rank
 from svdexp.allocation.trial import trial_perplexity
+from svdexp.estimate.work import Work, Workload
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
 
@@ -96,6 +97,14 @@ class Sensitivity(Aligned):
         if self.ppl_target is not None:
             return self._meet_target(budget, evidence, cuts, self.ppl_target)
         return meet_budget(budget, cuts)
+
+    def cost(self, workload: Workload) -> Work:
+        """A perplexity per layer and candidate, and those of the bisection for a target."""
+        cuts = len(workload.layers) * len(self.candidates)
+        trials = cuts if self.metric is SensitivityMetric.ppl else 0
+        if self.ppl_target is not None:
+            trials += 1 + cuts.bit_length()
+        return workload.forward(trials * min(self.windows, workload.windows))
 
     def _measure(self, budget: Budget, evidence: Evidence) -> list[Cut]:
         if self.metric is SensitivityMetric.stable_rank:

@@ -1,6 +1,6 @@
 """Hooks that feed a layer's inputs and output gradients to accumulators while windows run through the model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -108,14 +108,9 @@ class Collector:
             yield
 
     def results(self) -> dict[str, Statistics]:
-        """Statistics per layer; layers that share an input share the tensors of its statistics."""
-        inputs = {
-            name: {key: statistic.result() for key, statistic in group.items()} for name, group in self._inputs.items()
-        }
-        return {
-            name: inputs[leader] | {key: statistic.result() for key, statistic in self._gradients[name].items()}
-            for name, leader in self.leaders.items()
-        }
+        """Statistics per layer, once; layers that share an input share the tensors of its statistics."""
+        inputs = {name: _emptied(group) for name, group in self._inputs.items()}
+        return {name: inputs[leader] | _emptied(self._gradients[name]) for name, leader in self.leaders.items()}
 
     def _see_input(self, name: str, x: torch.Tensor) -> None:
         self._require_finite(x, f"the input of {name}")
@@ -139,6 +134,11 @@ class Collector:
                 f"calibration: {what} is not finite in window {self.window + inside}; "
                 "try precision=float32, or look for damaged weights"
             )
+
+
+def _emptied(group: MutableMapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Results of a layer's statistics, each sum let go before the next result is made: not all are held twice."""
+    return {key: group.pop(key).result() for key in list(group)}
 
 
 def needs_of_inputs(needs: Sequence[str]) -> list[str]:

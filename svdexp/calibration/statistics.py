@@ -27,6 +27,10 @@ class InputStatistic(Protocol):
     def result(self) -> torch.Tensor:
         """The statistic over everything added."""
 
+    @staticmethod
+    def flops(n: int) -> int:
+        """What `add` takes per token, in FLOPs."""
+
 
 class GradientStatistic(Protocol):
     """A statistic of g = ∂loss/∂y, the gradient at a layer's output; the loss is the sum over tokens."""
@@ -40,6 +44,10 @@ class GradientStatistic(Protocol):
 
     def result(self) -> torch.Tensor:
         """The statistic over everything added."""
+
+    @staticmethod
+    def flops(m: int, n: int) -> int:
+        """What `add` takes per token, in FLOPs."""
 
 
 class SecondMoment:
@@ -60,6 +68,11 @@ class SecondMoment:
         """The mean, or zeros where no vector arrived (an expert that no token was routed to)."""
         upper = self.total.triu()
         return (upper + upper.triu(1).T) / max(self.count, 1)
+
+    @staticmethod
+    def flops(width: int) -> int:
+        """n² per token for wide inputs, 2 n² up to one block."""
+        return sum(2 * min(BLOCK, width - start) * (width - start) for start in range(0, width, BLOCK))
 
 
 class Gram(SecondMoment):
@@ -82,6 +95,11 @@ class AbsMean:
         """The mean."""
         return self.total / max(self.count, 1)
 
+    @staticmethod
+    def flops(n: int) -> int:
+        """Absolute value and sum."""
+        return 2 * n
+
 
 class AbsMax:
     """max |x| per input channel, (n,)."""
@@ -97,6 +115,11 @@ class AbsMax:
     def result(self) -> torch.Tensor:
         """The maximum."""
         return self.largest
+
+    @staticmethod
+    def flops(n: int) -> int:
+        """Absolute value and comparison."""
+        return 2 * n
 
 
 class GradGram:
@@ -114,6 +137,11 @@ class GradGram:
     def result(self) -> torch.Tensor:
         """The mean over tokens."""
         return self.moment.result()
+
+    @staticmethod
+    def flops(m: int, n: int) -> int:
+        """That of the moment."""
+        return SecondMoment.flops(m)
 
 
 class Fisher:
@@ -135,6 +163,11 @@ class Fisher:
     def result(self) -> torch.Tensor:
         """The mean over windows."""
         return self.total / max(self.count, 1)
+
+    @staticmethod
+    def flops(m: int, n: int) -> int:
+        """The product that is the weight's gradient."""
+        return 2 * m * n
 
 
 INPUT_STATISTICS: dict[str, type[InputStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}

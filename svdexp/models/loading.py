@@ -78,6 +78,23 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
 
+def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model's modules and shapes in `dtype` on the meta device: its config is read, its weights are not.
+
+    Raises:
+        UserError: the config cannot be loaded, or is of no causal language model.
+    """
+    source = locate(config)
+    with _readable_errors(config, "model"), torch.device("meta"):
+        found = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+        _require_decoder(found)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            found, dtype=dtype, trust_remote_code=config.trust_remote_code
+        )
+    model.requires_grad_(False)
+    return model.eval()  # type: ignore[no-any-return, no-untyped-call]
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, or the CPU.
 

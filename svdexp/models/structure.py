@@ -104,6 +104,8 @@ def weight_of(module: nn.Module) -> torch.Tensor:
 def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     """Every compressible layer that `targets` selects, in the order of the model's modules.
 
+    On the meta device there are no weights, so they are not checked.
+
     Raises:
         UserError: nothing selected, a module that cannot be handled, or a non-finite weight.
     """
@@ -169,7 +171,7 @@ def _layer(name: str, group: str, module: nn.Module) -> Layer:
     weight = weight_of(module)
     if weight.ndim != 2 or not weight.is_floating_point():
         raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
-    if not torch.isfinite(weight).all():
+    if not weight.is_meta and not torch.isfinite(weight).all():
         raise UserError(f"model: the weight of {name} holds NaN or infinity; the checkpoint is damaged")
     return Layer(name, group, *weight.shape)
 
@@ -179,7 +181,7 @@ def _head(model: PreTrainedModel) -> Layer:
     if head is None or not is_linear(head):
         raise UserError(f"targets.lm_head: {type(model).__name__} has no linear language-model head")
     embedding: Any = model.get_input_embeddings()
-    if weight_of(head).data_ptr() == embedding.weight.data_ptr():
+    if head.weight is embedding.weight:
         raise UserError("targets.lm_head: the head is tied to the embedding, so compressing it would store more")
     name = next(name for name, module in model.named_modules() if module is head)
     return _layer(name, name, head)

@@ -8,6 +8,7 @@ The paper keeps rows. Here the shorter side decides: a shorter index, and less t
 rows the outputs.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from svdexp.errors import UserError
+from svdexp.estimate.work import Work, Workload
 from svdexp.models.low_rank import Factors, filled
 from svdexp.storage.base import NUMBER_BITS
 
@@ -138,6 +140,16 @@ class PivotStorage:
             )
         layer = form(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
         return filled(layer, state | {"order": state["order"].to(index_type(min(m, n)))}, like)
+
+    def cost(self, workload: Workload) -> Work:
+        """Per layer QR, LU and a solution on the shorter side, and the pivots' product; swaps are not counted."""
+        work = Work()
+        for layer in workload.layers:
+            short, long = sorted((layer.m, layer.n))
+            # r (m + n − r) = ratio m n
+            rank = (short + long - math.sqrt((short + long) ** 2 - 4 * workload.ratio * short * long)) / 2
+            work += Work(float64=2 * long * rank**2, eigen=7 * short * rank**2, bytes=8 * (3 * short + long) * rank)
+        return work
 
 
 def index_type(width: int) -> torch.dtype:

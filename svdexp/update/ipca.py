@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
+from svdexp.estimate.work import Work, Workload, eigh_flops
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
 from svdexp.factorisation.solvers import reduced
@@ -47,6 +48,18 @@ class IPCA:
 
     def __post_init__(self) -> None:
         require_positive("method.update.samples", self.samples)
+
+    def cost(self, workload: Workload) -> Work:
+        """Per window one pass, and per layer the outputs in k dimensions, their Gram matrix and its eigenvectors."""
+        windows = min(self.samples, workload.windows)
+        work, held = workload.forward(windows, head=False), 0.0
+        for layer in workload.layers:
+            m, k, t = layer.m, min(layer.m, layer.n), workload.length
+            side = min(t, k)
+            each = Work(float32=2 * t * k * layer.n + 4 * t * m * k, float64=2 * t * k * side, eigen=eigh_flops(side))
+            work += each * windows + Work(eigen=eigh_flops(k))
+            held = max(held, 8.0 * (2 * k * k + 2 * t * k + m * k))
+        return work + Work(bytes=held)
 
     def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
         """The windows wait at the entrance of the first block."""

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.calibration import BlockwiseStatistics
+from svdexp.calibration.statistics import Gram
+from svdexp.estimate.work import Work, Workload, eigh_flops
 from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer
 from svdexp.schema import require_positive
@@ -35,6 +37,19 @@ class RefitOutput:
     def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
         """The windows wait at the entrance of the first block."""
         return Refit(BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",)))
+
+    def cost(self, workload: Workload) -> Work:
+        """Every block runs once per distinct input in it, once to find those and once to move on; then the algebra."""
+        windows = min(self.samples, workload.windows)
+        runs = len(workload.inputs) / workload.blocks + 2
+        work = workload.forward(runs * (windows + 1), head=False, compressed=True)
+        work += Work(float32=windows * workload.length * sum(map(Gram.flops, workload.inputs.values())))
+        for layer in workload.layers:
+            m, n, r = layer.m, layer.n, workload.rank(layer)
+            products = 2 * n * n * r + 2 * m * n * r + 2 * n * r * r + 2 * r**3 + 2 * m * r * r
+            numbers = 2 * n * n + m * n + 2 * n * r + 6 * r * r + 2 * m * r
+            work += Work(float64=products, eigen=eigh_flops(r), bytes=8 * numbers)
+        return work
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""The numbers of a model that costs depend on, from its modules; the weights are not looked at."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
+
+from svdexp.calibration.hooks import shared_inputs
+from svdexp.estimate.work import Workload
+from svdexp.models.structure import Layer, find_blocks, is_linear, stored_tensors, weight_of
+
+
+def workload_of(
+    model: PreTrainedModel, layers: Sequence[Layer], *, ratio: float, windows: int, length: int
+) -> Workload:
+    """What compressing `layers` of `model`, which may be on the meta device, works on.
+
+    Mixtures of experts count as if every token went through every expert: an upper bound.
+    """
+    prefix, blocks = find_blocks(model)
+    shapes = {
+        name: weight_of(module).shape for name, module in blocks.named_modules(prefix=prefix) if is_linear(module)
+    }
+    leaders = input_leaders(model, list(shapes))
+    body = entries(blocks)
+    embedding: Any = model.get_input_embeddings()
+    vocabulary, width = embedding.weight.shape
+    return Workload(
+        layers=tuple(layers),
+        leaders={layer.name: leaders.get(layer.name, layer.name) for layer in layers},
+        blocks=len(blocks),
+        width=width,
+        vocabulary=vocabulary,
+        body=body,
+        head=entries(model) - body,
+        stored=sum(m for m, _ in shapes.values()) + sum(shapes[leader][1] for leader in set(leaders.values())),
+        itemsize=model.dtype.itemsize,
+        model_bytes=sum(tensor.nbytes for tensor in stored_tensors(model).values()),
+        windows=windows,
+        length=length,
+        ratio=ratio,
+    )
+
+
+def entries(module: nn.Module) -> int:
+    """Entries of all matrices in `module` that multiply; an embedding is looked up, unless the head is tied to it."""
+    return sum(
+        parameter.numel()
+        for part in module.modules()
+        if not isinstance(part, nn.Embedding)
+        for parameter in part.parameters(recurse=False)
+        if parameter.ndim >= 2
+    )
+
+
+@torch.no_grad()
+def input_leaders(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
+    """For each of the named layers the first one fed by the same tensor, from a short forward pass.
+
+    Without weights it runs on shapes alone: models look at values, for instance of masks, which a meta tensor
+    refuses; torch's fake tensors stand for any value.
+    """
+    body: Any = model.base_model
+    shapes_only: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True)
+    with shapes_only if model.device.type == "meta" else nullcontext():
+        tokens = torch.zeros(1, 16, dtype=torch.int64, device=model.device)
+        return shared_inputs(model, names, lambda: body(tokens, use_cache=False))

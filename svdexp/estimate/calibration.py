@@ -1,0 +1,76 @@
+"""What calibration costs: windows through the model, and the sums that they leave."""
+
+from collections.abc import Sequence
+
+import torch
+
+from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
+from svdexp.calibration.hooks import needs_of_gradients, needs_of_inputs
+from svdexp.calibration.statistics import GradientStatistic, InputStatistic
+from svdexp.data.windows import TOKENS_PER_BATCH
+from svdexp.estimate.work import Work, Workload
+from svdexp.factorisation import Weighting
+from svdexp.method import Method
+from svdexp.models.structure import Layer
+from svdexp.schema import Traversal
+
+META = torch.device("meta")
+
+
+def calibration(workload: Workload, method: Method, weighting: Weighting) -> Work:
+    """All windows through the model, and their statistics.
+
+    Blockwise, every block runs twice, to measure and to move on, and one block's statistics are alive; where the
+    allocation needs spectra, the dense model has been measured before.
+    """
+    needs = weighting.needs
+    sums = statistics_flops(workload, needs)
+    work = Work()
+    if measures_dense(method):
+        alive = statistics_bytes(workload.layers, needs, workload)
+        passes = dense_passes(workload, needs)
+        work += Work(passes.model, sums, bytes=alive + passes.bytes)
+    if method.traversal is Traversal.blockwise:
+        alive = max(statistics_bytes(block, needs, workload) for block in by_group(workload.layers))
+        # one window more shows which layers share an input, two record the blocks' arguments
+        passes = workload.forward(2 * workload.windows + 3, head=False, compressed=True)
+        work += Work(passes.model, sums, bytes=alive + passes.bytes)
+    return work
+
+
+def dense_passes(workload: Workload, needs: Sequence[str]) -> Work:
+    """The windows through the dense model, with gradients one by one, else as many as a batch holds."""
+    if needs_of_gradients(needs):
+        return workload.forward_backward(workload.windows)
+    batch = min(workload.windows, max(1, TOKENS_PER_BATCH // workload.length))
+    return workload.forward(workload.windows, batch=batch, head=False)
+
+
+def statistics_flops(workload: Workload, needs: Sequence[str]) -> float:
+    """FLOPs of all sums over the calibration tokens; layers with a common input share its statistics."""
+    inputs, gradients = needs_of_inputs(needs), needs_of_gradients(needs)
+    per_token = sum(INPUT_STATISTICS[need].flops(n) for need in inputs for n in workload.inputs.values())
+    per_token += sum(GRADIENT_STATISTICS[need].flops(x.m, x.n) for need in gradients for x in workload.layers)
+    return workload.tokens * per_token
+
+
+def statistics_bytes(layers: Sequence[Layer], needs: Sequence[str], workload: Workload) -> float:
+    """Of the statistics of `layers`; made on the meta device to see how large they are."""
+    inputs = {workload.leaders[layer.name]: layer.n for layer in layers}
+    made: list[InputStatistic | GradientStatistic] = []
+    made += [INPUT_STATISTICS[need](n, META) for need in needs_of_inputs(needs) for n in inputs.values()]
+    made += [GRADIENT_STATISTICS[need](x.m, x.n, META) for need in needs_of_gradients(needs) for x in layers]
+    return sum(statistic.result().nbytes for statistic in made)
+
+
+def measures_dense(method: Method) -> bool:
+    """Whether the dense model's statistics are taken: for its factors, or only for the allocation."""
+    return method.traversal is Traversal.dense or method.allocation.needs_spectra
+
+
+def by_group(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers of each block."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.group, []).append(layer)
+    return list(groups.values())

@@ -1,0 +1,65 @@
+"""How fast this device is, from products and eigendecompositions that take a fraction of a second."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from svdexp.estimate.work import Work, eigh_flops
+
+# Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
+PRODUCT = {"cpu": 1024, "cuda": 4096}
+EIGEN = {"cpu": 512, "cuda": 2048}
+SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s for each kind of `Work`."""
+
+    model: float
+    float32: float
+    float64: float
+    eigen: float
+
+    def seconds(self, work: Work) -> float:
+        """How long `work` takes."""
+        kinds = ("model", "float32", "float64", "eigen")
+        return sum(float(getattr(work, kind)) / float(getattr(self, kind)) for kind in kinds)
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+    """The speed of `device` with a model in `dtype`; takes about half a second."""
+    products = {kind: product_speed(device, kind) for kind in {dtype, torch.float32, torch.float64}}
+    return Speed(products[dtype], products[torch.float32], products[torch.float64], eigen_speed(device))
+
+
+def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product."""
+    side = PRODUCT.get(device.type, PRODUCT["cpu"])
+    A = _random(side).to(device, dtype)
+    return 2 * side**3 / _seconds(lambda: A @ A)
+
+
+def eigen_speed(device: torch.device) -> float:
+    """FLOP/s of a symmetric float64 eigendecomposition, at the nominal count of `eigh_flops`."""
+    side = EIGEN.get(device.type, EIGEN["cpu"])
+    A = _random(side).to(device, torch.float64)
+    S = A @ A.T
+    return eigh_flops(side) / _seconds(lambda: torch.linalg.eigh(S).eigenvectors)
+
+
+def _random(side: int) -> torch.Tensor:
+    # a generator of its own: the run's random numbers stay those of its seed
+    return torch.randn(side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _seconds(compute: Callable[[], torch.Tensor]) -> float:
+    """Of the fastest call within SECONDS, after one to warm up; reading an entry waits for the device."""
+    compute()[0, 0].item()
+    fastest, end = float("inf"), time.perf_counter() + SECONDS
+    while (start := time.perf_counter()) < end:
+        compute()[0, 0].item()
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

@@ -1,0 +1,111 @@
+"""The stages that a run will go through, each with its FLOPs and peak bytes.
+
+Names are those of seconds/STAGE in results.json. Not counted are reading and writing files, and what a cache holds from
+earlier runs: the estimate assumes an empty one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
+from svdexp.estimate.decomposition import decomposition, sides
+from svdexp.estimate.work import Work, Workload, cost_of
+from svdexp.factorisation import Weighting
+from svdexp.method import Method
+from svdexp.models.structure import Layer
+from svdexp.schema import EvalConfig, Traversal
+from svdexp.storage import ElasticStorage, largest_rank
+
+# A step of decoding reads all weights for one token; on CPUs and GPUs it takes about as long as this many of a prompt.
+DECODE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row: `bytes` is the most that the model's device holds during the stage, the model included."""
+
+    name: str
+    work: Work
+    bytes: float
+
+
+def stages(
+    workload: Workload, method: Method, evaluation: EvalConfig, texts: Sequence[int], *, save: bool, cached: bool
+) -> list[Stage]:
+    """One row per stage.
+
+    Args:
+        workload: layers, model and calibration.
+        method: the parts; each may state a cost of its own (`Costly`).
+        evaluation: window length, batch size and speed measurement.
+        texts: how many windows each text is evaluated on.
+        save: whether a checkpoint is written.
+        cached: whether finished stages go to disk; without a cache they stay in memory.
+    """
+    dense, small = workload.model_bytes, workload.model_bytes - workload.removed * workload.itemsize
+    held = 0.0 if cached or method.weighting is None else components_bytes(workload.layers)
+    if not cached and method.weighting and measures_dense(method):
+        held += statistics_bytes(workload.layers, method.weighting.needs, workload)
+    evaluates = bool(texts) or evaluation.efficiency is not None
+
+    rows: list[Stage] = []
+
+    def add(name: str, work: Work, resident: float) -> None:
+        rows.append(Stage(name, work, resident + work.bytes))
+
+    if evaluates:
+        add("evaluate_dense", evaluate(workload, evaluation, texts, compressed=False), dense)
+    if method.weighting:
+        if method.weighting.needs:
+            add("calibration", calibration(workload, method, method.weighting), dense)
+        add("factorisation", factorisation(workload, method, method.weighting), dense + held)
+    add("allocation", cost_of(method.allocation, workload), dense + held)
+    add("storage", cost_of(method.storage, workload), dense + held + truncation_bytes(workload, method))
+    if method.update is not None:
+        add("update", cost_of(method.update, workload), dense + held)
+    if evaluates:
+        add("evaluate", evaluate(workload, evaluation, texts, compressed=True), small)
+    if save:  # the checkpoint is loaded again and both run one window
+        add("save", workload.forward(2, compressed=True), 2 * small)
+    return rows
+
+
+def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool) -> Work:
+    """Perplexities and the speed measurement of one model."""
+    length, batch = evaluation.seq_len, evaluation.batch_size
+    work = workload.forward(sum(texts), length=length, batch=batch, compressed=compressed) if texts else Work()
+    if (shape := evaluation.efficiency) is None:
+        return work
+    prompts = workload.forward((1 + shape.repeats) * shape.batch_size, length=shape.prompt, compressed=compressed)
+    steps = shape.repeats * shape.generate + min(4, shape.generate)
+    decoding = workload.forward(steps, length=max(shape.batch_size, DECODE_TOKENS), compressed=compressed)
+    return work + prompts + decoding
+
+
+def factorisation(workload: Workload, method: Method, weighting: Weighting) -> Work:
+    """Every layer's decomposition, twice where an allocation looks at the dense model before a blockwise run.
+
+    Alive are one block's statistics and components, in float32, and one decomposition in float64.
+    """
+    left, right = sides(weighting)
+    work = Work()
+    for block in by_group(workload.layers):
+        solved = sum((decomposition(x.m, x.n, left, right, method.numerics) for x in block), Work())
+        around = statistics_bytes(block, weighting.needs, workload) + components_bytes(block)
+        work += solved + Work(bytes=solved.bytes + around)
+    twice = method.traversal is Traversal.blockwise and measures_dense(method)
+    return work * (2 if twice else 1)
+
+
+def components_bytes(layers: Sequence[Layer]) -> float:
+    """Of decompositions in float32: (m, k) and (k, n) with k = min(m, n)."""
+    return sum(4 * min(x.m, x.n) * (x.m + x.n) for x in layers)
+
+
+def truncation_bytes(workload: Workload, method: Method) -> float:
+    """What truncation holds: one block's components, and with storage=elastic what the checkpoint adds to the model."""
+    block = max(components_bytes(block) for block in by_group(workload.layers))
+    if not isinstance(method.storage, ElasticStorage):
+        return block
+    added = sum(largest_rank(x.m, x.n) * (x.m + x.n) + x.m * x.n for x in workload.layers)
+    return block + added * workload.itemsize

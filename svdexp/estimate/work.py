@@ -1,0 +1,155 @@
+"""How work is counted, what it is done on, and how a part of a method states its own.
+
+Counts are FLOPs of leading order; a multiplication and an addition are two.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from svdexp.models.structure import Layer
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs, apart by how fast a device does them, and memory.
+
+    Attributes:
+        model: products in the model's number format.
+        float32: products in float32, in which statistics are summed.
+        float64: products, triangular solutions and Cholesky factors in float64.
+        eigen: what is far slower than products of as many FLOPs: eigendecompositions, SVDs, QR and LU in float64.
+        bytes: the most that is alive at once on the model's device, beyond the model.
+    """
+
+    model: float = 0.0
+    float32: float = 0.0
+    float64: float = 0.0
+    eigen: float = 0.0
+    bytes: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Of all kinds."""
+        return self.model + self.float32 + self.float64 + self.eigen
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both, one after the other: FLOPs add up, of bytes the larger counts."""
+        return Work(
+            self.model + other.model,
+            self.float32 + other.float32,
+            self.float64 + other.float64,
+            self.eigen + other.eigen,
+            max(self.bytes, other.bytes),
+        )
+
+    def __mul__(self, times: float) -> "Work":
+        """The same again and again: FLOPs grow, bytes do not."""
+        return Work(self.model * times, self.float32 * times, self.float64 * times, self.eigen * times, self.bytes)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run works on, in numbers that a part can multiply. Tokens count where they enter the model.
+
+    Attributes:
+        layers: the targeted layers, in the order of the model's modules.
+        leaders: for each of them, the first linear layer fed by the same tensor.
+        blocks: how many blocks the model has.
+        width: of the hidden states.
+        vocabulary: width of the logits.
+        body, head: entries of all matrices that multiply a token, inside and outside the blocks.
+        stored: numbers that a backward pass keeps per token, see `forward_backward`.
+        itemsize: bytes of one number of the model.
+        model_bytes: of the dense model.
+        windows, length: how many windows calibrate, and their tokens.
+        ratio: kept fraction of the targeted layers' bits.
+    """
+
+    layers: tuple[Layer, ...]
+    leaders: Mapping[str, str]
+    blocks: int
+    width: int
+    vocabulary: int
+    body: int
+    head: int
+    stored: int
+    itemsize: int
+    model_bytes: int
+    windows: int
+    length: int
+    ratio: float
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens calibrate."""
+        return self.windows * self.length
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The width n of each distinct input of targeted layers, by leader."""
+        return {self.leaders[layer.name]: layer.n for layer in self.layers}
+
+    @property
+    def removed(self) -> float:
+        """Entries that compression takes away."""
+        return (1 - self.ratio) * sum(layer.m * layer.n for layer in self.layers)
+
+    def rank(self, layer: Layer) -> float:
+        """The rank of `layer` at the run's ratio in plain factors, the same share for all."""
+        return self.ratio * layer.m * layer.n / (layer.m + layer.n)
+
+    def forward(
+        self, windows: float, *, length: int | None = None, batch: int = 1, head: bool = True, compressed: bool = False
+    ) -> Work:
+        """`windows` forward passes, `batch` windows of `length` tokens (by default the calibration's) at a time.
+
+        2 FLOPs per token and entry of a matrix, and 4 · length · width per token and block for attention. Bytes are
+        the widest activation, in and out, and with `head` the logits beside their float32 copy and softmax.
+        """
+        length = length or self.length
+        per_token = 2 * self._entries(head, compressed) + self._attention(length)
+        widest = max(layer.m + layer.n for layer in self.layers)
+        logits = self.vocabulary * (self.itemsize + 8) if head else 0
+        return Work(model=windows * length * per_token, bytes=batch * length * (2 * self.itemsize * widest + logits))
+
+    def forward_backward(self, windows: float, *, compressed: bool = False) -> Work:
+        """`windows` passes forward and backward of one calibration window each, without gradients of parameters.
+
+        The backward pass repeats each matrix's product once, and attention's twice, as both of its factors have
+        gradients. It keeps about what goes in and comes out of every linear layer, distinct inputs once (`stored`);
+        the loss takes the logits, their softmax and both gradients.
+        """
+        per_token = 4 * self._entries(head=True, compressed=compressed) + 3 * self._attention(self.length)
+        kept = self.stored * self.itemsize + self.vocabulary * (3 * self.itemsize + 8)
+        return Work(model=windows * self.length * per_token, bytes=self.length * kept)
+
+    def _entries(self, head: bool, compressed: bool) -> float:
+        return self.body + (self.head if head else 0) - (self.removed if compressed else 0)
+
+    def _attention(self, length: int) -> int:
+        return 4 * length * self.width * self.blocks
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """An allocation, update or storage whose work is worth counting; parts without `cost` take next to nothing."""
+
+    def cost(self, workload: Workload) -> Work:
+        """What the part itself does in one run."""
+
+
+def cost_of(part: object, workload: Workload) -> Work:
+    """What `part` states."""
+    return part.cost(workload) if isinstance(part, Costly) else Work()
+
+
+def eigh_flops(d: float) -> float:
+    """All eigenvectors of a symmetric (d, d) matrix: 9 d³, Golub and Van Loan, Matrix Computations, §8.3."""
+    return 9 * d**3
+
+
+def svd_flops(m: float, n: float) -> float:
+    """The thin SVD of an (m, n) matrix: 6 l k² + 20 k³ with k = min(m, n), l = max(m, n), as there, §8.6."""
+    small, large = sorted((m, n))
+    return 6 * large * small**2 + 20 * small**3
