@@ -162,14 +162,14 @@ class Job:
     def evidence(self, spectra: dict[str, torch.Tensor], parts: Workbench | None) -> Evidence:
         """What the allocation may look at."""
         method = self.method
-        shelf = partial(
-            self.cache.shelf,
-            weighting=repr(method.weighting),
-            numerics=method.numerics,
-            storage=repr(method.storage),
-            source=self.source,
-        )
-        return Evidence(self.model, self.windows, spectra, partial(self.truncated, parts), shelf, self.seed)
+        made_with = {
+            "weighting": repr(method.weighting),
+            "numerics": method.numerics,
+            "storage": repr(method.storage),
+        }
+        shelf = partial(self.cache.shelf, source=self.source)
+        truncated = partial(self.truncated, parts)
+        return Evidence(self.model, self.windows, spectra, truncated, made_with, shelf, self.seed)
 
     def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
         """One layer at a rank, for allocations that try it out; the model is not touched."""

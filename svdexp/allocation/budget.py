@@ -71,6 +71,7 @@ class Evidence:
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty unless asked for
             by `needs_spectra`.
         truncated: builds the layer called `name` at a rank, as the storage would hold it.
+        made_with: what layers that `truncated` builds depend on, for the identity of what is measured with them.
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
             runs left it.
         seed: the run's.
@@ -80,6 +81,7 @@ class Evidence:
     windows: torch.Tensor
     spectra: Mapping[str, torch.Tensor]
     truncated: Callable[[str, int], nn.Module]
+    made_with: Mapping[str, str] = field(default_factory=dict)
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
     seed: int = 0
 

@@ -82,8 +82,9 @@ class Learned(Aligned):
         """From the loss of the softly truncated model."""
         budget = budget.aligned(self.rank_align)
         training = Training(self, budget, evidence.model, self.sequences(evidence.windows), evidence.seed)
-        about = {"options": asdict(self), "ratio": budget.ratio, "layers": list(budget.shapes), "seed": evidence.seed}
-        gamma = training.run(evidence.shelf("learned_ranks", **about))
+        about = {"options": asdict(self), "seed": evidence.seed, "storage": repr(budget.storage)}
+        shelf = evidence.shelf("learned_ranks", ratio=budget.ratio, layers=list(budget.shapes), **about)
+        gamma = training.run(shelf)
         found = zip(gamma.clamp_min(TINY).tolist(), budget.shapes.items(), strict=True)
         return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found})
 

@@ -110,7 +110,8 @@ class Sensitivity(Aligned):
         if self.metric is SensitivityMetric.stable_rank:
             spread = {name: math.sqrt(stable_rank(evidence.spectra[name])) for name in budget.shapes}
             return [Cut(spread[name] * ratio**-0.1, name, ratio) for name in spread for ratio in self.candidates]
-        shelf = evidence.shelf("sensitivity", candidates=self.candidates, windows=self.windows, align=budget.rank_align)
+        about = {"candidates": self.candidates, "windows": self.windows, "align": budget.rank_align}
+        shelf = evidence.shelf("sensitivity", **about, **evidence.made_with)
         cuts = []
         for name in progress(list(budget.shapes), "sensitivity"):
             found = shelf.remember(name, partial(self._trials, budget, evidence, name))

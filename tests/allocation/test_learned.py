@@ -32,7 +32,7 @@ def budget_of(model: PreTrainedModel, ratio: float = 0.5, storage: Storage | Non
 
 def evidence_of(model: PreTrainedModel, windows: torch.Tensor, shelf: Shelf | None = None) -> Evidence:
     on_shelf: Callable[..., Shelf] = lambda stage, **options: shelf or Shelf()  # noqa: E731
-    return Evidence(model, windows, {}, None, on_shelf, seed=3)  # type: ignore[arg-type]
+    return Evidence(model, windows, {}, None, {}, on_shelf, seed=3)  # type: ignore[arg-type]
 
 
 def training_of(model: PreTrainedModel, windows: torch.Tensor, options: Learned = QUICK) -> Training:
