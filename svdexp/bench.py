@@ -18,7 +18,15 @@ from svdexp.allocation import Budget
 from svdexp.calibration.statistics import Gram
 from svdexp.factorisation import Metric, decompose
 from svdexp.models.low_rank import LowRankLinear
-from svdexp.storage import NUMBER_BITS, FactorStorage, PivotStorage, Storage, empty_pivot_layer
+from svdexp.storage import (
+    NUMBER_BITS,
+    FactorStorage,
+    PivotStorage,
+    RemapStorage,
+    Storage,
+    empty_pivot_layer,
+    empty_remap_layer,
+)
 
 REPEATS = 5
 # q, o, k, v, gate, up, down of SmolLM2-135M
@@ -75,7 +83,8 @@ def layers(shape: tuple[int, int], kept: float) -> dict[str, nn.Module]:
     pivot = empty_pivot_layer(m, n, rank(PivotStorage()), bias=False)
     pivot.order.copy_(torch.randperm(len(pivot.order)))
     factors = LowRankLinear(n, rank(FactorStorage()), m, bias=False)
-    return {"dense": nn.Linear(n, m, bias=False), "factors": factors, "pivot": pivot}
+    remap = empty_remap_layer(m, n, rank(RemapStorage()), bias=False)
+    return {"dense": nn.Linear(n, m, bias=False), "factors": factors, "pivot": pivot, "remap": remap}
 
 
 def rows() -> Iterator[tuple[str, str, str, float]]:
@@ -90,7 +99,7 @@ def rows() -> Iterator[tuple[str, str, str, float]]:
             made = layers(shape, kept)
             for what, tokens in (("prefill 512", 512), ("decode 1", 1)):
                 x = torch.randn(tokens, shape[1])
-                for name in ("factors", "pivot"):
+                for name in ("factors", "pivot", "remap"):
                     with torch.no_grad():
                         ratio = speedup(partial(made[name], x), partial(made["dense"], x))
                     yield f"{name}, {what}, kept {kept}", "dense layer", f"{shape}", ratio

@@ -181,7 +181,8 @@ class Job:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
         dense_bits = self._stored_bits()
         update = self.method.update
-        with self.clock("update"):
+        stage = "update" if update else "storage"
+        with self.clock(stage):
             repair = update.start(self.model, self.layers, self.windows, ranks) if update else place_all
         done: dict[str, Decomposition] = {}
         for group in progress(self.groups, "truncation"):
@@ -196,7 +197,7 @@ class Job:
                 with self.clock("storage"):
                     replace(self.model, name, self._layer(dense[name], pair))
 
-            with self.clock("update" if update else "storage"):
+            with self.clock(stage):
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         return Compression(

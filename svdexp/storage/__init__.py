@@ -28,6 +28,7 @@ __all__ = [
     "RemapStorage",
     "Storage",
     "empty_pivot_layer",
+    "empty_remap_layer",
     "largest_rank",
     "stored_bits",
 ]
