@@ -14,7 +14,7 @@ from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
-from svdexp.evaluation import measure_efficiency, perplexity
+from svdexp.evaluation import measure_efficiency, perplexity, require_context
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
     load_model,
@@ -54,6 +54,8 @@ def run(config: Config, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         model = load_model(config.model, dtype, device)
     targets = Targets(**vars(config.targets))
+    if config.eval.efficiency:
+        require_context(model, config.eval.efficiency)
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
 
@@ -146,7 +148,7 @@ def bos_token(tokenizer: Any, knob: str) -> int:
 def evaluate(
     model: PreTrainedModel, texts: Mapping[str, torch.Tensor], config: Config, cache: Cache, what: str
 ) -> Results:
-    """Figures of one model: ppl/TEXT, its standard error and tokens, tokens_per_second, params, bytes.
+    """Figures of one model: ppl/TEXT, its standard error and tokens, those of `Efficiency`, params, bytes.
 
     Perplexities come from the cache where the same weights met the same windows before; speed never does.
     """
@@ -165,8 +167,7 @@ def evaluate(
         figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())
     if config.eval.efficiency is not None:
         speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
-        figures["tokens_per_second/prefill"] = speed.prefill
-        figures["tokens_per_second/decode"] = speed.decode
+        figures |= speed.figures()
     figures["params"] = sum(p.numel() for p in model.parameters())
     figures["bytes"] = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     return figures

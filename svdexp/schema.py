@@ -158,12 +158,13 @@ class EfficiencyConfig:
     batch_size: int = 1
     prompt: int = 256
     generate: int = 32
+    warmup: int = 1
     repeats: int = 3
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prompt", "repeats"):
+        for name in ("batch_size", "prompt", "generate", "warmup", "repeats"):
             require_positive(f"eval.efficiency.{name}", getattr(self, name))
-        require_positive("eval.efficiency.generate", self.generate)
 
 
 @dataclass

@@ -1,48 +1,182 @@
-"""Prefill and decode speed with a KV cache: greedy decoding, one warm-up, median of repeats."""
+"""Speed and memory of generation with a KV cache: greedy decoding of random prompts, warmed up, repeated."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
+from statistics import median, quantiles
+from typing import Any
 
+import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel
 
+from svdexp.errors import UserError
 from svdexp.progress import progress
 from svdexp.schema import EfficiencyConfig
+
+SAMPLING_SECONDS = 0.02
+WARM_UP_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt and what was generated after it: seconds of the prompt and of every further token."""
+
+    prompt: float
+    steps: list[float]
+    cache_bytes: int
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Tokens per second, summed over the batch."""
+    """What `repeats` runs of one shape took.
+
+    Attributes:
+        prefill, decode: median tokens per second, summed over the batch.
+        prefill_spread, decode_spread: (slowest − fastest) / median of the repeats' tokens per second.
+        first_token: median milliseconds until the first new token is known.
+        latency: milliseconds per further token, at the 50th, 90th and 99th percentile of all steps.
+        peak_bytes: the most memory held meanwhile: the process's on a CPU, the device's tensors on CUDA.
+        cache_bytes: the KV cache at the end.
+        flops: per token of the prompt, products only.
+    """
 
     prefill: float
     decode: float
+    prefill_spread: float
+    decode_spread: float
+    first_token: float
+    latency: tuple[float, float, float]
+    peak_bytes: int
+    cache_bytes: int
+    flops: float
+
+    def figures(self) -> dict[str, float | int]:
+        """Under their names in results.json."""
+        return {
+            "tokens_per_second/prefill": self.prefill,
+            "tokens_per_second/decode": self.decode,
+            "speed_spread/prefill": self.prefill_spread,
+            "speed_spread/decode": self.decode_spread,
+            "latency_ms/first_token": self.first_token,
+            "latency_ms/p50": self.latency[0],
+            "latency_ms/p90": self.latency[1],
+            "latency_ms/p99": self.latency[2],
+            "generation_bytes/peak": self.peak_bytes,
+            "generation_bytes/kv_cache": self.cache_bytes,
+            "flops_per_token": self.flops,
+        }
+
+
+def require_context(model: PreTrainedModel, shape: EfficiencyConfig) -> None:
+    """Raise UserError where prompt and generated tokens are more than the model has positions for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and shape.prompt + shape.generate > positions:
+        raise UserError(
+            f"eval.efficiency: prompt={shape.prompt} and generate={shape.generate} are more than the model's "
+            f"{positions} positions"
+        )
 
 
 @torch.no_grad()
 def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0) -> Efficiency:
-    """Time prompt processing and token-by-token generation on random tokens of the given shape."""
+    """Time prompt processing and token-by-token generation on random tokens of the given shape.
+
+    Raises:
+        UserError: the shape does not fit the model, or torch.compile cannot compile it.
+    """
+    require_context(model, shape)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.config.get_text_config().vocab_size)
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)
-    _run(model, prompt, min(4, shape.generate))
-    runs = [_run(model, prompt, shape.generate) for _ in progress(range(shape.repeats), what)]
+    with FlopCounterMode(display=False) as counter:
+        model(prompt[:1], use_cache=False)
+    forward = _compiled(model, prompt, shape) if shape.compile else model
+    for _ in range(shape.warmup):
+        _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate))
+    with peak_memory(model.device) as peak:
+        runs = [_run(forward, model, prompt, shape.generate) for _ in progress(range(shape.repeats), what)]
+    prefill = [prompt.numel() / run.prompt for run in runs]
+    decode = [shape.batch_size * shape.generate / sum(run.steps) for run in runs]
     return Efficiency(
-        prefill=prompt.numel() / median(run[0] for run in runs),
-        decode=shape.batch_size * shape.generate / median(run[1] for run in runs),
+        prefill=median(prefill),
+        decode=median(decode),
+        prefill_spread=(max(prefill) - min(prefill)) / median(prefill),
+        decode_spread=(max(decode) - min(decode)) / median(decode),
+        first_token=1e3 * median(run.prompt for run in runs),
+        latency=percentiles([1e3 * step for run in runs for step in run.steps]),
+        peak_bytes=peak[0],
+        cache_bytes=runs[-1].cache_bytes,
+        flops=counter.get_total_flops() / shape.prompt,
     )
 
 
-def _run(model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> tuple[float, float]:
-    """Seconds for the prompt and for `steps` more tokens."""
+def percentiles(values: list[float]) -> tuple[float, float, float]:
+    """The 50th, 90th and 99th, by linear interpolation."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    cuts = quantiles(values, n=100, method="inclusive")
+    return cuts[49], cuts[89], cuts[98]
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[int]]:
+    """The most memory held within this context, in bytes: the first element of the list, once it is left."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        peak = [0]
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(device)
+        return
+    process, done = psutil.Process(), threading.Event()
+    peak = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _compiled(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfig) -> Any:
+    """The model under torch.compile; what it compiles for the shape is compiled before anything is timed."""
+    try:
+        compiled = torch.compile(model, dynamic=True)
+        _run(compiled, model, prompt, min(WARM_UP_STEPS, shape.generate))
+    except Exception as error:  # whatever a backend raises
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"eval.efficiency.compile=true: torch.compile cannot compile this model: {reason}") from error
+    return compiled
+
+
+def _run(forward: Any, model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Run:
     cache = DynamicCache(config=model.config)
-    start = _now(model.device)
-    logits = model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    middle = _now(model.device)
+    times = [_now(model.device)]
+    logits = forward(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    token = logits[:, -1:].argmax(-1)
+    times.append(_now(model.device))
     for _ in range(steps):
+        logits = forward(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1:].argmax(-1)
-        logits = model(token, past_key_values=cache, use_cache=True).logits
-    return middle - start, _now(model.device) - middle
+        times.append(_now(model.device))
+    seconds = [after - before for before, after in pairwise(times)]
+    return Run(seconds[0], seconds[1:], _bytes(cache))
+
+
+def _bytes(cache: DynamicCache) -> int:
+    """Of keys and values; a layer with another kind of state has neither."""
+    tensors = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _now(device: torch.device) -> float:

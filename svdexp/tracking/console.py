@@ -7,15 +7,27 @@ from rich.table import Table
 
 from svdexp.tracking.record import Results, dense_key
 
-COUNTS = ("ppl_stderr/", "ppl_tokens/")  # in the record, but no comparison
+COUNTS = ("ppl_stderr/", "ppl_tokens/", "speed_spread/")  # in the record, but no comparison
 
 
 def show(results: Results) -> None:
     """Print dense beside compressed, then how the run went."""
     console = Console()
     console.print(_comparison(results))
+    for sentence in slowdowns(results):
+        console.print(sentence, highlight=False)
     console.print(_run(results))
     console.print(f"{results['run_dir']}/results.json", soft_wrap=True, highlight=False)
+
+
+def slowdowns(results: Results) -> list[str]:
+    """One sentence for each speed at which the compressed model loses to the dense one."""
+    sentences = []
+    for key in ("tokens_per_second/prefill", "tokens_per_second/decode"):
+        if key in results and results[key] < results[dense_key(key)]:
+            share = results[key] / results[dense_key(key)]
+            sentences.append(f"The compressed model is slower in {key.partition('/')[2]}: {share:.2f} × dense.")
+    return sentences
 
 
 def number(key: str, value: float) -> str:

@@ -1,9 +1,11 @@
 """Perplexity against its definition; speed as a plausible positive figure."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 from svdexp.cache import Cache
 from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
+from svdexp.evaluation.efficiency import peak_memory, percentiles
 from svdexp.experiment import evaluate, evaluation_windows
 from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
 
@@ -57,5 +60,45 @@ def test_windows_by_text_are_measured_and_never_mixed_up_in_the_cache(
 
 def test_speed_is_measured_with_a_cache(model: PreTrainedModel) -> None:
     speed = measure_efficiency(model, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")
-    assert speed.prefill > 0
-    assert speed.decode > 0
+    assert all(value > 0 for value in speed.figures().values())
+    assert speed.latency[0] <= speed.latency[1] <= speed.latency[2]
+    assert speed.first_token == pytest.approx(2 * 8 / speed.prefill * 1e3)
+
+
+def test_kv_cache_is_counted(llama: PreTrainedModel) -> None:
+    """Keys and values of 3 blocks, 2 heads of 8, 4 bytes, 2 sequences of 8 + 4 tokens."""
+    speed = measure_efficiency(llama, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")
+    assert speed.cache_bytes == 2 * 3 * 2 * 8 * 4 * 2 * 12
+
+
+def test_flops_are_those_of_the_matrices(llama: PreTrainedModel) -> None:
+    """Two per entry of every matrix that multiplies a token, the tied head included; attention comes on top."""
+    speed = measure_efficiency(llama, EfficiencyConfig(prompt=8, generate=1, repeats=1), "tiny")
+    entries = sum(m.weight.numel() for m in llama.modules() if isinstance(m, torch.nn.Linear))
+    assert 2 * entries <= speed.flops <= 2.2 * entries
+
+
+def test_peak_memory_sees_what_was_held_only_meanwhile() -> None:
+    with peak_memory(torch.device("cpu")) as before:
+        pass
+    with peak_memory(torch.device("cpu")) as peak:
+        held = torch.ones(50_000_000)
+        time.sleep(0.2)
+        del held
+    assert 150e6 < peak[0] - before[0] < 400e6
+
+
+def test_percentiles_are_numpys() -> None:
+    values = torch.rand(57).tolist()
+    np.testing.assert_allclose(percentiles(values), np.percentile(values, [50, 90, 99]))
+    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
+
+
+def test_compiled_speed(llama: PreTrainedModel) -> None:
+    shape = EfficiencyConfig(prompt=8, generate=3, repeats=1, compile=True)
+    assert measure_efficiency(llama, shape, "tiny").decode > 0
+
+
+def test_a_prompt_longer_than_the_context_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match=r"prompt=60 and generate=5 are more than the model's 64 positions"):
+        measure_efficiency(llama, EfficiencyConfig(prompt=60, generate=5), "tiny")
