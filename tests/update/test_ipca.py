@@ -14,7 +14,7 @@ from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
-from svdexp.models.structure import weight_of
+from svdexp.models.structure import is_linear, weight_of
 from svdexp.storage import ElasticStorage, FactorStorage
 from svdexp.update import IPCA
 from svdexp.update.ipca import Components
@@ -73,13 +73,19 @@ def test_components_are_those_of_all_gathered_vectors() -> None:
 
 @pytest.mark.parametrize("by_energy", [False, True])
 def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_energy: bool) -> None:
-    """W' = V Vᵀ W keeps its rows' biases where they were; sizes are those of uniform ranks."""
-    dense = {name: weight_of(m).clone() for name, m in model.named_modules() if hasattr(m, "weight") and "h." in name}
+    """W' = V Vᵀ W is a projection of W onto r of its outputs, and biases stay what and where they were."""
+    dense = {name: module for name, module in model.named_modules() if is_linear(module)}
     result = compress(model, windows, replace(DOBI, update=IPCA(by_energy=by_energy)), 0.6)
     assert 0.55 < result.achieved_ratio <= 0.6
     assert result.errors == {}
     assert torch.isfinite(model(windows).logits).all()
-    assert dense or model.config.model_type != "gpt2"
+    for name, rank in result.ranks.items():
+        if rank is not None:
+            layer, W = model.get_submodule(name), weight_of(dense[name])
+            V, _ = torch.linalg.qr(layer.rank_out.weight)
+            torch.testing.assert_close(layer.weight, V @ V.T @ W, rtol=1e-3, atol=1e-5)
+            bias = dense[name].bias
+            assert bias is None or torch.equal(layer.rank_out.bias, bias)
 
 
 def test_full_rank_changes_nothing(llama: PreTrainedModel, windows: torch.Tensor) -> None:
