@@ -15,7 +15,7 @@ from svdexp.stages import build_method
 CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
-    "eval": 2,
+    "eval": 5,
     "experiment": 5,
     "method": 12,
     "method/allocation": 11,
