@@ -50,8 +50,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def one_sentence(error: Exception) -> str:
-    """The error's words on one line."""
-    return " ".join(str(error).split())
+    """The error's words on one line; Hydra's name the override, and what OmegaConf says of its value follows."""
+    words = str(error)
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        words += f": {str(error.__cause__).splitlines()[0]}"
+    return " ".join(words.split())
 
 
 def cli() -> int:

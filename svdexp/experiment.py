@@ -14,7 +14,15 @@ from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
-from svdexp.evaluation import measure_efficiency, perplexity, require_context
+from svdexp.evaluation import (
+    Passage,
+    check_texts,
+    measure_efficiency,
+    passage,
+    perplexity,
+    protocols,
+    require_context,
+)
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
     load_model,
@@ -67,6 +75,7 @@ def run(config: Config, run_dir: Path) -> Results:
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed")
+    compressed["protocol"] = protocols(texts)
     if config.save is Save.checkpoint:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
@@ -106,8 +115,7 @@ def check_inputs(config: Config) -> None:
     check_text(config.calibration.text, Split.calibration, config.calibration.files)
     if config.calibration.chat:
         require_rows(config.calibration.text, Split.calibration, config.calibration.files)
-    for name in config.eval.texts:
-        check_text(name, Split.evaluation, config.eval.files)
+    check_texts(config.eval)
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
@@ -118,47 +126,40 @@ def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     generator = None
     if part.sampling is Sampling.random:
         generator = torch.Generator().manual_seed(config.seed)
-    bos = bos_token(tokenizer, "calibration") if part.bos else None
+    bos = bos_token(tokenizer) if part.bos else None
     return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
 
 
-def evaluation_windows(config: Config, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """Token windows (N, seq_len) of each text that evaluates."""
-    part = config.eval
-    bos = bos_token(tokenizer, "eval") if part.bos else None
-    windows = {}
-    for name in part.texts:
-        stream = tokenize(read_text(name, Split.evaluation, part.files), tokenizer)
-        count, knob = part.windows_of(name)
-        windows[name] = cut_windows(stream, part.seq_len, count, knob=knob, bos=bos)
-    return windows
+def evaluation_windows(config: Config, tokenizer: Any) -> dict[str, Passage]:
+    """The windows of each text that evaluates."""
+    return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
 
 
-def bos_token(tokenizer: Any, knob: str) -> int:
+def bos_token(tokenizer: Any) -> int:
     """The id of the beginning-of-sequence token.
 
     Raises:
         UserError: the tokenizer has none.
     """
     if tokenizer.bos_token_id is None:
-        raise UserError(f"{knob}.bos=true, but the model's tokenizer has no beginning-of-sequence token")
+        raise UserError("calibration.bos=true, but the model's tokenizer has no beginning-of-sequence token")
     return int(tokenizer.bos_token_id)
 
 
-def evaluate(
-    model: PreTrainedModel, texts: Mapping[str, torch.Tensor], config: Config, cache: Cache, what: str
-) -> Results:
+def evaluate(model: PreTrainedModel, texts: Mapping[str, Passage], config: Config, cache: Cache, what: str) -> Results:
     """Figures of one model: ppl/TEXT, its standard error and tokens, those of `Efficiency`, params, bytes.
 
     Perplexities come from the cache where the same weights met the same windows before; speed never does.
     """
     figures: Results = {}
     weights = model_fingerprint(model) if texts else None
-    for name, windows in texts.items():
-        shelf = cache.shelf("perplexity", model=weights, windows=fingerprint({"": windows}), device=model.device.type)
+    for name, text in texts.items():
+        tokens = fingerprint({"windows": text.windows, "scored": text.scored})
+        shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))
 
-        def measure(name: str = name, windows: torch.Tensor = windows) -> dict[str, torch.Tensor]:
-            result = perplexity(model, windows, config.eval.batch_size, f"perplexity of the {what} model, {name}")
+        def measure(name: str = name, text: Passage = text) -> dict[str, torch.Tensor]:
+            bar = f"perplexity of the {what} model, {name}"
+            result = perplexity(model, text.windows, config.eval.batch_size, bar, text.scored)
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
 
         known = shelf.remember("perplexity", measure)
@@ -171,6 +172,11 @@ def evaluate(
     figures["params"] = sum(p.numel() for p in model.parameters())
     figures["bytes"] = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     return figures
+
+
+def surroundings(model: PreTrainedModel) -> dict[str, str | None]:
+    """What changes a perplexity beside weights and windows: each device and each attention rounds in its own way."""
+    return {"device": model.device.type, "attention": model.config._attn_implementation}
 
 
 @torch.no_grad()

@@ -49,6 +49,23 @@ class Sampling(StrEnum):
     random = "random"  # windows at random token offsets, drawn with the run's seed
 
 
+class Bos(StrEnum):
+    """Where a beginning-of-sequence token stands in a text that evaluates."""
+
+    none = "none"
+    every = "every"  # at the beginning of every window
+    start = "start"  # one in all, before the text
+    tokenizer = "tokenizer"  # `start` where the model's tokenizer adds one of its own accord, else `none`
+
+
+class Cut(StrEnum):
+    """How the windows of a text that evaluates are taken."""
+
+    contiguous = "contiguous"  # one after the other from the beginning, `stride` tokens apart
+    pieces = "pieces"  # at random places of pieces at random places of the text, as Dobi-SVD's reference
+    rows = "rows"  # at random places of random rows that are long enough, as it does on C4
+
+
 class Precision(StrEnum):
     """Number format of the model's weights and activations."""
 
@@ -79,6 +96,11 @@ def require_positive(knob: str, value: float) -> None:
 def require_ratio(ratio: float) -> None:
     """Raise UserError unless `ratio` is in (0, 1]."""
     require(0 < ratio <= 1, f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {ratio:g}")
+
+
+def spelt_out(separator: str) -> str:
+    """`separator` with real line breaks and tabs: command lines can hardly hold them."""
+    return separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def fill(part: type, values: Mapping[str, Any], knob: str) -> Any:
@@ -177,11 +199,19 @@ class EvalConfig:
     windows: int | None = None
     windows_by_text: dict[str, int | None] = field(default_factory=dict)  # where it differs from `windows`
     seq_len: int = 2048
-    bos: bool = False
-    batch_size: int = 1
+    stride: int | None = None  # null: windows do not overlap
+    bos: Bos = Bos.none
+    separator: str = "\n\n"  # between rows; \n and \t may be spelt out, as on a command line
+    separator_by_text: dict[str, str] = field(default_factory=dict)
+    split_by_text: dict[str, str] = field(default_factory=dict)
+    rows_by_text: dict[str, int] = field(default_factory=dict)
+    cut_by_text: dict[str, Cut] = field(default_factory=dict)  # contiguous, where nothing is said
+    batch_size: int | None = None  # null: what the device's memory allows
     efficiency: EfficiencyConfig | None = None
 
     def __post_init__(self) -> None:
+        self.separator = spelt_out(self.separator)
+        self.separator_by_text = {text: spelt_out(value) for text, value in self.separator_by_text.items()}
         if self.windows is not None:
             require_positive("eval.windows", self.windows)
         for text, windows in self.windows_by_text.items():
@@ -191,12 +221,37 @@ class EvalConfig:
             )
             if windows is not None:
                 require_positive(f"eval.windows_by_text.{text}", windows)
+        for text in self.texts:
+            if self.cut_of(text) is not Cut.contiguous:
+                drawn, (windows, knob) = f"eval.cut_by_text.{text} draws windows", self.windows_of(text)
+                require(windows is not None, f"{drawn}: say how many in {knob}")
+                require(self.stride is None, f"{drawn}: eval.stride must be null")
+                require(self.bos is not Bos.every, f"{drawn}: eval.bos must not be every")
+        for text, rows in self.rows_by_text.items():
+            require_positive(f"eval.rows_by_text.{text}", rows)
         require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
-        require_positive("eval.batch_size", self.batch_size)
+        if self.stride is not None:
+            require_positive("eval.stride", self.stride)
+            require(
+                self.stride <= self.body,
+                f"eval.stride={self.stride} would leave out tokens between windows of {self.body}; "
+                "it must not exceed eval.seq_len, less one with eval.bos=every",
+            )
+        if self.batch_size is not None:
+            require_positive("eval.batch_size", self.batch_size)
         require(
             ("files" in self.texts) == bool(self.files),
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
         )
+
+    @property
+    def body(self) -> int:
+        """How many tokens of the text one window holds."""
+        return self.seq_len - (self.bos is Bos.every)
+
+    def cut_of(self, text: str) -> Cut:
+        """How the windows of `text` are taken."""
+        return self.cut_by_text.get(text, Cut.contiguous)
 
     def windows_of(self, text: str) -> tuple[int | None, str]:
         """How many windows of `text` are evaluated, None for all, and the key that says so."""

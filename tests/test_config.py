@@ -15,7 +15,7 @@ from svdexp.stages import build_method
 CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
-    "eval": 3,
+    "eval": 6,
     "experiment": 5,
     "method": 12,
     "method/allocation": 11,
@@ -48,6 +48,20 @@ def test_an_experiments_windows_of_one_text_can_be_changed_or_removed() -> None:
     assert part().windows_of("ptb_local") == (6, "eval.windows_by_text.ptb_local")
     assert part("eval.windows_by_text.ptb_local=null").windows_of("ptb_local")[0] is None
     assert part("~eval.windows_by_text.ptb_local").windows_of("ptb_local") == (12, "eval.windows")
+
+
+def test_separators_may_spell_out_line_breaks() -> None:
+    def part(*words: str) -> EvalConfig:
+        return validate(compose("config", ["eval=ppl", *words])).eval
+
+    assert part().separator == "\n\n"
+    assert part(r'eval.separator="\n"').separator == part(r"eval.separator=\n").separator == "\n"
+    assert part("eval.separator=' '", r"+eval.separator_by_text.ptb=\t").separator_by_text == {"ptb": "\t"}
+
+
+def test_a_presets_texts_can_be_fewer() -> None:
+    for preset in ("svd_llm", "asvd", "dobi"):
+        assert validate(compose("config", [f"eval={preset}", "eval.texts=[ptb]"])).eval.texts == ["ptb"]
 
 
 def test_every_yaml_is_counted() -> None:
@@ -89,6 +103,14 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("+eval.windows_by_text.pydoc=0", r"eval\.windows_by_text\.pydoc must be at least 1"),
         ("+eval.windows_by_text.ptb=3", r"eval\.windows_by_text names ptb, not in eval\.texts"),
         ("+experiment=one_shot eval.texts=[wikitext2_local]", r"names ptb_local.*; ~eval\.windows_by_text\.ptb_local"),
+        ("eval.stride=0", r"eval\.stride must be at least 1"),
+        ("eval.stride=1025", r"eval\.stride=1025 would leave out tokens between windows of 1024"),
+        ("eval.bos=every eval.stride=1024", r"eval\.stride=1024 would leave out tokens between windows of 1023"),
+        ("eval.batch_size=0", r"eval\.batch_size must be at least 1"),
+        ("+eval.rows_by_text.c4=0", r"eval\.rows_by_text\.c4 must be at least 1"),
+        ("+eval.cut_by_text.pydoc=pieces eval.windows=null", r"pydoc draws windows: say how many in eval\.windows"),
+        ("+eval.cut_by_text.pydoc=rows eval.stride=9", r"pydoc draws windows: eval\.stride must be null"),
+        ("eval=dobi eval.bos=every", r"wikitext2 draws windows: eval\.bos must not be every"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
         ("+targets.rank={a:3}", r"there is no key targets\.rank$"),

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from svdexp.allocation.budget import Evidence, Ranks
-from svdexp.errors import UserError
-from svdexp.evaluation import perplexity
+from svdexp.evaluation import NotFiniteError, perplexity
 from svdexp.models.structure import replace
 
 
@@ -31,5 +30,5 @@ def trial_perplexity(evidence: Evidence, ranks: Ranks, windows: torch.Tensor) ->
     with truncated_layers(evidence, ranks):
         try:
             return perplexity(evidence.model, windows, what=None).value
-        except (UserError, OverflowError):
+        except NotFiniteError:
             return math.inf

@@ -1,19 +1,41 @@
 """Text by name, and the token windows cut from it."""
 
+from svdexp.data.draws import draw_from_rows, draw_from_text
 from svdexp.data.instructions import Row, chat_text
-from svdexp.data.texts import TEXTS, Split, check_text, read_rows, read_text, require_rows
-from svdexp.data.windows import batches, cut_windows, tokenize
+from svdexp.data.sources import TEXTS
+from svdexp.data.texts import (
+    Reading,
+    Split,
+    check_text,
+    dataset_of,
+    read_documents,
+    read_rows,
+    read_text,
+    require_rows,
+    separator_of,
+    split_of,
+)
+from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize
 
 __all__ = [
     "TEXTS",
+    "Reading",
     "Row",
     "Split",
+    "batch_windows",
     "batches",
     "chat_text",
     "check_text",
     "cut_windows",
+    "dataset_of",
+    "draw_from_rows",
+    "draw_from_text",
+    "read_documents",
     "read_rows",
     "read_text",
     "require_rows",
+    "scored_tokens",
+    "separator_of",
+    "split_of",
     "tokenize",
 ]

@@ -15,9 +15,9 @@ class Row(NamedTuple):
     output: str
 
 
-def plain_text(rows: Sequence[Row]) -> str:
-    """Instruction, input and output on lines of their own; rows joined by blank lines."""
-    return "\n\n".join(_lines(*row) for row in rows)
+def plain_rows(rows: Sequence[Row]) -> list[str]:
+    """Of each row instruction, input and output on lines of their own."""
+    return [_lines(*row) for row in rows]
 
 
 def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:

@@ -1,17 +1,18 @@
-"""Texts by name, each with a calibration and an evaluation split that never overlap.
+"""Read a text by name: which split, which rows, joined by what. What calibrates and what evaluates never overlap."""
 
-A text is a function of the split; instruction data is one that gives rows, which plain_text joins. Add one here and, to
-calibrate on it, a YAML in conf/calibration/.
-"""
-
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from svdexp.data.instructions import Row, parse_rows, plain_text
+from svdexp.data.instructions import Row, parse_rows, plain_rows
+from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, read_file
 from svdexp.errors import UserError
+
+# What stands for the user's own files among the texts; they are read by their paths.
+FILES = Text("files", lambda split: [], "all", ("all",))
+# Files with these endings hold rows: one object a line in .jsonl, one array of objects in .json.
+ROW_FILES = (".jsonl", ".json")
 
 
 class Split(StrEnum):
@@ -21,17 +22,80 @@ class Split(StrEnum):
     evaluation = "evaluation"
 
 
-def read_text(name: str, split: Split, files: Sequence[str] = ()) -> str:
+@dataclass(frozen=True)
+class Reading:
+    """Which rows of a text are read and how they are joined; by default as the text itself does.
+
+    Attributes:
+        split: the data set's own name of the split, `validation` for instance.
+        separator: what stands between two rows.
+        rows: how many, from the first; None is all.
+    """
+
+    split: str | None = None
+    separator: str | None = None
+    rows: int | None = None
+
+
+AS_IS = Reading()
+
+
+def read_text(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> str:
     """The text called `name`; `files` are the paths behind the name `files`, instruction data by their ending.
 
     Raises:
-        UserError: unknown name, missing, bad or empty file, or an unreachable hub.
+        UserError: unknown name or split, too few rows, missing, bad or empty file, or an unreachable hub.
+    """
+    return separator_of(name, split, reading).join(read_documents(name, split, files, reading))
+
+
+def read_documents(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[str]:
+    """The rows that `read_text` joins: one for each file, row of a data set, or instruction with its answer.
+
+    Raises:
+        UserError: as in `read_text`.
     """
     knob = _knob(split)
-    text = _join([_file_text(f, f"{knob}.files") for f in files]) if name == "files" else _source(name, knob)(split)
-    if not text.strip():
+    if name == "files":
+        rows = [row for file in files for row in _file_texts(file, f"{knob}.files")]
+    else:
+        rows = _text(name, knob).read(split_of(name, split, reading))
+    if reading.rows is not None:
+        if len(rows) < reading.rows:
+            raise UserError(f"{knob}.rows_by_text.{name}={reading.rows}, but the text has {len(rows)} rows")
+        rows = rows[: reading.rows]
+    if not any(row.strip() for row in rows):
         raise UserError(f"{knob}: the text {name} is empty" + (f" ({', '.join(files)})" if files else ""))
-    return text
+    return rows
+
+
+def split_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
+    """The data set's own name of the split that is read; of `files` there is one, called `files`.
+
+    Raises:
+        UserError: the text has no such split, or it is the one that calibrates.
+    """
+    knob = _knob(split)
+    text = FILES if name == "files" else _text(name, knob)
+    if split is Split.calibration:
+        return text.calibrates
+    wanted = reading.split or text.evaluates[0]
+    if wanted not in text.evaluates:
+        choices = ", ".join(text.evaluates)
+        raise UserError(f"{knob}.split_by_text.{name}: {wanted} is no split that evaluates; choose from {choices}")
+    return wanted
+
+
+def separator_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
+    """What stands between two rows of the text called `name`."""
+    if reading.separator is not None:
+        return reading.separator
+    return TEXTS[name].calibration_separator if name in TEXTS and split is Split.calibration else "\n\n"
+
+
+def dataset_of(name: str, files: Sequence[str] = ()) -> str:
+    """What the text called `name` is where it comes from: a hub id with its configuration, or files."""
+    return ", ".join(files) if name == "files" else _text(name, "eval").dataset
 
 
 def read_rows(name: str, split: Split, files: Sequence[str] = ()) -> list[Row]:
@@ -45,23 +109,22 @@ def read_rows(name: str, split: Split, files: Sequence[str] = ()) -> list[Row]:
     if name == "files":
         rows = [row for file in files for row in _file_rows(file, f"{knob}.files")]
     else:
-        rows = INSTRUCTIONS[name](split)
+        rows = INSTRUCTIONS[name](split_of(name, split))
     if not rows:
         raise UserError(f"{knob}: the text {name} is empty")
     return rows
 
 
-def check_text(name: str, split: Split, files: Sequence[str] = ()) -> None:
+def check_text(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> None:
     """Raise UserError now for a mistake that reading would find later: cheap, and never downloads."""
     knob = _knob(split)
+    wanted = split_of(name, split, reading)
     if name == "files":
         for file in files:
             if not Path(file).is_file():
                 raise UserError(f"{knob}.files: {file} is not a file")
-    else:
-        _source(name, knob)
-        if name in LOCAL:
-            _local_path(name, split)
+    elif name in LOCAL:
+        local_path(name, wanted)
 
 
 def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
@@ -79,113 +142,17 @@ def _knob(split: Split) -> str:
     return "calibration" if split is Split.calibration else "eval"
 
 
-def _source(name: str, knob: str) -> Callable[[Split], str]:
+def _text(name: str, knob: str) -> Text:
     if name not in TEXTS:
         where = "calibration.text" if knob == "calibration" else "eval.texts"
         raise UserError(f"{where}: no text is called {name!r}; choose from {', '.join([*TEXTS, 'files'])}")
     return TEXTS[name]
 
 
-def _read_file(path: Path, knob: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{knob}: {path} cannot be read: {error}") from error
-
-
-def _file_text(file: str, knob: str) -> str:
-    return plain_text(_file_rows(file, knob)) if Path(file).suffix in ROW_FILES else _read_file(Path(file), knob)
+def _file_texts(file: str, knob: str) -> list[str]:
+    return plain_rows(_file_rows(file, knob)) if Path(file).suffix in ROW_FILES else [read_file(Path(file), knob)]
 
 
 def _file_rows(file: str, knob: str) -> list[Row]:
     path = Path(file)
-    return parse_rows(_read_file(path, knob), f"{knob}: {path}", per_line=path.suffix == ".jsonl")
-
-
-def _join(parts: Sequence[str]) -> str:
-    return "\n\n".join(parts)
-
-
-def pydoc(split: Split) -> str:
-    """CPython's own language reference: the first 80 % of the characters calibrate, the rest evaluates."""
-    from pydoc_data.topics import topics
-
-    text = _join([topics[key] for key in sorted(topics)])
-    cut = len(text) * 4 // 5
-    return text[:cut] if split is Split.calibration else text[cut:]
-
-
-def _hub(path: str, name: str | None, split: str, **options: object) -> Any:
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(path, name, split=split, **options)
-    except Exception as error:  # datasets raises a dozen types for an unreachable or unknown data set
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the data set {path} cannot be loaded from the hub: {reason}") from error
-
-
-def wikitext2(split: Split) -> str:
-    """WikiText-2 raw, lines joined by blank lines as the papers do: train calibrates, test evaluates."""
-    part = "train" if split is Split.calibration else "test"
-    return _join(_hub("Salesforce/wikitext", "wikitext-2-raw-v1", part)["text"])
-
-
-def ptb(split: Split) -> str:
-    """Penn Treebank: train calibrates, test evaluates."""
-    part = "train" if split is Split.calibration else "test"
-    rows = _hub("ptb-text-only/ptb_text_only", None, part, revision="refs/convert/parquet")["sentence"]
-    return " ".join(rows) if split is Split.calibration else _join(rows)
-
-
-def c4(split: Split) -> str:
-    """The first shard of C4 English: train calibrates, validation evaluates."""
-    file, part = {
-        Split.calibration: ("en/c4-train.00000-of-01024.json.gz", "train"),
-        Split.evaluation: ("en/c4-validation.00000-of-00008.json.gz", "validation"),
-    }[split]
-    return _join(_hub("allenai/c4", None, part, data_files={part: file})["text"])
-
-
-def alpaca(split: Split) -> list[Row]:
-    """Cleaned Alpaca instructions with answers: the first 90 % of the rows calibrate, the rest evaluates."""
-    part = "train[:90%]" if split is Split.calibration else "train[90%:]"
-    return [Row(r["instruction"], r["input"], r["output"]) for r in _hub("yahma/alpaca-cleaned", None, part)]
-
-
-# Files with these endings hold rows: one object a line in .jsonl, one array of objects in .json.
-ROW_FILES = (".jsonl", ".json")
-INSTRUCTIONS: dict[str, Callable[[Split], list[Row]]] = {"alpaca": alpaca}
-
-
-# Texts under $SVDEXP_DATA: the stem of {stem}.valid.txt (calibration) and {stem}.test.txt (evaluation).
-LOCAL = {"wikitext2_local": "wikitext2", "ptb_local": "ptb"}
-
-
-def _local_path(name: str, split: Split) -> Path:
-    folder = os.environ.get("SVDEXP_DATA")
-    file = f"{LOCAL[name]}.{'valid' if split is Split.calibration else 'test'}.txt"
-    if not folder:
-        raise UserError(f"the text {name} is {file} under $SVDEXP_DATA, which is not set")
-    path = Path(folder) / file
-    if not path.is_file():
-        raise UserError(f"the text {name} needs {path}, which is not a file; set $SVDEXP_DATA to its folder")
-    return path
-
-
-def _local(name: str) -> Callable[[Split], str]:
-    return lambda split: _read_file(_local_path(name, split), "$SVDEXP_DATA")
-
-
-def _plain(name: str) -> Callable[[Split], str]:
-    return lambda split: plain_text(INSTRUCTIONS[name](split))
-
-
-TEXTS: dict[str, Callable[[Split], str]] = {
-    "pydoc": pydoc,
-    "wikitext2": wikitext2,
-    "ptb": ptb,
-    "c4": c4,
-    **{name: _plain(name) for name in INSTRUCTIONS},
-    **{name: _local(name) for name in LOCAL},
-}
+    return parse_rows(read_file(path, knob), f"{knob}: {path}", per_line=path.suffix == ".jsonl")

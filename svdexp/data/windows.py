@@ -24,9 +24,10 @@ def cut_windows(
     *,
     knob: str,
     bos: int | None = None,
+    stride: int | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Cut `count` windows of `length` tokens from `stream` (T,).
+    """Cut `count` windows of `length` tokens from `stream` (T,); what does not fill a last window is left out.
 
     Args:
         stream: token ids.
@@ -34,20 +35,22 @@ def cut_windows(
         count: how many; None takes all.
         knob: the key that says how many, to blame in errors: `calibration.samples`, `eval.windows`.
         bos: token id to begin every window with.
+        stride: how far a window begins after the one before it, in tokens of the stream; None: where that one ends.
         generator: draw windows at random offsets instead of taking the first ones.
 
     Raises:
         UserError: the text is too short.
     """
     body = length if bos is None else length - 1
-    available = len(stream) // body
+    step = stride or body
+    available = max(0, (len(stream) - body) // step + 1)
     wanted = available if count is None else count
     if available < max(wanted, 1):
         group = knob.partition(".")[0]
         number = f"{knob}={wanted} ×" if available else "one window of"
         raise UserError(f"{group}: the text has {len(stream)} tokens, too few for {number} {group}.seq_len={length}")
     if generator is None:
-        windows = stream[: wanted * body].view(wanted, body)
+        windows = stream.unfold(0, body, step)[:wanted]
     else:
         starts = torch.randint(len(stream) - body + 1, (wanted,), generator=generator)
         windows = stream[starts[:, None] + torch.arange(body)]
@@ -56,7 +59,24 @@ def cut_windows(
     return windows.contiguous()
 
 
+def scored_tokens(count: int, length: int, fresh: int) -> torch.Tensor:
+    """Which tokens of `count` windows of `length` count, (count, length) bool: each token of the stream at most once.
+
+    The first token of a window has nothing to be predicted from. Of the first window all others count, of later windows
+    the last `fresh`, those that the window before did not hold.
+    """
+    scored = torch.zeros(count, length, dtype=torch.bool)
+    scored[:, length - min(fresh, length - 1) :] = True
+    scored[:1, 1:] = True
+    return scored
+
+
+def batch_windows(length: int) -> int:
+    """How many windows of `length` tokens make a batch of at most TOKENS_PER_BATCH, or one."""
+    return max(1, TOKENS_PER_BATCH // length)
+
+
 def batches(windows: torch.Tensor, size: int | None = None) -> Sequence[tuple[int, torch.Tensor]]:
     """(index of first window, windows (b, L)) pairs; `size` defaults to what TOKENS_PER_BATCH allows."""
-    size = size or max(1, TOKENS_PER_BATCH // windows.shape[1])
+    size = size or batch_windows(windows.shape[1])
     return [(start, windows[start : start + size]) for start in range(0, len(windows), size)]

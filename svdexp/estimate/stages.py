@@ -7,6 +7,7 @@ earlier runs: the estimate assumes an empty one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
 from svdexp.estimate.work import Work, Workload, cost_of
@@ -72,7 +73,7 @@ def stages(
 
 def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool) -> Work:
     """Perplexities and the speed measurement of one model."""
-    length, batch = evaluation.seq_len, evaluation.batch_size
+    length, batch = evaluation.seq_len, evaluation.batch_size or batch_windows(evaluation.seq_len)
     work = workload.forward(sum(texts), length=length, batch=batch, compressed=compressed) if texts else Work()
     if (shape := evaluation.efficiency) is None:
         return work

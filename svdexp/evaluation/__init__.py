@@ -1,6 +1,19 @@
 """What a model is worth: perplexity and speed, measured the same way for dense and compressed."""
 
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
-from svdexp.evaluation.perplexity import Perplexity, perplexity
+from svdexp.evaluation.passage import Passage, Protocol, check_texts, passage, protocols
+from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
 
-__all__ = ["Efficiency", "Perplexity", "measure_efficiency", "perplexity", "require_context"]
+__all__ = [
+    "Efficiency",
+    "NotFiniteError",
+    "Passage",
+    "Perplexity",
+    "Protocol",
+    "check_texts",
+    "measure_efficiency",
+    "passage",
+    "perplexity",
+    "protocols",
+    "require_context",
+]

@@ -1,5 +1,6 @@
 """Perplexity over fixed windows of text."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -7,9 +8,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.data import batches
+from svdexp.data import batch_windows, batches, scored_tokens
 from svdexp.errors import UserError
 from svdexp.progress import progress
+
+log = logging.getLogger(__name__)
+
+
+class NotFiniteError(UserError):
+    """A loss, or the perplexity it makes, is no finite number."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class Perplexity:
 
     Attributes:
         value: the perplexity.
-        tokens: how many tokens were predicted; the first of each window is not.
+        tokens: how many tokens were predicted and count.
         stderr: standard error of `value` from the spread between windows (delta method); nan for one window.
     """
 
@@ -29,26 +36,83 @@ class Perplexity:
 
 @torch.no_grad()
 def perplexity(
-    model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1, what: str | None = "perplexity"
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    batch_size: int | None = 1,
+    what: str | None = "perplexity",
+    scored: torch.Tensor | None = None,
 ) -> Perplexity:
     """Perplexity of `model` on windows (N, L), each without context from the one before.
 
-    Log-likelihoods are float32, their sum float64. `what` names the progress bar; None shows none.
+    Log-likelihoods are float32, their sums float64.
+
+    Args:
+        model: a causal language model.
+        windows: token ids.
+        batch_size: windows at a time; None begins with what TOKENS_PER_BATCH allows and halves it when CUDA's memory
+            does not suffice. The result does not depend on it.
+        what: names the progress bar and is blamed in errors; None shows no bar.
+        scored: (N, L) bool, which tokens count; by default all but the first of each window, which nothing predicts.
 
     Raises:
-        UserError: a window's loss is not finite; no window is ever dropped.
+        NotFiniteError: a window's loss is not finite, none is ever dropped; or the perplexity exceeds all numbers.
+        UserError: not even one window fits into the device's memory, or not `batch_size` of them.
     """
-    losses = []
-    parts = batches(windows, batch_size)
-    for start, batch in progress(parts, what) if what else parts:
+    if scored is None:
+        scored = scored_tokens(len(windows), windows.shape[1], windows.shape[1])
+    size = batch_size or batch_windows(windows.shape[1])
+    losses: list[float] = []
+    while len(losses) < len(windows):
+        try:
+            _measure(model, windows, scored, size, what, losses)
+        except torch.OutOfMemoryError as error:
+            if batch_size is not None or size == 1:
+                many = f"eval.batch_size={size} windows" if size > 1 else "one window"
+                sentence = f"{what or 'perplexity'}: the device's memory is too small for {many}"
+                raise UserError(f"{sentence} of {windows.shape[1]} tokens at a time") from error
+            size //= 2
+            log.info("%s: out of memory, going on with %d windows at a time", what or "perplexity", size)
+    return summarise(torch.tensor(losses, dtype=torch.float64), scored.sum(1).double(), what)
+
+
+def summarise(losses: torch.Tensor, counts: torch.Tensor, what: str | None = None) -> Perplexity:
+    """Perplexity from each window's summed loss and count of tokens, both (N,) float64.
+
+    The mean loss is a ratio of sums; its standard error is that of a ratio estimator over windows, which is the usual
+    s / √N where all windows count equally many tokens.
+    """
+    n, tokens = len(losses), float(counts.sum())
+    mean = float(losses.sum()) / tokens
+    try:
+        value = math.exp(mean)
+    except OverflowError as error:
+        name = what or "perplexity"
+        raise NotFiniteError(f"{name}: exp of the mean loss, {mean:g}, is not finite; try precision=float32") from error
+    residuals = losses - mean * counts
+    spread = math.sqrt(n / (n - 1) * float(residuals.square().sum())) / tokens if n > 1 else math.nan
+    return Perplexity(value, int(tokens), value * spread)
+
+
+def _measure(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    scored: torch.Tensor,
+    size: int,
+    what: str | None,
+    losses: list[float],
+) -> None:
+    """Append the summed losses of the windows that `losses` does not have yet."""
+    done = len(losses)
+    parts = batches(windows[done:], size)
+    for _, batch in progress(parts, what) if what else parts:
         batch = batch.to(model.device)
         logits = model(batch, use_cache=False).logits
-        for index, (row, tokens) in enumerate(zip(logits, batch, strict=True)):
-            loss = nn.functional.cross_entropy(row[:-1].float(), tokens[1:], reduction="mean")
-            if not torch.isfinite(loss):
-                raise UserError(f"eval: the loss of window {start + index} is {loss.item()}; try precision=float32")
-            losses.append(loss.item())
-    per_window = torch.tensor(losses, dtype=torch.float64)
-    value = math.exp(per_window.mean())
-    spread = float(per_window.std()) if len(losses) > 1 else math.nan
-    return Perplexity(value, windows.shape[0] * (windows.shape[1] - 1), value * spread / math.sqrt(len(losses)))
+        for row, tokens in zip(logits, batch, strict=True):
+            index = len(losses)
+            chosen = scored[index, 1:].to(row.device)
+            nll = nn.functional.cross_entropy(row[:-1][chosen].float(), tokens[1:][chosen], reduction="none")
+            loss = float(nll.cpu().double().sum())
+            if not math.isfinite(loss):
+                name = what or "perplexity"
+                raise NotFiniteError(f"{name}: the loss of window {index} is {loss}; try precision=float32")
+            losses.append(loss)
