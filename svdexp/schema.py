@@ -9,7 +9,7 @@ parts of a method (weighting, allocation, storage, …) are dataclasses that liv
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -177,7 +177,14 @@ class EvalConfig:
     windows_by_text: dict[str, int | None] = field(default_factory=dict)  # where it differs from `windows`
     seq_len: int = 2048
     bos: bool = False
-    batch_size: int = 1
+    batch_size: int = 1  # windows of a text, or requests of a task, per forward pass
+    tasks: list[str] = field(default_factory=list)
+    tasks_dir: str | None = (
+        None  # folder of NAME/test.jsonl; null: $SVDEXP_DATA/tasks where it has the task, else the hub
+    )
+    num_fewshot: int | None = None  # null: lm-eval's own, which is none for all of these tasks
+    limit: int | None = None  # rows of each task, drawn with the run's seed; null: all
+    prompts: list[str] = field(default_factory=list)
     efficiency: EfficiencyConfig | None = None
 
     def __post_init__(self) -> None:
@@ -192,6 +199,11 @@ class EvalConfig:
                 require_positive(f"eval.windows_by_text.{text}", windows)
         require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
         require_positive("eval.batch_size", self.batch_size)
+        if self.limit is not None:
+            require_positive("eval.limit", self.limit)
+        if self.num_fewshot is not None:
+            require(self.num_fewshot >= 0, f"eval.num_fewshot must be at least 0, not {self.num_fewshot}")
+        require(all(self.prompts), "eval.prompts has an empty prompt: a continuation needs something to continue")
         require(
             ("files" in self.texts) == bool(self.files),
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
@@ -226,8 +238,38 @@ class Config:
         require_ratio(self.ratio)
 
 
+@dataclass
+class EvaluateConfig:
+    """One model, evaluated as it is: `python -m svdexp.evaluate`."""
+
+    path: str = MISSING  # what model.path takes, or a run directory or checkpoint of svdexp's
+    model: ModelConfig = field(default_factory=ModelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = Precision.auto
+    cache: str | None = MISSING
+
+
+Schema = TypeVar("Schema", Config, EvaluateConfig)
+
+
 def validate(cfg: DictConfig) -> Config:
-    """The composed configuration as checked dataclasses.
+    """The composed configuration of a run as checked dataclasses.
+
+    Raises:
+        UserError: a value is missing, out of range, or contradicts another.
+    """
+    return _checked(cfg, Config)
+
+
+def validate_evaluation(cfg: DictConfig) -> EvaluateConfig:
+    """The same for an evaluation without compression."""
+    return _checked(cfg, EvaluateConfig)
+
+
+def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:
+    """The composed configuration as a `schema`.
 
     Raises:
         UserError: a value is missing, out of range, or contradicts another.
@@ -236,7 +278,7 @@ def validate(cfg: DictConfig) -> Config:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
-    assert isinstance(config, Config)
+    assert isinstance(config, schema)
     refuse_unknown_keys(config)
     return config
 
