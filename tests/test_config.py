@@ -7,15 +7,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from svdexp.__main__ import config_dir
+from svdexp.command import config_dir
 from svdexp.errors import UserError
-from svdexp.schema import Config, EvalConfig, validate
+from svdexp.schema import Config, EvalConfig, EvaluateConfig, validate, validate_evaluation
 from svdexp.stages import build_method
 
 CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
-    "eval": 2,
+    "eval": 3,
     "experiment": 5,
     "method": 12,
     "method/allocation": 11,
@@ -52,7 +52,7 @@ def test_an_experiments_windows_of_one_text_can_be_changed_or_removed() -> None:
 
 def test_every_yaml_is_counted() -> None:
     assert {group: len(list((CONF / group).glob("*.yaml"))) for group in GROUPS} == GROUPS
-    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 1  # config.yaml
+    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 2  # config.yaml, evaluate.yaml
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -75,6 +75,19 @@ def test_the_default_is_the_documented_main_job() -> None:
     assert default == compose("config", spelt)
 
 
+def test_an_evaluation_composes() -> None:
+    ConfigStore.instance().store(name="schema", node=EvaluateConfig)
+    try:
+        config = validate_evaluation(compose("evaluate", ["path=org/model", "eval=full"]))
+        with pytest.raises(UserError, match="path"):
+            validate_evaluation(compose("evaluate"))
+    finally:
+        ConfigStore.instance().store(name="schema", node=Config)
+    assert (config.model.name, config.model.path, config.eval.limit) == ("org/model", "org/model", 200)
+    assert config.eval.tasks == ["commonsense"]
+    assert len(config.eval.prompts) == 3
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -89,6 +102,9 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("+eval.windows_by_text.pydoc=0", r"eval\.windows_by_text\.pydoc must be at least 1"),
         ("+eval.windows_by_text.ptb=3", r"eval\.windows_by_text names ptb, not in eval\.texts"),
         ("+experiment=one_shot eval.texts=[wikitext2_local]", r"names ptb_local.*; ~eval\.windows_by_text\.ptb_local"),
+        ("eval.limit=0", r"eval\.limit must be at least 1"),
+        ("eval.num_fewshot=-1", r"eval\.num_fewshot must be at least 0"),
+        ("eval.prompts=['']", r"eval\.prompts has an empty prompt"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
         ("+targets.rank={a:3}", r"there is no key targets\.rank$"),
