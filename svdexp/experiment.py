@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,13 @@ from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, re
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import (
+    Exam,
     Passage,
+    accuracies,
+    check_tasks,
     check_texts,
+    continuations,
+    load_exams,
     measure_efficiency,
     passage,
     perplexity,
@@ -33,7 +38,7 @@ from svdexp.models.loading import (
     resolve_dtype,
 )
 from svdexp.models.structure import Targets, stored_tensors
-from svdexp.schema import Config, Sampling, Save
+from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, commit, record, show
@@ -60,28 +65,35 @@ def run(config: Config, run_dir: Path) -> Results:
         tokenizer = load_tokenizer(config.model)
         windows = calibration_windows(config, tokenizer)
         texts = evaluation_windows(config, tokenizer)
+        exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
     targets = Targets(**vars(config.targets))
-    if config.eval.efficiency:
-        require_context(model, config.eval.efficiency)
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
 
     with clock("evaluate_dense"):
-        dense = evaluate(model, texts, config, cache, "dense")
+        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
+        dense_says = continuations(model, tokenizer, config.eval.prompts)
     compression = compress(
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
     )
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
     with clock("evaluate"):
-        compressed = evaluate(model, texts, config, cache, "compressed")
+        compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
+        compressed_says = continuations(model, tokenizer, config.eval.prompts)
     compressed["protocol"] = protocols(texts)
     if config.save is Save.checkpoint:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
-    results = record(config, run_dir, dense, compressed, compression, clock, model)
+    results = record(config, run_dir, dense, compressed, compression, clock, model) | {
+        "tasks": {exam.name: exam.describe() for exam in exams},
+        "generation": [
+            {"prompt": prompt, "dense": before, "compressed": after}
+            for prompt, before, after in zip(config.eval.prompts, dense_says, compressed_says, strict=True)
+        ],
+    }
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
     show(results)
     return results
@@ -115,7 +127,13 @@ def check_inputs(config: Config) -> None:
     check_text(config.calibration.text, Split.calibration, config.calibration.files)
     if config.calibration.chat:
         require_rows(config.calibration.text, Split.calibration, config.calibration.files)
-    check_texts(config.eval)
+    check_evaluation(config.eval)
+
+
+def check_evaluation(part: EvalConfig) -> None:
+    """Raise UserError for what can be known to be wrong with an evaluation before anything is loaded."""
+    check_texts(part)
+    check_tasks(part)
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
@@ -130,7 +148,7 @@ def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
 
 
-def evaluation_windows(config: Config, tokenizer: Any) -> dict[str, Passage]:
+def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:
     """The windows of each text that evaluates."""
     return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
 
@@ -146,13 +164,25 @@ def bos_token(tokenizer: Any) -> int:
     return int(tokenizer.bos_token_id)
 
 
-def evaluate(model: PreTrainedModel, texts: Mapping[str, Passage], config: Config, cache: Cache, what: str) -> Results:
-    """Figures of one model: ppl/TEXT, its standard error and tokens, those of `Efficiency`, params, bytes.
+def evaluate(
+    model: PreTrainedModel,
+    texts: Mapping[str, Passage],
+    config: Config | EvaluateConfig,
+    cache: Cache,
+    what: str,
+    exams: Sequence[Exam] = (),
+    tokenizer: Any = None,
+) -> Results:
+    """Figures of one model: ppl/TEXT and acc/TASK, their standard errors and counts, those of `Efficiency`,
+    params, bytes.
 
-    Perplexities come from the cache where the same weights met the same windows before; speed never does.
+    Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
+    Tasks need the tokenizer.
     """
     figures: Results = {}
-    weights = model_fingerprint(model) if texts else None
+    if config.eval.efficiency:
+        require_context(model, config.eval.efficiency)
+    weights = model_fingerprint(model) if texts or exams else None
     for name, text in texts.items():
         tokens = fingerprint({"windows": text.windows, "scored": text.scored})
         shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))
@@ -166,6 +196,9 @@ def evaluate(model: PreTrainedModel, texts: Mapping[str, Passage], config: Confi
         figures[f"ppl/{name}"] = known["value"].item()
         figures[f"ppl_stderr/{name}"] = known["stderr"].item()
         figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())
+    figures |= accuracies(
+        model, tokenizer, exams, batch_size=config.eval.batch_size, cache=cache, weights=weights, what=what
+    )
     if config.eval.efficiency is not None:
         speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
         figures |= speed.figures()

@@ -9,7 +9,7 @@ parts of a method (weighting, allocation, storage, …) are dataclasses that liv
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -206,7 +206,12 @@ class EvalConfig:
     split_by_text: dict[str, str] = field(default_factory=dict)
     rows_by_text: dict[str, int] = field(default_factory=dict)
     cut_by_text: dict[str, Cut] = field(default_factory=dict)  # contiguous, where nothing is said
-    batch_size: int | None = None  # null: what the device's memory allows
+    batch_size: int | None = None  # windows or requests per forward pass; null: what the device's memory allows
+    tasks: list[str] = field(default_factory=list)
+    tasks_dir: str | None = None  # of NAME/test.jsonl; null: $SVDEXP_DATA/tasks where it has the task, else the hub
+    num_fewshot: int | None = None  # null: lm-eval's own, which is none for all of these tasks
+    limit: int | None = None  # rows of each task, drawn with the run's seed; null: all
+    prompts: list[str] = field(default_factory=list)
     efficiency: EfficiencyConfig | None = None
 
     def __post_init__(self) -> None:
@@ -239,6 +244,11 @@ class EvalConfig:
             )
         if self.batch_size is not None:
             require_positive("eval.batch_size", self.batch_size)
+        if self.limit is not None:
+            require_positive("eval.limit", self.limit)
+        if self.num_fewshot is not None:
+            require(self.num_fewshot >= 0, f"eval.num_fewshot must be at least 0, not {self.num_fewshot}")
+        require(all(self.prompts), "eval.prompts has an empty prompt: a continuation needs something to continue")
         require(
             ("files" in self.texts) == bool(self.files),
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
@@ -282,8 +292,38 @@ class Config:
         require_ratio(self.ratio)
 
 
+@dataclass
+class EvaluateConfig:
+    """One model, evaluated as it is: `python -m svdexp.evaluate`."""
+
+    path: str = MISSING  # what model.path takes, or a run directory or checkpoint of svdexp's
+    model: ModelConfig = field(default_factory=ModelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = Precision.auto
+    cache: str | None = MISSING
+
+
+Schema = TypeVar("Schema", Config, EvaluateConfig)
+
+
 def validate(cfg: DictConfig) -> Config:
-    """The composed configuration as checked dataclasses.
+    """The composed configuration of a run as checked dataclasses.
+
+    Raises:
+        UserError: a value is missing, out of range, or contradicts another.
+    """
+    return _checked(cfg, Config)
+
+
+def validate_evaluation(cfg: DictConfig) -> EvaluateConfig:
+    """The same for an evaluation without compression."""
+    return _checked(cfg, EvaluateConfig)
+
+
+def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:
+    """The composed configuration as a `schema`.
 
     Raises:
         UserError: a value is missing, out of range, or contradicts another.
@@ -292,7 +332,7 @@ def validate(cfg: DictConfig) -> Config:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
-    assert isinstance(config, Config)
+    assert isinstance(config, schema)
     refuse_unknown_keys(config)
     return config
 

@@ -7,15 +7,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from svdexp.__main__ import config_dir
+from svdexp.command import config_dir
 from svdexp.errors import UserError
-from svdexp.schema import Config, EvalConfig, validate
+from svdexp.schema import Config, EvalConfig, EvaluateConfig, validate, validate_evaluation
 from svdexp.stages import build_method
 
 CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
-    "eval": 6,
+    "eval": 7,
     "experiment": 5,
     "method": 12,
     "method/allocation": 11,
@@ -66,7 +66,7 @@ def test_a_presets_texts_can_be_fewer() -> None:
 
 def test_every_yaml_is_counted() -> None:
     assert {group: len(list((CONF / group).glob("*.yaml"))) for group in GROUPS} == GROUPS
-    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 1  # config.yaml
+    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 2  # config.yaml, evaluate.yaml
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -87,6 +87,19 @@ def test_the_default_is_the_documented_main_job() -> None:
     default = compose("config")
     spelt = ["model=smollm2-135m", "method=kron", "storage=pivot", "ratio=0.8", "calibration=pydoc", "eval=quick"]
     assert default == compose("config", spelt)
+
+
+def test_an_evaluation_composes() -> None:
+    ConfigStore.instance().store(name="schema", node=EvaluateConfig)
+    try:
+        config = validate_evaluation(compose("evaluate", ["path=org/model", "eval=full"]))
+        with pytest.raises(UserError, match="path"):
+            validate_evaluation(compose("evaluate"))
+    finally:
+        ConfigStore.instance().store(name="schema", node=Config)
+    assert (config.model.name, config.model.path, config.eval.limit) == ("org/model", "org/model", 200)
+    assert config.eval.tasks == ["commonsense"]
+    assert len(config.eval.prompts) == 3
 
 
 @pytest.mark.parametrize(
@@ -111,6 +124,9 @@ def test_the_default_is_the_documented_main_job() -> None:
         ("+eval.cut_by_text.pydoc=pieces eval.windows=null", r"pydoc draws windows: say how many in eval\.windows"),
         ("+eval.cut_by_text.pydoc=rows eval.stride=9", r"pydoc draws windows: eval\.stride must be null"),
         ("eval=dobi eval.bos=every", r"wikitext2 draws windows: eval\.bos must not be every"),
+        ("eval.limit=0", r"eval\.limit must be at least 1"),
+        ("eval.num_fewshot=-1", r"eval\.num_fewshot must be at least 0"),
+        ("eval.prompts=['']", r"eval\.prompts has an empty prompt"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
         ("+targets.rank={a:3}", r"there is no key targets\.rank$"),

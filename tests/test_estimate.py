@@ -12,22 +12,23 @@ from hydra.core.config_store import ConfigStore
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from svdexp.__main__ import config_dir
 from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform
 from svdexp.calibration.dense import _forward_and_backward
 from svdexp.calibration.statistics import Fisher, Gram
+from svdexp.command import config_dir
 from svdexp.compress import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
 from svdexp.estimate.speed import Speed, measure_speed
 from svdexp.estimate.stages import Stage, stages
+from svdexp.estimate.stages import evaluate as work_of_evaluation
 from svdexp.estimate.table import duration, render, rounded
 from svdexp.estimate.work import Work, Workload, cost_of, eigh_flops, svd_flops
 from svdexp.factorisation import Diagonal, Identity, TwoSided
 from svdexp.models.loading import load_skeleton
 from svdexp.models.structure import Layer, Targets, find_layers
-from svdexp.schema import Config, Numerics, Save, validate
+from svdexp.schema import Config, EvalConfig, Numerics, Save, validate
 from svdexp.stages import build_method
 from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
@@ -169,6 +170,17 @@ def test_parts_state_their_own_cost(llama: PreTrainedModel) -> None:
     update = cost_of(RefitOutput(samples=4), workload)
     assert update.model == pytest.approx(runs * workload.forward(5, head=False, compressed=True).model)
     assert update.eigen > 0
+
+
+def test_tasks_are_counted_by_their_requests(llama: PreTrainedModel) -> None:
+    workload = work_on(llama)
+    one = work_of_evaluation(workload, EvalConfig(tasks=["piqa"], limit=10), [], compressed=False)
+    assert one == workload.forward(10 * 2, length=40)
+    shots = work_of_evaluation(workload, EvalConfig(tasks=["mmlu"], num_fewshot=5), [], compressed=True)
+    assert shots == workload.forward(14042, length=6 * 140, compressed=True)
+    assert "evaluate" not in [row.name for row in rows_of(["eval.texts=[]", "eval.efficiency=null"], llama)]
+    named = rows_of(["eval.texts=[]", "eval.efficiency=null", "eval.tasks=[commonsense]"], llama)
+    assert {"evaluate_dense", "evaluate"} <= {row.name for row in named}
 
 
 def test_compression_takes_work_away(llama: PreTrainedModel) -> None:

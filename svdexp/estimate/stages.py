@@ -11,6 +11,7 @@ from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
 from svdexp.estimate.work import Work, Workload, cost_of
+from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.structure import Layer
@@ -47,7 +48,7 @@ def stages(
     held = 0.0 if cached or method.weighting is None else components_bytes(workload.layers)
     if not cached and method.weighting and measures_dense(method):
         held += statistics_bytes(workload.layers, method.weighting.needs, workload)
-    evaluates = bool(texts) or evaluation.efficiency is not None
+    evaluates = bool(texts) or bool(evaluation.tasks) or evaluation.efficiency is not None
 
     rows: list[Stage] = []
 
@@ -72,9 +73,13 @@ def stages(
 
 
 def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool) -> Work:
-    """Perplexities and the speed measurement of one model."""
+    """Perplexities, accuracies and the speed measurement of one model; sizes of tasks are those of the hub's data."""
     length, batch = evaluation.seq_len, evaluation.batch_size or batch_windows(evaluation.seq_len)
     work = workload.forward(sum(texts), length=length, batch=batch, compressed=compressed) if texts else Work()
+    for task in (TASKS[name] for name in expand(evaluation.tasks)):
+        requests = min(evaluation.limit or task.rows, task.rows) * task.passes
+        tokens = task.tokens * (1 + (evaluation.num_fewshot or 0))
+        work += workload.forward(requests, length=tokens, batch=batch, compressed=compressed)
     if (shape := evaluation.efficiency) is None:
         return work
     prompts = workload.forward((1 + shape.repeats) * shape.batch_size, length=shape.prompt, compressed=compressed)

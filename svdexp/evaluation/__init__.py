@@ -1,16 +1,24 @@
-"""What a model is worth: perplexity and speed, measured the same way for dense and compressed."""
+"""What a model is worth: perplexity, accuracies and speed, measured the same way for dense and compressed."""
 
+from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
+from svdexp.evaluation.generation import continuations
 from svdexp.evaluation.passage import Passage, Protocol, check_texts, passage, protocols
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
+from svdexp.evaluation.tasks import Exam, check_tasks, load_exams
 
 __all__ = [
     "Efficiency",
+    "Exam",
     "NotFiniteError",
     "Passage",
     "Perplexity",
     "Protocol",
+    "accuracies",
+    "check_tasks",
     "check_texts",
+    "continuations",
+    "load_exams",
     "measure_efficiency",
     "passage",
     "perplexity",

@@ -6,6 +6,7 @@ layers, so dtype, device and sharding stay transformers' business. Safetensors a
 What Dobi-SVD's reference wrote (svdexp/models/dobi.py) can be loaded, too.
 """
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +45,16 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, ela
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether `load` is what reads this folder: its config.json has a table of ours, or it is one of Dobi-SVD's."""
+    if (folder / dobi.REMAPPED).is_file():
+        return True
+    try:
+        return "svdexp" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # for transformers to say what is wrong
 
 
 def load(

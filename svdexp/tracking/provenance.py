@@ -15,6 +15,7 @@ PACKAGES = (
     "omegaconf",
     "safetensors",
     "tokenizers",
+    "lm-eval",
 )
 
 

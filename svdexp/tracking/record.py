@@ -58,18 +58,26 @@ def record(
         "energy_lost_mean": sum(ranked) / len(ranked) if ranked else None,
     }
     results |= compressed | {dense_key(key): value for key, value in dense.items()}
-    results |= {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
-    results |= memory(model.device)
-    return results | {
-        "device": device_name(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "seed": config.seed,
-        "commit": commit(),
-        "versions": versions(),
-        "command": " ".join(sys.argv[1:]),
-        "run_dir": str(run_dir),
-    }
+    return results | circumstances(config.seed, run_dir, clock, model)
+
+
+def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrainedModel) -> Results:
+    """What a run took, and what it ran on and with."""
+    results = {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
+    return (
+        results
+        | memory(model.device)
+        | {
+            "device": device_name(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "seed": seed,
+            "commit": commit(),
+            "versions": versions(),
+            "command": " ".join(sys.argv[1:]),
+            "run_dir": str(run_dir),
+        }
+    )
 
 
 def part_name(part: Mapping[str, Any] | None) -> str | None:

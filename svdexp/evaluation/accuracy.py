@@ -1,0 +1,119 @@
+"""Accuracies on multiple-choice tasks, by lm-eval, on the model in memory."""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.cache import Cache, identity
+from svdexp.errors import UserError
+from svdexp.evaluation.tasks import SUITES, Exam
+from svdexp.evaluation.tasks.exam import quiet
+
+log = logging.getLogger(__name__)
+
+METRICS = ("acc", "acc_norm")
+REQUESTS = 16  # of about a hundred tokens each
+
+
+def accuracies(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    exams: Sequence[Exam],
+    *,
+    batch_size: int | None,
+    cache: Cache,
+    weights: str | None,
+    what: str,
+) -> dict[str, Any]:
+    """acc/TASK and acc_norm/TASK with acc_stderr/TASK, acc_norm_stderr/TASK and acc_rows/TASK, and acc/average.
+
+    Args:
+        model: on its device, in evaluation mode.
+        tokenizer: the model's; it is not changed.
+        exams: what is asked.
+        batch_size: requests, of one row and choice each, per forward pass; None takes REQUESTS.
+        cache: what was answered before by the same weights is not asked again.
+        weights: the model's fingerprint.
+        what: "dense" or "compressed", for the log.
+
+    Raises:
+        UserError: a log-likelihood is not finite.
+    """
+    figures: dict[str, Any] = {}
+    for exam in exams:
+        shelf = cache.shelf("accuracy", model=weights, device=model.device.type, **asked(exam, tokenizer))
+        answers = shelf.remember("answers", partial(answer, model, tokenizer, exam, batch_size or REQUESTS))
+        for metric, right in answers.items():
+            figures[f"{metric}/{exam.name}"] = right.mean().item()
+            figures[f"{metric}_stderr/{exam.name}"] = standard_error(right)
+        figures[f"acc_rows/{exam.name}"] = len(answers["acc"])
+        log.info("%s of the %s model: %.4f", exam.name, what, figures[f"acc/{exam.name}"])
+    return figures | average(figures)
+
+
+def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) -> dict[str, torch.Tensor]:
+    """1.0 for each row that the model gets right, else 0.0, float64 (rows,), by metric; rows in the exam's order.
+
+    Raises:
+        UserError: a log-likelihood is not finite.
+    """
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    for task in exam.parts.values():
+        task.set_fewshot_seed(seed=exam.seed)
+    with quiet():
+        # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
+        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        found = evaluate(wrapped, {"tasks": dict(exam.parts), "groups": {}}, samples=dict(exam.rows), bootstrap_iters=0)
+    samples = [sample for part in exam.rows for sample in found["samples"][part]]
+    for sample in samples:
+        if not all(math.isfinite(likelihood) for likelihood, _ in sample["filtered_resps"]):
+            raise UserError(f"eval: a log-likelihood in {exam.name} is not finite; try precision=float32")
+    return {
+        metric: torch.tensor([sample[metric] for sample in samples], dtype=torch.float64)
+        for metric in METRICS
+        if metric in samples[0]
+    }
+
+
+def asked(exam: Exam, tokenizer: Any) -> dict[str, Any]:
+    """All that answers depend on beside the model: the rows themselves and what the tokenizer makes of them."""
+    parts = [(task, rows) for part, rows in exam.rows.items() if (task := exam.parts[part])]
+    texts = [json.dumps([task.eval_docs[row] for row in rows], default=str) for task, rows in parts]
+    if exam.num_fewshot:
+        texts += [json.dumps(list(task.fewshot_docs()), default=str) for task in exam.parts.values()]
+    return {
+        "task": exam.name,
+        "version": exam.version,
+        "lm_eval": version("lm-eval"),
+        "num_fewshot": exam.num_fewshot,
+        "seed": exam.seed,
+        "data": identity(parts=list(exam.rows), texts=texts),
+        "tokens": identity(ids=tokenizer(texts)["input_ids"]),
+    }
+
+
+def standard_error(right: torch.Tensor) -> float:
+    """Of the mean of (rows,): sample standard deviation over the root of the rows; nan for one row."""
+    return float(right.std()) / math.sqrt(len(right)) if len(right) > 1 else math.nan
+
+
+def average(figures: Mapping[str, Any]) -> dict[str, float]:
+    """acc/average: the mean of the seven commonsense acc, each task counting once; nothing unless all are there."""
+    tasks = SUITES["commonsense"]
+    if not all(f"acc/{task}" in figures for task in tasks):
+        return {}
+    errors = [figures[f"acc_stderr/{task}"] for task in tasks]
+    return {
+        "acc/average": sum(figures[f"acc/{task}"] for task in tasks) / len(tasks),
+        "acc_stderr/average": math.hypot(*errors) / len(tasks),
+    }

@@ -1,0 +1,79 @@
+"""One evaluation of a model as it is, top-down: texts and tasks → model → figures → record."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.cache import Cache, write_atomically
+from svdexp.errors import UserError
+from svdexp.evaluation import continuations, load_exams, protocols
+from svdexp.experiment import check_evaluation, evaluate, evaluation_windows
+from svdexp.models import checkpoint
+from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from svdexp.schema import EvaluateConfig, ModelConfig
+from svdexp.timing import StageClock
+from svdexp.tracking import Results, circumstances, commit, show_one
+
+
+def run(config: EvaluateConfig, run_dir: Path) -> Results:
+    """Measure one model; leaves results.json in `run_dir`.
+
+    Raises:
+        UserError: anything the user can mend; raised before the model is loaded where possible.
+    """
+    commit()  # of the code that is in memory now
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    source = find(config.model)
+    check_evaluation(config.eval)
+    torch.manual_seed(config.seed)
+    clock = StageClock()
+
+    with clock("load"):
+        tokenizer = load_tokenizer(source)
+        texts = evaluation_windows(config, tokenizer)
+        exams = load_exams(config.eval, config.seed)
+        model = load(source, dtype, device)
+    with clock("evaluate"):
+        cache = Cache(Path(config.cache) if config.cache else None)
+        figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)
+        said = continuations(model, tokenizer, config.eval.prompts)
+
+    results: Results = {"model": config.model.name, "eval": asdict(config.eval)}
+    results |= figures | circumstances(config.seed, run_dir, clock, model)
+    results |= {
+        "protocol": protocols(texts),
+        "tasks": {exam.name: exam.describe() for exam in exams},
+        "generation": [
+            {"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)
+        ],
+    }
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    show_one(results)
+    return results
+
+
+def find(config: ModelConfig) -> ModelConfig:
+    """The model that `config` means: of a run directory, the checkpoint in it.
+
+    Raises:
+        UserError: it is neither a model nor a run.
+    """
+    folder = Path(config.path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if not (folder / "checkpoint" / "config.json").is_file():
+            raise UserError(f"path={config.path} is neither a model, with config.json, nor a run, with checkpoint/")
+        config = replace(config, path=str(folder / "checkpoint"))
+    locate(config)
+    return config
+
+
+def load(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model, as svdexp saved it or as transformers loads it."""
+    folder = Path(config.path).expanduser()
+    if checkpoint.is_compressed(folder):
+        return checkpoint.load(folder, dtype, device)[0]
+    return load_model(config, dtype, device)

@@ -1,0 +1,117 @@
+"""Evaluation from the command line: accuracies and continuations of a run, and models measured as they are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import Svdexp
+from tests.end_to_end.test_bad_input import assert_one_sentence
+from tests.evaluation.task_rows import write_local
+
+
+@pytest.fixture
+def evaluate_command(tmp_path: Path) -> Svdexp:
+    """`python -m svdexp.evaluate WORDS` in an empty folder, without a hub and without local data."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "SVDEXP_DATA": ""}
+        command = [sys.executable, "-m", "svdexp.evaluate", *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture
+def exam(text_file: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make eval=full small."""
+    folder = write_local(tmp_path / "data", ["piqa", "winogrande"], count=40)
+    return [
+        "eval=full",
+        "eval.texts=[files]",
+        f"eval.files=[{text_file}]",
+        "eval.windows=4",
+        "eval.seq_len=32",
+        "eval.tasks=[piqa,winogrande]",
+        f"eval.tasks_dir={folder}",
+        "eval.limit=15",
+        "eval.prompts=['the rank of']",
+        "eval.efficiency.prompt=8",
+        "eval.efficiency.generate=4",
+        "eval.efficiency.repeats=1",
+    ]
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
+    return results
+
+
+FIGURES = ["acc/piqa", "acc_norm/piqa", "acc_stderr/piqa", "acc/winogrande", "acc_rows/piqa", "ppl/files", "bytes"]
+
+
+def test_a_run_and_what_it_saved_are_measured_alike(
+    svdexp_command: Svdexp,
+    evaluate_command: Svdexp,
+    tiny_job: list[str],
+    exam: list[str],
+    model_folder: Path,
+    tmp_path: Path,
+) -> None:
+    run = svdexp_command(*tiny_job, *exam, "method=svd", "ratio=0.5", "hydra.run.dir=run")
+    assert run.returncode == 0, run.stderr
+    results = read(tmp_path / "run")
+    task = {"version": "1.0", "num_fewshot": 0, "rows": 15, "of": 40}
+    assert results["tasks"]["piqa"] == task | {"source": str(tmp_path / "data" / "piqa" / "test.jsonl")}
+    assert results["acc_rows/piqa"] == results["acc_rows_dense/piqa"] == 15
+    (said,) = results["generation"]
+    assert said.keys() == {"prompt", "dense", "compressed"}
+    for word in ("acc/piqa", "acc_norm/piqa", "acc/winogrande", "±", "the rank of", said["compressed"].split()[0]):
+        assert word in run.stdout
+    assert "acc_stderr" not in run.stdout
+
+    for path, key in (("run", "compressed"), ("run/checkpoint", "compressed"), (str(model_folder), "dense")):
+        done = evaluate_command(f"path={path}", *exam, "cache=null", "hydra.run.dir=alone")
+        assert done.returncode == 0, done.stderr
+        alone = read(tmp_path / "alone")
+        for figure in FIGURES:
+            head, _, tail = figure.partition("/")
+            wanted = results[figure if key == "compressed" else f"{head}_dense{'/' if tail else ''}{tail}"]
+            assert alone[figure] == wanted, (path, figure)
+        assert alone["generation"] == [{"prompt": "the rank of", "continuation": said[key]}]
+        assert alone["tasks"] == results["tasks"]
+        assert alone["model"] == path
+        for word in ("acc/piqa", "ppl/files", "tokens_per_second/decode", "seconds/evaluate", "alone/results.json"):
+            assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["eval.tasks=[arc]"], ["eval.tasks", "'arc'", "commonsense", "mmlu", "boolq"]),
+        (["eval.tasks_dir=null"], ["piqa cannot be loaded from the hub", "eval.tasks_dir=FOLDER"]),
+        (["path=folder"], ["path=folder is neither a model", "nor a run"]),
+        (["ratio=0.5"], ["ratio"]),
+        (["path=???"], ["path"]),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    evaluate_command: Svdexp,
+    exam: list[str],
+    model_folder: Path,
+    tmp_path: Path,
+    words: list[str],
+    fragments: list[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert_one_sentence(evaluate_command(f"path={model_folder}", *exam, *words), *fragments)
+
+
+def test_help(evaluate_command: Svdexp) -> None:
+    shown = evaluate_command("--help")
+    assert shown.returncode == 0
+    assert "path: ???" in shown.stdout
