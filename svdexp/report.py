@@ -21,7 +21,7 @@ SECONDS = ("calibration", "factorisation", "allocation", "storage", "update")
 
 
 def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The records below `folders`.
+    """The records of compressions below `folders`; standalone evaluations are passed over.
 
     Raises:
         UserError: there is none, or one is unreadable.
@@ -32,8 +32,9 @@ def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
             records.append(json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
+    records = [record for record in records if "method" in record]
     if not records:
-        raise UserError(f"no results.json below {', '.join(map(str, folders)) or 'no folder: name one'}")
+        raise UserError(f"no results.json of a compression below {', '.join(map(str, folders)) or 'no folder: name one'}")
     return sorted(records, key=lambda r: (r["model"], r["method"], r["storage"], r.get("allocation", ""), -r["ratio"]))
 
 
