@@ -34,7 +34,8 @@ def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(f"{path} cannot be read: {error}") from error
     records = [record for record in records if "method" in record]
     if not records:
-        raise UserError(f"no results.json of a compression below {', '.join(map(str, folders)) or 'no folder: name one'}")
+        where = ", ".join(map(str, folders)) or "no folder: name one"
+        raise UserError(f"no results.json of a compression below {where}")
     return sorted(records, key=lambda r: (r["model"], r["method"], r["storage"], r.get("allocation", ""), -r["ratio"]))
 
 
