@@ -1,6 +1,7 @@
 """Perplexity against its definition; speed as a plausible positive figure."""
 
 import math
+import mmap
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def test_windows_by_text_are_measured_and_never_mixed_up_in_the_cache(
 
 def test_speed_is_measured_with_a_cache(model: PreTrainedModel) -> None:
     speed = measure_efficiency(model, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")
-    assert all(value > 0 for value in speed.figures().values())
+    assert speed.prefill_spread == speed.decode_spread == 0  # of one run
+    assert all(value > 0 for key, value in speed.figures().items() if not key.startswith("speed_spread/"))
     assert speed.latency[0] <= speed.latency[1] <= speed.latency[2]
     assert speed.first_token == pytest.approx(2 * 8 / speed.prefill * 1e3)
 
@@ -81,10 +83,11 @@ def test_flops_are_those_of_the_matrices(llama: PreTrainedModel) -> None:
 def test_peak_memory_sees_what_was_held_only_meanwhile() -> None:
     with peak_memory(torch.device("cpu")) as before:
         pass
-    with peak_memory(torch.device("cpu")) as peak:
-        held = torch.ones(50_000_000)
+    # a mapping of its own: an allocator may have memory left over
+    with peak_memory(torch.device("cpu")) as peak, mmap.mmap(-1, 200_000_000) as held:
+        for page in range(0, len(held), mmap.PAGESIZE):
+            held[page] = 1
         time.sleep(0.2)
-        del held
     assert 150e6 < peak[0] - before[0] < 400e6
 
 
