@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel
 
 from svdexp.errors import UserError
+from svdexp.models.structure import stored_tensors
 from svdexp.progress import progress
 from svdexp.schema import EfficiencyConfig
 
@@ -40,7 +41,8 @@ class Efficiency:
         prefill_spread, decode_spread: (slowest − fastest) / median of the repeats' tokens per second.
         first_token: median milliseconds until the first new token is known.
         latency: milliseconds per further token, at the 50th, 90th and 99th percentile of all steps.
-        peak_bytes: the most memory held meanwhile: the process's on a CPU, the device's tensors on CUDA.
+        peak_bytes: the most memory held meanwhile: the device's tensors on CUDA; on a CPU the model's tensors and what
+            the process grew by, because what it held before is not the model's alone.
         cache_bytes: the KV cache at the end.
         flops: per token of the prompt, products only.
     """
@@ -95,6 +97,7 @@ def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: st
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)
     with FlopCounterMode(display=False) as counter:
         model(prompt[:1], use_cache=False)
+    weights = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     forward = _compiled(model, prompt, shape) if shape.compile else model
     for _ in range(shape.warmup):
         _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate))
@@ -109,7 +112,7 @@ def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: st
         decode_spread=(max(decode) - min(decode)) / median(decode),
         first_token=1e3 * median(run.prompt for run in runs),
         latency=percentiles([1e3 * step for run in runs for step in run.steps]),
-        peak_bytes=peak[0],
+        peak_bytes=peak[0] + (0 if model.device.type == "cuda" else weights),
         cache_bytes=runs[-1].cache_bytes,
         flops=counter.get_total_flops() / shape.prompt,
     )
@@ -125,19 +128,20 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[list[int]]:
-    """The most memory held within this context, in bytes: the first element of the list, once it is left."""
+    """In bytes, the first element of the list once the context is left: on CUDA the most memory held within it, on a
+    CPU by how much the process grew at most."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         peak = [0]
         yield peak
         peak[0] = torch.cuda.max_memory_allocated(device)
         return
-    process, done = psutil.Process(), threading.Event()
-    peak = [process.memory_info().rss]
+    process, done, peak = psutil.Process(), threading.Event(), [0]
+    start = process.memory_info().rss
 
     def watch() -> None:
         while not done.wait(SAMPLING_SECONDS):
-            peak[0] = max(peak[0], process.memory_info().rss)
+            peak[0] = max(peak[0], process.memory_info().rss - start)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
