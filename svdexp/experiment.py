@@ -37,7 +37,7 @@ from svdexp.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from svdexp.models.structure import Targets, stored_tensors
+from svdexp.models.structure import Targets, stored_bytes
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
@@ -203,7 +203,7 @@ def evaluate(
         speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
         figures |= speed.figures()
     figures["params"] = sum(p.numel() for p in model.parameters())
-    figures["bytes"] = sum(tensor.nbytes for tensor in stored_tensors(model).values())
+    figures["bytes"] = stored_bytes(model)
     return figures
 
 

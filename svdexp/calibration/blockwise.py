@@ -16,7 +16,7 @@ from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import Collector, shared_inputs
 from svdexp.calibration.statistics import Statistics
 from svdexp.errors import UserError
-from svdexp.models.structure import Layer, find_blocks, hidden_states, split_arguments
+from svdexp.models.structure import Layer, hidden_states, named_blocks, split_arguments
 from svdexp.progress import progress
 
 
@@ -25,8 +25,7 @@ class BlockwiseStatistics:
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]):
         self.model, self.layers, self.windows, self.needs = model, layers, windows, needs
-        prefix, blocks = find_blocks(model)
-        self.blocks = {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
+        self.blocks = named_blocks(model)
         self._waiting = list(self.blocks)  # blocks whose outputs are not computed yet
         self._states: list[torch.Tensor] | None = None
         self._arguments: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.calibration.hooks import shared_inputs
 from svdexp.estimate.work import Workload
-from svdexp.models.structure import Layer, find_blocks, is_linear, stored_tensors, weight_of
+from svdexp.models.structure import Layer, find_blocks, is_linear, stored_bytes, weight_of
 
 
 def workload_of(
@@ -39,7 +39,7 @@ def workload_of(
         head=entries(model) - body,
         stored=sum(m for m, _ in shapes.values()) + sum(shapes[leader][1] for leader in set(leaders.values())),
         itemsize=model.dtype.itemsize,
-        model_bytes=sum(tensor.nbytes for tensor in stored_tensors(model).values()),
+        model_bytes=stored_bytes(model),
         windows=windows,
         length=length,
         ratio=ratio,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel
 
 from svdexp.errors import UserError
-from svdexp.models.structure import stored_tensors
+from svdexp.models.structure import stored_bytes
 from svdexp.progress import progress
 from svdexp.schema import EfficiencyConfig
 
@@ -38,7 +38,7 @@ class Efficiency:
 
     Attributes:
         prefill, decode: median tokens per second, summed over the batch.
-        prefill_spread, decode_spread: (slowest − fastest) / median of the repeats' tokens per second.
+        prefill_spread, decode_spread: (fastest − slowest) / median of the repeats' tokens per second.
         first_token: median milliseconds until the first new token is known.
         latency: milliseconds per further token, at the 50th, 90th and 99th percentile of all steps.
         peak_bytes: the most memory held meanwhile: the device's tensors on CUDA; on a CPU the model's tensors and what
@@ -97,7 +97,7 @@ def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: st
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)
     with FlopCounterMode(display=False) as counter:
         model(prompt[:1], use_cache=False)
-    weights = sum(tensor.nbytes for tensor in stored_tensors(model).values())
+    weights = stored_bytes(model)
     forward = _compiled(model, prompt, shape) if shape.compile else model
     for _ in range(shape.warmup):
         _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate))

@@ -76,6 +76,16 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best[1], best[2]
 
 
+def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder blocks by dotted name, in order.
+
+    Raises:
+        UserError: as `find_blocks`.
+    """
+    prefix, blocks = find_blocks(model)
+    return {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
+
+
 @contextmanager
 def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
     """Within this context the blocks compute their activations again in the backward pass instead of keeping them."""
@@ -109,10 +119,8 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     Raises:
         UserError: nothing selected, a module that cannot be handled, or a non-finite weight.
     """
-    prefix, blocks = find_blocks(model)
     layers = []
-    for index, block in enumerate(blocks):
-        group = f"{prefix}.{index}"
+    for group, block in named_blocks(model).items():
         refuse_unsupported(group, block, targets)
         for name, module in block.named_modules(prefix=group):
             if is_linear(module) and targets.match(name):
@@ -159,6 +167,11 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a checkpoint of the model holds, by name: parameters, tied ones once, and persistent buffers."""
     distinct = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
     return {name: tensor for name, tensor in model.state_dict().items() if name in distinct}
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of `stored_tensors`, in the formats they are in."""
+    return sum(tensor.nbytes for tensor in stored_tensors(model).values())
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

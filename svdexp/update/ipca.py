@@ -26,7 +26,7 @@ from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
 from svdexp.factorisation.solvers import reduced
 from svdexp.models.low_rank import Factors
-from svdexp.models.structure import Layer, find_blocks
+from svdexp.models.structure import Layer, named_blocks
 from svdexp.progress import progress
 from svdexp.schema import require_positive
 from svdexp.update.base import Place, Repair
@@ -106,8 +106,7 @@ class Gathering:
 
     def __init__(self, options: IPCA, model: PreTrainedModel, windows: torch.Tensor, ranks: Ranks):
         self.options, self.model, self.windows, self.ranks = options, model, windows, ranks
-        prefix, blocks = find_blocks(model)
-        self.blocks = {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
+        self.blocks = named_blocks(model)
         with torch.no_grad():
             self.arguments = recorded_arguments(model, self.blocks, windows)
             self.states = first_block_inputs(model, next(iter(self.blocks.values())), windows)

@@ -1,14 +1,22 @@
 """Run svdexp as a user does: a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 Svdexp = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def read(run_dir: Path) -> dict[str, Any]:
+    """The run's record."""
+    results: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
+    return results
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Svdexp
+from tests.end_to_end.conftest import Svdexp, read
 
 TRAINING = ["method/allocation=learned_quick", "method.allocation.seq_len=32", "method.allocation.epochs=40"]
 
@@ -26,7 +26,7 @@ def test_main_job(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path, m
     words = [f"method={method}", *TRAINING, "method.allocation.epochs=2", "ratio=0.6", "hydra.run.dir=run"]
     result = svdexp_command(*tiny_job, *words)
     assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = read(tmp_path / "run")
     assert 0.55 < results["achieved_ratio"] <= 0.6
     assert results["storage"] == {"dobi": "RemapStorage", "dobi_noremap": "FactorStorage"}[method]
     assert results["energy_lost_mean"] is None

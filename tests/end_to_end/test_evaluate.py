@@ -1,15 +1,13 @@
 """Evaluation from the command line: accuracies and continuations of a run, and models measured as they are."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import Svdexp
+from tests.end_to_end.conftest import Svdexp, read
 from tests.end_to_end.test_bad_input import assert_one_sentence
 from tests.evaluation.task_rows import write_local
 
@@ -44,11 +42,6 @@ def exam(text_file: Path, tmp_path: Path) -> list[str]:
         "eval.efficiency.generate=4",
         "eval.efficiency.repeats=1",
     ]
-
-
-def read(run_dir: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
-    return results
 
 
 FIGURES = ["acc/piqa", "acc_norm/piqa", "acc_stderr/piqa", "acc/winogrande", "acc_rows/piqa", "ppl/files", "bytes"]

@@ -1,16 +1,15 @@
 """The protocol of every perplexity stands in results.json, and mistakes in it are one sentence."""
 
-import json
 from pathlib import Path
 
-from tests.end_to_end.conftest import Svdexp
+from tests.end_to_end.conftest import Svdexp, read
 
 
 def test_results_say_how_they_were_measured(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
     words = ["eval.stride=8", "eval.bos=every", "save=none", "hydra.run.dir=here", r'eval.separator="\n"', "method=svd"]
     done = svdexp_command(*tiny_job, *words)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "here" / "results.json").read_text())
+    results = read(tmp_path / "here")
     protocol = results["protocol"]["files"]
     assert protocol | {"dataset": ""} == {
         "preset": "quick",

@@ -3,14 +3,13 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import svdexp
-from tests.end_to_end.conftest import Svdexp
+from tests.end_to_end.conftest import Svdexp, read
 
 STABLE_KEYS = {
     "model",
@@ -33,11 +32,6 @@ STABLE_KEYS = {
     "seconds/factorisation",
     "peak_rss_bytes",
 }
-
-
-def read(run_dir: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
-    return results
 
 
 def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
