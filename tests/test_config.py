@@ -16,7 +16,7 @@ CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
     "eval": 7,
-    "experiment": 5,
+    "experiment": 11,
     "method": 12,
     "method/allocation": 11,
     "method/update": 2,
