@@ -1,0 +1,11 @@
+"""Repair by gradient descent, after truncation: factors of the same rank, better values.
+
+Add one with one file here and its YAML in conf/method/training/.
+"""
+
+from svdexp.training.base import Lesson, Training
+from svdexp.training.block_refine import BlockRefine
+from svdexp.training.distill import Distill
+from svdexp.training.student import Student
+
+__all__ = ["BlockRefine", "Distill", "Lesson", "Student", "Training"]
