@@ -1,7 +1,7 @@
 """The engine: statistics → factorisation → allocation → truncation → update → storage, visible in `compress`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
@@ -17,13 +17,14 @@ from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Weighting, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
-from svdexp.models.low_rank import Factors
+from svdexp.models.low_rank import Factors, LowRankLinear
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
+from svdexp.training import Curve, Student, teach
 from svdexp.update import place_all
 
 
@@ -41,6 +42,7 @@ class Compression:
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
+        training: the curve of each training, by its name.
     """
 
     layers: Sequence[Layer]
@@ -52,6 +54,7 @@ class Compression:
     layer_bits: dict[str, int]
     elastic: Elastic | None = None
     curves: RankCurves | None = None
+    training: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:
@@ -144,6 +147,7 @@ class Job:
             raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
+        self.replaced: dict[str, nn.Module] = {}  # dense layers, while their factors are trained
         self.components: dict[str, dict[str, torch.Tensor]] = {}
         self.curves: RankCurves | None = None
         # what every result of this job depends on; taken now, while the model is dense
@@ -230,11 +234,12 @@ class Job:
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
                 with self.clock("storage"):
-                    replace(self.model, name, self._layer(dense[name], pair))
+                    replace(self.model, name, self._first_layer(name, dense[name], pair))
 
             with self.clock(stage):
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
+        training = self._train(ranks) if self.method.training else {}
         return Compression(
             layers=self.layers,
             ranks=ranks,
@@ -244,7 +249,28 @@ class Job:
             dense_bits=dense_bits,
             layer_bits=self._stored_bits(),
             curves=self.curves,
+            training=training,
         )
+
+    def _train(self, ranks: Ranks) -> dict[str, Curve]:
+        """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
+        student = Student(self.model, self.replaced)
+        about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
+        shelf = partial(self.cache.shelf, "training", **about, source=self.source)
+        with self.clock("training"):
+            curves = teach(student, self.method.training, self.windows, shelf, self.seed)
+        with self.clock("storage"):
+            for name, layer in student.layers.items():
+                like = weight_of(self.replaced[name])
+                replace(self.model, name, self.method.storage.layer(layer.factors, layer.rank_out.bias, like))
+        return curves
+
+    def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
+        """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
+        if not self.method.training:
+            return self._layer(dense, factors)
+        self.replaced[name] = dense
+        return LowRankLinear.from_factors(factors, dense.bias, weight_of(dense).float())
 
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
         assert rank is not None

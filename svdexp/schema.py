@@ -150,6 +150,7 @@ class MethodConfig:
     weighting: dict[str, Any] | None = MISSING
     allocation: dict[str, Any] = MISSING
     update: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

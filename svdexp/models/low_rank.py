@@ -48,6 +48,11 @@ class LowRankLinear(nn.Module):
         return filled(layer, state, like)
 
     @property
+    def factors(self) -> Factors:
+        """A and B, without history."""
+        return Factors(self.rank_out.weight.detach(), self.rank_in.weight.detach())
+
+    @property
     def weight(self) -> torch.Tensor:
         """A B, (m, n): some architectures look at or initialise `layer.weight` of their projections by name."""
         return self.rank_out.weight @ self.rank_in.weight

@@ -3,9 +3,10 @@
 Add one with one file here and its YAML in conf/method/training/.
 """
 
-from svdexp.training.base import Lesson, Training
+from svdexp.training.base import Lesson, Training, teach
 from svdexp.training.block_refine import BlockRefine
+from svdexp.training.descent import Curve
 from svdexp.training.distill import Distill
 from svdexp.training.student import Student
 
-__all__ = ["BlockRefine", "Distill", "Lesson", "Student", "Training"]
+__all__ = ["BlockRefine", "Curve", "Distill", "Lesson", "Student", "Training", "teach"]

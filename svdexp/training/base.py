@@ -1,12 +1,14 @@
 """What every training can do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from svdexp.cache import Shelf
+from svdexp.training.descent import Curve
 from svdexp.training.student import Student
 
 
@@ -17,18 +19,38 @@ class Lesson:
     Attributes:
         student: the compressed model, its factors float32.
         windows: calibration token ids, (N, L).
-        shelf: where the training called by name leaves its state.
+        shelf: `shelf(part=…)` is where a training leaves the state of one of its parts.
         seed: of what is drawn at random.
     """
 
     student: Student
     windows: torch.Tensor
-    shelf: Callable[[str], Shelf]
+    shelf: Callable[..., Shelf]
     seed: int
 
 
 class Training(Protocol):
     """Changes the factors of a compressed model by gradient descent; their shapes stay."""
 
-    def __call__(self, lesson: Lesson) -> list[list[float]]:
-        """Train in place; returns the curve: step, loss, held-out score."""
+    def __call__(self, lesson: Lesson) -> Curve:
+        """Train in place."""
+
+
+def teach(
+    student: Student,
+    trainings: Mapping[str, Training],
+    windows: torch.Tensor,
+    shelf: Callable[..., Shelf],
+    seed: int,
+) -> dict[str, Curve]:
+    """All trainings, one after the other, on calibration `windows` (N, L).
+
+    `shelf(**ingredients)` is where an interrupted training finds its state; a training's depends on those before it.
+    """
+    curves: dict[str, Curve] = {}
+    done: list[str] = []
+    for name, training in trainings.items():
+        done.append(repr(training))
+        lesson = Lesson(student, windows, partial(shelf, trainings=list(done)), seed)
+        curves[name] = training(lesson)
+    return curves

@@ -14,7 +14,7 @@ from torch import nn
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
 from svdexp.models.structure import named_blocks
 from svdexp.training.base import Lesson
-from svdexp.training.descent import Descent, Schedule
+from svdexp.training.descent import Curve, Descent, Schedule
 from svdexp.training.student import Student
 
 
@@ -33,18 +33,18 @@ class BlockRefine(Schedule):
         """Where these options stand in the configuration."""
         return "method.training.block_refine"
 
-    def __call__(self, lesson: Lesson) -> list[list[float]]:
+    def __call__(self, lesson: Lesson) -> Curve:
         """Train all blocks; the curve is that of the last block."""
         student = lesson.student
         blocks = named_blocks(student.model)
         paths = Paths(student, lesson.windows, blocks)
-        curve: list[list[float]] = []
+        curve: Curve = []
         for name in blocks:
             curve = self.refine(name, paths, lesson)
             paths.advance(name)
         return curve
 
-    def refine(self, name: str, paths: "Paths", lesson: Lesson) -> list[list[float]]:
+    def refine(self, name: str, paths: "Paths", lesson: Lesson) -> Curve:
         """Train one block."""
         block = paths.blocks[name]
         learnt, held_out = self.split(torch.arange(len(paths.compressed)))
@@ -63,7 +63,7 @@ class BlockRefine(Schedule):
             seed=lesson.seed,
             what=f"refining {name}",
         )
-        curve = descent.run(lesson.shelf(f"block_refine {name}"))
+        curve = descent.run(lesson.shelf(part=name))
         factors = {id(p) for layer in lesson.student.layers.values() for p in layer.parameters()}
         for parameter, dtype in zip(parameters, formats, strict=True):
             if id(parameter) not in factors:
@@ -72,7 +72,7 @@ class BlockRefine(Schedule):
 
 
 class Paths:
-    """Hidden states before the next block, one (1, L, d) per window on the CPU, on the dense and the compressed path."""
+    """Hidden states before the next block on the dense and on the compressed path, (1, L, d) per window on the CPU."""
 
     def __init__(self, student: Student, windows: torch.Tensor, blocks: dict[str, nn.Module]):
         self.student, self.blocks = student, blocks

@@ -17,6 +17,9 @@ from svdexp.schema import require, require_positive
 
 log = logging.getLogger(__name__)
 
+# Per look at held-out text: the step, the mean loss since the last look, the held-out score.
+Curve = list[list[float]]
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -70,7 +73,7 @@ class Schedule:
         apart = max(1, round(self.held_out * len(windows)))
         require(
             apart < len(windows),
-            f"{self.knob}.held_out={self.held_out} of calibration.samples={len(windows)} leaves no window to learn from",
+            f"{self.knob}.held_out={self.held_out} of {len(windows)} calibration windows leaves none to learn from",
         )
         return windows[:-apart], windows[-apart:]
 
@@ -105,7 +108,7 @@ class Descent:
     seed: int
     what: str
 
-    def run(self, shelf: Shelf) -> list[list[float]]:
+    def run(self, shelf: Shelf) -> Curve:
         """Train, and leave the best parameters in place.
 
         Goes on where an earlier run left its state on `shelf`.
@@ -129,9 +132,10 @@ class Descent:
                 continue
             losses.append(self._step(step, optimizer, processes))
             if (step + 1) % options.check_every == 0 or step + 1 == options.steps:
-                history.append([step + 1, sum(losses) / len(losses), self.score()])
+                history.append([step + 1.0, sum(losses) / len(losses), self.score()])
                 losses = []
-                log.info("%s, step %d of %d: loss %.4g, held out %.4g", self.what, step + 1, options.steps, *history[-1][1:])
+                found = history[-1][1:]
+                log.info("%s, step %d of %d: loss %.4g, held out %.4g", self.what, step + 1, options.steps, *found)
                 if history[-1][2] == min(score for *_, score in history):
                     best = [parameter.detach().clone() for parameter in self.parameters]
                 if processes.main:
@@ -187,7 +191,7 @@ class Descent:
     ) -> tuple[list[list[float]], list[torch.Tensor]]:
         """The looks so far, the first before any step, and the best parameters among them."""
         if state is None:
-            return [[0, math.nan, self.score()]], [parameter.detach().clone() for parameter in self.parameters]
+            return [[0.0, math.nan, self.score()]], [parameter.detach().clone() for parameter in self.parameters]
         best = []
         for i, parameter in enumerate(self.parameters):
             parameter.data.copy_(state[f"{i}/value"])

@@ -18,7 +18,7 @@ from svdexp.evaluation.perplexity import perplexity
 from svdexp.models.structure import checkpointed_blocks
 from svdexp.schema import require, require_positive
 from svdexp.training.base import Lesson
-from svdexp.training.descent import Descent, Schedule
+from svdexp.training.descent import Curve, Descent, Schedule
 from svdexp.training.student import Student
 
 
@@ -52,21 +52,21 @@ class Distill(Schedule):
         """Where these options stand in the configuration."""
         return "method.training.distill"
 
-    def __call__(self, lesson: Lesson) -> list[list[float]]:
+    def __call__(self, lesson: Lesson) -> Curve:
         """Train all factors."""
         student = lesson.student
         windows, held_out = self.split(lesson.windows)
         items = cut(windows, self.seq_len, self.knob)
         descent = Descent(
             schedule=self,
-            parameters=[p for layer in student.layers.values() for p in (layer.rank_out.weight, layer.rank_in.weight)],
+            parameters=student.factors(),
             loss=lambda index: self.loss(student, items[index]),
             count=len(items),
             score=lambda: perplexity_of(student, held_out),
             seed=lesson.seed,
             what="distillation",
         )
-        return descent.run(lesson.shelf("distill"))
+        return descent.run(lesson.shelf(part=""))
 
     def loss(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
         """The loss on one sequence (L,), a scalar."""
@@ -77,7 +77,7 @@ class Distill(Schedule):
             with checkpointed_blocks(student.model) if self.checkpointing else nullcontext():
                 found = self.run(student.model, batch)
         T, logits = self.temperature, found.logits[0, :-1].float()
-        total = logits.new_zeros(())
+        total: torch.Tensor = logits.new_zeros(())
         if self.labels < 1:
             p, q = (torch.log_softmax(x[0, :-1].float() / T, -1) for x in (wanted.logits, found.logits))
             divergence = nn.functional.kl_div(q, p, reduction="sum", log_target=True) / len(p)
@@ -108,7 +108,7 @@ def cut(windows: torch.Tensor, length: int, knob: str) -> torch.Tensor:
     Raises:
         UserError: a window is shorter.
     """
-    N, L = windows.shape
+    L = windows.shape[1]
     require(length <= L, f"{knob}.seq_len={length} is longer than calibration.seq_len={L}")
     return windows[:, : L // length * length].reshape(-1, length)
 

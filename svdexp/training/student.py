@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.models.low_rank import Factors, LowRankLinear
+from svdexp.models.low_rank import LowRankLinear
 from svdexp.models.structure import replace
 
 
@@ -29,12 +29,10 @@ class Student:
         found = {name: self.model.get_submodule(name) for name in self.dense}
         return {name: layer for name, layer in found.items() if isinstance(layer, LowRankLinear)}
 
-    def factors(self) -> dict[str, Factors]:
-        """A and B of every compressed layer, float32."""
-        return {
-            name: Factors(layer.rank_out.weight.detach(), layer.rank_in.weight.detach())
-            for name, layer in self.layers.items()
-        }
+    def factors(self) -> list[nn.Parameter]:
+        """All A and B."""
+        named = (item for layer in self.layers.values() for item in layer.named_parameters())
+        return [parameter for key, parameter in named if key.endswith(".weight")]
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep the values of parameters that the dense model has too, before they are trained."""
