@@ -77,6 +77,7 @@ def compress(
     cache: Cache | None = None,
     clock: StageClock | None = None,
     seed: int = 0,
+    texts: Mapping[str, torch.Tensor] | None = None,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
@@ -89,13 +90,14 @@ def compress(
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
         seed: of what is drawn at random.
+        texts: by the name of a training, token ids (N, L) that it learns from instead of the calibration windows.
 
     Raises:
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, or several
             processes without a cache on disk.
     """
     layers, budget, fixed = plan(model, method, ratio, targets or Targets())
-    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed)
+    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts or {})
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
     parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
@@ -139,9 +141,10 @@ class Job:
         cache: Cache,
         clock: StageClock,
         seed: int,
+        texts: Mapping[str, torch.Tensor],
     ):
         self.model, self.windows, self.method, self.layers = model, windows, method, layers
-        self.cache, self.clock, self.seed = cache, clock, seed
+        self.cache, self.clock, self.seed, self.texts = cache, clock, seed, texts
         self.processes = Processes()
         if self.processes.count > 1 and cache.folder is None:
             raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
@@ -258,7 +261,7 @@ class Job:
         about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
         shelf = partial(self.cache.shelf, "training", **about, source=self.source)
         with self.clock("training"):
-            curves = teach(student, self.method.training, self.windows, shelf, self.seed)
+            curves = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
         with self.clock("storage"):
             for name, layer in student.layers.items():
                 like = weight_of(self.replaced[name])

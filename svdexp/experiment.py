@@ -28,6 +28,7 @@ from svdexp.evaluation import (
     protocols,
     require_context,
 )
+from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
     load_config,
@@ -39,10 +40,11 @@ from svdexp.models.loading import (
     resolve_dtype,
 )
 from svdexp.models.structure import Targets, stored_bytes
-from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
+from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, commit, record, show
+from svdexp.training import SequentialLora
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def run(config: Config, run_dir: Path) -> Results:
     method = build_method(config)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
-    check_inputs(config)
+    check_inputs(config, method)
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     clock = StageClock()
@@ -65,6 +67,7 @@ def run(config: Config, run_dir: Path) -> Results:
     with clock("load"):
         tokenizer = load_tokenizer(config.model)
         windows = calibration_windows(config, tokenizer)
+        lessons = training_windows(method, tokenizer)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
@@ -76,7 +79,7 @@ def run(config: Config, run_dir: Path) -> Results:
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
         dense_says = continuations(model, tokenizer, config.eval.prompts)
     compression = compress(
-        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
+        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
     )
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
     with clock("evaluate"):
@@ -108,7 +111,7 @@ def preview(config: Config) -> None:
     """
     method = build_method(config)
     device = resolve_device(config.device)
-    check_inputs(config)
+    check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
@@ -122,12 +125,16 @@ def window_counts(config: Config) -> list[int]:
     return [count for count in counts if count is not None]
 
 
-def check_inputs(config: Config) -> None:
+def check_inputs(config: Config, method: Method) -> None:
     """Raise UserError for what can be known to be wrong before anything is loaded."""
     locate(config.model)
-    check_text(config.calibration.text, Split.calibration, config.calibration.files)
-    if config.calibration.chat:
-        require_rows(config.calibration.text, Split.calibration, config.calibration.files)
+    sources: list[CalibrationConfig | SequentialLora] = [config.calibration]
+    sources += [part for part in method.training.values() if isinstance(part, SequentialLora)]
+    for part in sources:
+        if part.text is not None:
+            check_text(part.text, Split.calibration, part.files)
+            if part.chat:
+                require_rows(part.text, Split.calibration, part.files)
     check_evaluation(config.eval, config.model)
 
 
@@ -143,13 +150,29 @@ def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     """Token windows (samples, seq_len) that calibrate."""
     part = config.calibration
-    source = (part.text, Split.calibration, part.files)
-    stream = tokenize(chat_text(read_rows(*source), tokenizer) if part.chat else read_text(*source), tokenizer)
+    stream = token_stream(part.text, part.files, part.chat, tokenizer)
     generator = None
     if part.sampling is Sampling.random:
         generator = torch.Generator().manual_seed(config.seed)
     bos = bos_token(tokenizer) if part.bos else None
     return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
+
+
+def training_windows(method: Method, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Token windows (samples, seq_len) of those trainings that have a text of their own, by their names."""
+    found = {}
+    for name, part in method.training.items():
+        if isinstance(part, SequentialLora) and part.text is not None:
+            knob = f"method.training.{name}.samples"
+            stream = token_stream(part.text, part.files, part.chat, tokenizer)
+            found[name] = cut_windows(stream, part.seq_len, part.samples, knob=knob)
+    return found
+
+
+def token_stream(text: str, files: Sequence[str], chat: bool, tokenizer: Any) -> torch.Tensor:
+    """The tokens of a text that calibrates or trains, (T,)."""
+    source = (text, Split.calibration, files)
+    return tokenize(chat_text(read_rows(*source), tokenizer) if chat else read_text(*source), tokenizer)
 
 
 def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from svdexp.cache import Shelf
+from svdexp.cache import Shelf, fingerprint
 from svdexp.training.descent import Curve
 from svdexp.training.student import Student
 
@@ -18,7 +18,7 @@ class Lesson:
 
     Attributes:
         student: the compressed model, its factors float32.
-        windows: calibration token ids, (N, L).
+        windows: token ids to learn from, (N, L).
         shelf: `shelf(part=…)` is where a training leaves the state of one of its parts.
         seed: of what is drawn at random.
     """
@@ -40,10 +40,11 @@ def teach(
     student: Student,
     trainings: Mapping[str, Training],
     windows: torch.Tensor,
+    texts: Mapping[str, torch.Tensor],
     shelf: Callable[..., Shelf],
     seed: int,
 ) -> dict[str, Curve]:
-    """All trainings, one after the other, on calibration `windows` (N, L).
+    """All trainings, one after the other, on the calibration `windows` (N, L), or on their own of `texts`.
 
     `shelf(**ingredients)` is where an interrupted training finds its state; a training's depends on those before it.
     """
@@ -51,6 +52,8 @@ def teach(
     done: list[str] = []
     for name, training in trainings.items():
         done.append(repr(training))
-        lesson = Lesson(student, windows, partial(shelf, trainings=list(done)), seed)
+        own = texts.get(name, windows)
+        part = partial(shelf, trainings=list(done), text=fingerprint({"": own}))
+        lesson = Lesson(student, own, part, seed)
         curves[name] = training(lesson)
     return curves

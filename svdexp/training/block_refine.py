@@ -22,7 +22,7 @@ from svdexp.training.student import Student
 class BlockRefine(Schedule):
     """Each block by itself, in order; an item is a window. The paper has 25 epochs of 256 windows in batches of 32."""
 
-    steps: int = 200
+    steps: int | None = 200
     batch: int = 32
     lr: float = 1e-4
     floor: float = 0.1

@@ -26,7 +26,8 @@ class Schedule:
     """The options of every training: AdamW with linear warm-up and cosine decay.
 
     Attributes:
-        steps: of the optimiser.
+        steps: of the optimiser; None: as many as `epochs` take.
+        epochs: how often every item is seen, where `steps` is None.
         batch: items a step.
         lr: the largest learning rate.
         warmup: the share of steps in which it rises.
@@ -38,7 +39,8 @@ class Schedule:
         patience: looks without improvement after which training ends.
     """
 
-    steps: int = 60
+    steps: int | None = 60
+    epochs: int = 1
     batch: int = 4
     lr: float = 3e-4
     warmup: float = 0.1
@@ -50,8 +52,9 @@ class Schedule:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch", "check_every", "patience"):
-            require_positive(f"{self.knob}.{key}", getattr(self, key))
+        for key in ("steps", "epochs", "batch", "check_every", "patience"):
+            if (value := getattr(self, key)) is not None:
+                require_positive(f"{self.knob}.{key}", value)
         for key in ("lr", "clip"):
             value = getattr(self, key)
             require(0 < value < math.inf, f"{self.knob}.{key} must be positive, not {value}")
@@ -77,12 +80,16 @@ class Schedule:
         )
         return windows[:-apart], windows[-apart:]
 
-    def rate(self, step: int) -> float:
-        """The learning rate of `step`, counted from 0."""
-        rising = max(1, round(self.warmup * self.steps))
+    def steps_over(self, count: int) -> int:
+        """How many steps there are with `count` items."""
+        return math.ceil(self.epochs * count / self.batch) if self.steps is None else self.steps
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of `step`, counted from 0, of `steps`."""
+        rising = max(1, round(self.warmup * steps))
         if step < rising:
             return self.lr * (step + 1) / rising
-        turn = (step - rising) / max(1, self.steps - rising)
+        turn = (step - rising) / max(1, steps - rising)
         return self.lr * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turn)) / 2)
 
 
@@ -108,6 +115,9 @@ class Descent:
     seed: int
     what: str
 
+    def __post_init__(self) -> None:
+        self.steps = self.schedule.steps_over(self.count)
+
     def run(self, shelf: Shelf) -> Curve:
         """Train, and leave the best parameters in place.
 
@@ -126,16 +136,16 @@ class Descent:
         optimizer = torch.optim.AdamW(self.parameters, lr=options.lr, weight_decay=options.weight_decay)
         history, best = self._restore(optimizer, shelf.get("state"))
         losses: list[float] = []
-        for step in progress(range(options.steps), self.what):
+        for step in progress(range(self.steps), self.what):
             start = int(history[-1][0])
             if step < start or self._exhausted(history):
                 continue
             losses.append(self._step(step, optimizer, processes))
-            if (step + 1) % options.check_every == 0 or step + 1 == options.steps:
+            if (step + 1) % options.check_every == 0 or step + 1 == self.steps:
                 history.append([step + 1.0, sum(losses) / len(losses), self.score()])
                 losses = []
                 found = history[-1][1:]
-                log.info("%s, step %d of %d: loss %.4g, held out %.4g", self.what, step + 1, options.steps, *found)
+                log.info("%s, step %d of %d: loss %.4g, held out %.4g", self.what, step + 1, self.steps, *found)
                 if history[-1][2] == min(score for *_, score in history):
                     best = [parameter.detach().clone() for parameter in self.parameters]
                 if processes.main:
@@ -172,7 +182,7 @@ class Descent:
             parameter.grad = processes.add_up(gradient)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         for group in optimizer.param_groups:
-            group["lr"] = self.schedule.rate(step)
+            group["lr"] = self.schedule.rate(step, self.steps)
         optimizer.step()
         return mean
 
@@ -199,5 +209,5 @@ class Descent:
             optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter) for k, v in moments.items()}
             best.append(state[f"{i}/best"].to(parameter))
         history: list[list[float]] = state["history"].tolist()
-        log.info("%s: going on after step %d of %d", self.what, int(history[-1][0]), self.schedule.steps)
+        log.info("%s: going on after step %d of %d", self.what, int(history[-1][0]), self.steps)
         return history, best

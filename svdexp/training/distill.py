@@ -72,8 +72,9 @@ class Distill(Schedule):
         """The loss on one sequence (L,), a scalar."""
         batch = tokens[None].to(student.model.device)
         with student.precision():
-            with student.as_teacher() as teacher:
-                wanted = self.run(teacher, batch)
+            if self.labels < 1 or self.hidden > 0:
+                with student.as_teacher() as teacher:
+                    wanted = self.run(teacher, batch)
             with checkpointed_blocks(student.model) if self.checkpointing else nullcontext():
                 found = self.run(student.model, batch)
         T, logits = self.temperature, found.logits[0, :-1].float()

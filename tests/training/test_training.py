@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
-from svdexp.cache import Cache
+from svdexp.cache import Cache, Shelf
 from svdexp.compress import Compression, compress
 from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
@@ -20,7 +20,7 @@ from svdexp.models.low_rank import LowRankLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.models.structure import replace as put
 from svdexp.storage import ElasticStorage, FactorStorage, PivotStorage, RemapStorage, Storage
-from svdexp.training import BlockRefine, Distill, Student, Training
+from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
 from tests.conftest import VOCABULARY, tiny_model
 
 DISTILL = Distill(steps=30, batch=3, seq_len=12, lr=3e-3, check_every=10)
@@ -204,3 +204,44 @@ def test_elastic_storage_is_refused() -> None:
 def test_items_longer_than_the_windows_are_refused(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     with pytest.raises(UserError, match=r"training\.distill\.seq_len=99 is longer than calibration\.seq_len=24"):
         compress(llama, windows, method_of(distill=replace(DISTILL, seq_len=99)), 0.5)
+
+
+LORA = SequentialLora(text=None, epochs=4, batch=4, seq_len=12, lr=1e-2, r=2, alpha=4, check_every=4)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_adapters_are_trained_merged_and_gone(model: PreTrainedModel, sequential: bool) -> None:
+    windows = speech(loud(model))[:5]
+    windows = torch.cat([windows, windows[:1]])
+    plain = copy.deepcopy(model)
+    before = compress(plain, windows, PLAIN, 0.5)
+    method = method_of(sequential_lora=replace(LORA, sequential=sequential))
+    after = compress(model, windows, method, 0.5)
+    assert after.layer_bits == before.layer_bits
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    curve = after.training["sequential_lora"]
+    assert min(entry[2] for entry in curve) < curve[0][2], "held-out perplexity falls"
+
+
+def test_a_round_of_adapters_moves_one_factor_by_a_low_rank(llama: PreTrainedModel) -> None:
+    windows = speech(loud(llama))
+    student = student_of(llama)
+    before = {name: copy.deepcopy(layer.factors) for name, layer in student.layers.items()}
+    LORA.train(["rank_out"], Lesson(student, windows, lambda **about: Shelf(), seed=0))
+    for name, layer in student.layers.items():
+        change = layer.factors.A - before[name].A
+        assert torch.equal(layer.factors.B, before[name].B)
+        assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2
+
+
+def test_a_training_may_have_a_text_of_its_own(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """With the calibration windows as that text, the result is the same as without it; with others it is not."""
+    method = method_of(distill=DISTILL)
+    results = []
+    for texts in ({}, {"distill": windows}, {"distill": windows.flip(0)}):
+        model = tiny_model("llama_gqa")
+        compress(model, windows, method, 0.5, texts=texts)
+        results.append(model(windows).logits)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
