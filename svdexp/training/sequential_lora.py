@@ -19,7 +19,7 @@ from svdexp.training.distill import cut, perplexity_of
 from svdexp.training.student import Student
 
 # The factors that get adapters, round by round; their names are those of LowRankLinear's children.
-ROUNDS = {True: [("rank_out",), ("rank_in",)], False: [("rank_out", "rank_in")]}
+ROUNDS: dict[bool, list[tuple[str, ...]]] = {True: [("rank_out",), ("rank_in",)], False: [("rank_out", "rank_in")]}
 
 
 @dataclass(frozen=True)
