@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
+from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
+from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import (
@@ -40,6 +41,8 @@ from svdexp.models.loading import (
 from svdexp.models.structure import Targets, stored_bytes
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
 from svdexp.stages import build_method
+from svdexp.sweeps import state_of
+from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, commit, record, show
 
@@ -57,6 +60,7 @@ def run(config: Config, run_dir: Path) -> Results:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     check_inputs(config)
+    cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     clock = StageClock()
@@ -88,6 +92,7 @@ def run(config: Config, run_dir: Path) -> Results:
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
     results = record(config, run_dir, dense, compressed, compression, clock, model) | {
+        "cell": cell,
         "tasks": {exam.name: exam.describe() for exam in exams},
         "generation": [
             {"prompt": prompt, "dense": before, "compressed": after}
@@ -99,8 +104,10 @@ def run(config: Config, run_dir: Path) -> Results:
     return results
 
 
-def preview(config: Config) -> None:
-    """Print what the run would take; no weights are loaded, and a text only where all of its windows count.
+def preview(config: Config, run_dir: Path) -> None:
+    """Print what the run would take, and where it stands.
+
+    No weights are loaded, and a text only where all of its windows count.
 
     Raises:
         UserError: as `run` does for the configuration and the model's structure.
@@ -111,6 +118,7 @@ def preview(config: Config) -> None:
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
+    print(state_of(config, run_dir))
 
 
 def window_counts(config: Config) -> list[int]:
