@@ -65,7 +65,8 @@ def outcome(cell: Cell, job: Any) -> JobReturn:
             time.sleep(1)
             seconds += 1
         found: JobReturn = job.result()
-    except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-        log.error("job %s: %s", job.job_id, error)
-        return cell.lost(f"job {job.job_id} ended without a result, in state {job.state}; see {job.paths.stderr}")
+    except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
+        reason = f"job {job.job_id} ended without a result, in state {job.state}; see {job.paths.stderr}"
+        log.error("%s: %s", cell.folder, reason)
+        return cell.lost(reason)
     return found
