@@ -42,6 +42,7 @@ from svdexp.models.structure import Targets, stored_bytes
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.sweeps import state_of
+from svdexp.sweeps.cached import cached_stages, note_weights
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, commit, record, show
@@ -71,6 +72,7 @@ def run(config: Config, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
+    note_weights(config, model)
     targets = Targets(**vars(config.targets))
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
@@ -119,6 +121,9 @@ def preview(config: Config, run_dir: Path) -> None:
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
     print(state_of(config, run_dir))
+    print(
+        cached_stages(config, method, model, layers, lambda: calibration_windows(config, load_tokenizer(config.model)))
+    )
 
 
 def window_counts(config: Config) -> list[int]:

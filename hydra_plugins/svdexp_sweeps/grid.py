@@ -23,8 +23,8 @@ class Grid(BasicSweeper):
         launch = self.launcher.launch
         outcomes: list[JobReturn] = []
 
-        def launch_all(cells: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            outcomes.extend(in_the_end(launch, cells, initial_job_idx))
+        def launch_all(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            outcomes.extend(in_the_end(launch, job_overrides, initial_job_idx))
             return []  # of what it is given, Hydra's sweeper would raise the first failure
 
         self.launcher.launch = launch_all  # type: ignore[method-assign]

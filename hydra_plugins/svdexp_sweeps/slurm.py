@@ -21,13 +21,14 @@ from svdexp.schema import require
 POLL = 30
 
 
-class Slurm(SlurmLauncher):
+class Slurm(SlurmLauncher):  # type: ignore[misc]
     """One job for each cell that is not finished; a job that dies is a failed cell, and the others are waited for."""
 
     def __call__(self, sweep_overrides: list[str], *place: Any) -> JobReturn:
         """The cell, in its job; results.json records sys.argv, which is submitit's there."""
         sys.argv[1:] = sweep_overrides
-        return super().__call__(sweep_overrides, *place)
+        done: JobReturn = super().__call__(sweep_overrides, *place)
+        return done
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The outcomes of all cells, when the last job has ended."""

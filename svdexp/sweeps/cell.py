@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -88,7 +88,7 @@ def wait_for(folder: Path) -> None:
         pass
 
 
-def configurations(cfg: DictConfig) -> dict[str, DictConfig]:
+def configurations(cfg: DictConfig) -> dict[str, Any]:
     """What Hydra keeps of a job, by the names of its files."""
     return {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
 

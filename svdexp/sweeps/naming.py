@@ -34,8 +34,7 @@ def cell_name(*words: object, _root_: DictConfig) -> str:
 
     A name depends on the configuration alone: not on the job's number, the machine, or the contents of files.
     """
-    values = OmegaConf.to_container(_root_, enum_to_str=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(_root_, enum_to_str=True)
     values.pop("hydra", None)
     text = json.dumps(relevant(values), sort_keys=True, default=str)
     digits = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -16,7 +16,9 @@ def words(tiny_job: list[str], tmp_path: Path) -> list[str]:
 
 
 def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
-    words = ["-m", *words, "hydra.sweep.dir=sweep"]
+    words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
+    blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
+    assert blank.output.endswith("\nnot finished\nin the cache: nothing of this model\n")
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
     assert first.returncode == 1
     assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
@@ -29,6 +31,7 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.output
     assert shown.output.count("Estimate") == 2
     assert f"finished: {known}" in shown.output
+    assert shown.output.endswith("in the cache: gram of 3 of 3 blocks, decompositions of 3 of 3 blocks\n")
     assert "not finished" in shown.output
 
     extended = run(tmp_path, [*words, "ratio=0.4,0.5"])
