@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
+from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
+from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import (
@@ -41,6 +42,9 @@ from svdexp.models.loading import (
 from svdexp.models.structure import Targets, stored_bytes
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
 from svdexp.stages import build_method
+from svdexp.sweeps import state_of
+from svdexp.sweeps.cached import cached_stages, note_weights
+from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, commit, record, show
 
@@ -58,6 +62,7 @@ def run(config: Config, run_dir: Path) -> Results:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     check_inputs(config)
+    cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     clock = StageClock()
@@ -68,6 +73,7 @@ def run(config: Config, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
+    note_weights(config, model)
     targets = Targets(**vars(config.targets))
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
@@ -89,6 +95,7 @@ def run(config: Config, run_dir: Path) -> Results:
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
     results = record(config, run_dir, dense, compressed, compression, clock, model) | {
+        "cell": cell,
         "tasks": {exam.name: exam.describe() for exam in exams},
         "generation": [
             {"prompt": prompt, "dense": before, "compressed": after}
@@ -100,8 +107,10 @@ def run(config: Config, run_dir: Path) -> Results:
     return results
 
 
-def preview(config: Config) -> None:
-    """Print what the run would take; no weights are loaded, and a text only where all of its windows count.
+def preview(config: Config, run_dir: Path) -> None:
+    """Print what the run would take, and where it stands.
+
+    No weights are loaded, and a text only where all of its windows count.
 
     Raises:
         UserError: as `run` does for the configuration and the model's structure.
@@ -112,6 +121,10 @@ def preview(config: Config) -> None:
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
+    print(state_of(config, run_dir))
+    print(
+        cached_stages(config, method, model, layers, lambda: calibration_windows(config, load_tokenizer(config.model)))
+    )
 
 
 def window_counts(config: Config) -> list[int]:

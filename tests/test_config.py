@@ -17,6 +17,8 @@ GROUPS = {
     "calibration": 9,
     "eval": 7,
     "experiment": 11,
+    "hydra/launcher": 3,
+    "hydra/sweeper": 1,
     "method": 12,
     "method/allocation": 11,
     "method/update": 2,

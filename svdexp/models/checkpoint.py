@@ -42,6 +42,7 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, ela
     if elastic:
         elastic.save(partial)
     if folder.exists():  # a folder cannot be renamed over a full one
+        shutil.rmtree(previous, ignore_errors=True)  # left by a process that was killed below
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)

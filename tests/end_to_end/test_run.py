@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_j
     run_dir = tmp_path / "here"
     assert {path.name for path in run_dir.iterdir()} == {
         ".hydra",
+        ".lock",
         "checkpoint",
         "ranks.json",
         "results.json",
