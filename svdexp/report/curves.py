@@ -100,7 +100,7 @@ def draw_lines(axis: Axes, panel: Panel, looks: Mapping[str, Style], top: float,
         for _, run in part[part[panel.key] > top].iterrows():
             # beside each other, where several methods of one size are beyond
             shift = offset_copy(axis.transData, axis.get_figure(root=True), x=6 * (beyond % 3 - 1), units="points")
-            axis.plot(run["x"], top, color=look["color"], transform=shift, zorder=5, **BEYOND)
+            axis.plot(run["x"], top, color=look["color"], transform=shift, zorder=5, clip_on=False, **BEYOND)
             notes.append(f"{panel.title}, {name} at {run['ratio']:g}: {number(run[panel.key])}")
             beyond += 1
     if beyond:

@@ -68,11 +68,11 @@ def rank_maps(maps: Mapping[str, RankMap | None], columns: int) -> Figure:
     top = 1.0 if shares else max(float(np.nanmax(m.ranks, initial=1)) for m in drawn)
     mesh = None
     for index, (axis, (title, found)) in enumerate(zip(axes, maps.items(), strict=True)):
-        axis.set_title(title, fontsize=8, loc="left")
-        axis.grid(visible=False)
         if found is None or not found.blocks:
             axis.set_axis_off()
             continue
+        axis.set_title(title, fontsize=8, loc="left")
+        axis.grid(visible=False)
         values = found.ranks / found.full if shares else found.ranks
         box: Any = {"origin": "upper", "aspect": "auto", "interpolation": "nearest"}
         mesh = axis.imshow(np.where(found.dense, np.nan, values), cmap="viridis", vmin=0, vmax=top, **box)

@@ -71,7 +71,7 @@ def draw(axis: Axes, panel: Panel, phase: str, looks: Mapping[str, Style]) -> li
     if perplexity:
         log_axis(axis, 0.93 * min(perplexity), 1.15 * max(perplexity))
     for _, run in outside.iterrows():
-        axis.plot(run[key], axis.get_ylim()[1], color=looks[run["series"]]["color"], **BEYOND)
+        axis.plot(run[key], axis.get_ylim()[1], color=looks[run["series"]]["color"], clip_on=False, **BEYOND)
     if len(outside):
         explain_beyond(axis)
     return [

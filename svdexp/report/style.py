@@ -34,7 +34,7 @@ LOOK: Any = {
 }
 DENSE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1}
 # A value that lies above the axis, at its upper edge.
-BEYOND: dict[str, Any] = {"marker": "^", "markersize": 8, "markerfacecolor": "white", "linestyle": "", "clip_on": False}
+BEYOND: dict[str, Any] = {"marker": "^", "markersize": 8, "markerfacecolor": "white", "linestyle": ""}
 # Round numbers for logarithmic axes, the coarsest first.
 MANTISSAS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
 LABEL = 34  # characters of a legend's line

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from svdexp.report.frame import labels, tidy
 from svdexp.report.heatmap import RankMap
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.pareto import front
-from svdexp.report.style import log_axis, number, styles
+from svdexp.report.style import log_axis, number, png, styles
 from tests.report.fake_sweeps import leave, leave_cell
 
 PICTURES = {f"{kind}-llama2-7b.png" for kind in ("perplexity", "accuracy", "speed", "ranks", "depth")}
@@ -109,6 +110,10 @@ def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
     plot = against_size(perplexity_panels(frame), "perplexity", styles(frame["series"]), CLIP)
     assert plot.figure.axes[0].get_ylim()[1] == pytest.approx(1.1 * CLIP * 20)
     assert len(plot.notes) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that leaves no room for the axes
+        png(plot.figure)
+    assert all(axis.get_position().height > 0.4 for axis in plot.figure.axes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.3, 16), (17, 1800), (5, 5.4), (0.001, 3e8), (19, 60)])
