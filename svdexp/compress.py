@@ -1,6 +1,6 @@
 """The engine: statistics → factorisation → allocation → truncation → update → storage, visible in `compress`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from functools import partial
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Evidence, Ranks, allocate, fixed_ranks
+from svdexp.allocation import Budget, Evidence, RankCurves, Ranks, allocate, fixed_ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.errors import UserError
@@ -32,20 +32,31 @@ class Compression:
     """What `compress` did to the model it was given.
 
     Attributes:
+        layers: the targeted layers, in the model's order.
         ranks: per layer; None stayed dense.
         errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1]; empty where
             there is no weighting.
         damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
-        dense_bits, bits: all targeted layers before and after, counted from their tensors.
+        spectra: per layer, the descending singular values of L W R, (min(m, n),); empty likewise.
+        dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
+        curves: how ranks were learned, where they were.
     """
 
+    layers: Sequence[Layer]
     ranks: Ranks
     errors: dict[str, float]
     damping: dict[str, float]
+    spectra: dict[str, torch.Tensor]
     dense_bits: int
-    bits: int
+    layer_bits: dict[str, int]
     elastic: Elastic | None = None
+    curves: RankCurves | None = None
+
+    @property
+    def bits(self) -> int:
+        """All targeted layers after."""
+        return sum(self.layer_bits.values())
 
     @property
     def achieved_ratio(self) -> float:
@@ -134,6 +145,7 @@ class Job:
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
         self.components: dict[str, dict[str, torch.Tensor]] = {}
+        self.curves: RankCurves | None = None
         # what every result of this job depends on; taken now, while the model is dense
         self.source = {
             "model": model_fingerprint(model),
@@ -187,7 +199,12 @@ class Job:
         }
         shelf = partial(self.cache.shelf, source=self.source)
         truncated = partial(self.truncated, parts)
-        return Evidence(self.model, self.windows, spectra, truncated, made_with, shelf, self.seed)
+        keep = self.keep_curves
+        return Evidence(self.model, self.windows, spectra, truncated, made_with, shelf, self.seed, keep)
+
+    def keep_curves(self, curves: RankCurves) -> None:
+        """Called by an allocation that trains ranks."""
+        self.curves = curves
 
     def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
         """One layer at a rank, for allocations that try it out; the model is not touched."""
@@ -197,7 +214,7 @@ class Job:
 
     def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
-        dense_bits = self._stored_bits()
+        dense_bits = sum(self._stored_bits().values())
         update = self.method.update
         stage = "update" if update else "storage"
         with self.clock(stage):
@@ -219,11 +236,14 @@ class Job:
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         return Compression(
+            layers=self.layers,
             ranks=ranks,
             errors={name: part.error(ranks[name]) for name, part in done.items()},
             damping={name: float(part.damping.max()) for name, part in done.items()},
+            spectra={name: part.spectrum for name, part in done.items()},
             dense_bits=dense_bits,
-            bits=self._stored_bits(),
+            layer_bits=self._stored_bits(),
+            curves=self.curves,
         )
 
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
@@ -237,5 +257,5 @@ class Job:
     def _layer(self, dense: Any, factors: Factors) -> nn.Module:
         return self.method.storage.layer(factors, dense.bias, weight_of(dense))
 
-    def _stored_bits(self) -> int:
-        return sum(stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers)
+    def _stored_bits(self) -> dict[str, int]:
+        return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}

@@ -29,6 +29,7 @@ from svdexp.evaluation import (
     protocols,
     require_context,
 )
+from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
     load_config,
@@ -41,28 +42,34 @@ from svdexp.models.loading import (
 )
 from svdexp.models.structure import Targets, stored_bytes
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
-from svdexp.stages import build_method
+from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages, note_weights
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
-from svdexp.tracking import Results, commit, record, show
+from svdexp.tracking import Log, Results, commit, layer_rows, record, show, tracked
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> Results:
-    """Carry out one experiment; leaves ranks.json, checkpoint/ and results.json in `run_dir`.
+    """Carry out one experiment; leaves ranks.json, layers.json, checkpoint/ and results.json in `run_dir`.
 
     Raises:
         UserError: anything the user can mend; raised before the model is loaded where possible.
     """
     commit()  # of the code that is in memory now
-    method = build_method(config)
+    method, tracker = build_method(config), build(config.tracker, "tracker")
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.precision, device)
     check_inputs(config)
     cell = identity_of(config)  # of the files that are read now
+    with tracked(tracker, config, run_dir) as track:
+        return carry_out(config, method, device, run_dir, track, cell)
+
+
+def carry_out(config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str) -> Results:
+    """`run`, after what can be checked at once; `track` takes what it found."""
+    dtype = resolve_dtype(config.precision, device)
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     clock = StageClock()
@@ -85,6 +92,7 @@ def run(config: Config, run_dir: Path) -> Results:
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
     )
     write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+    write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
         compressed_says = continuations(model, tokenizer, config.eval.prompts)
@@ -103,6 +111,7 @@ def run(config: Config, run_dir: Path) -> Results:
         ],
     }
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    track(results, compression)
     show(results)
     return results
 

@@ -280,6 +280,7 @@ class Config:
     storage: dict[str, Any] = MISSING
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: dict[str, Any] = MISSING
     ratio: float = MISSING
     seed: int = 0
     device: str = "auto"
@@ -290,6 +291,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio)
+        wanted, kept = self.tracker.get("checkpoint"), self.save is Save.checkpoint
+        require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 
 
 @dataclass

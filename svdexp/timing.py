@@ -10,10 +10,18 @@ import torch
 
 
 class StageClock:
-    """Adds up wall-clock seconds per stage. Stages may nest: time counts for the inner one only."""
+    """Adds up wall-clock seconds per stage. Stages may nest: time counts for the inner one only.
+
+    Attributes:
+        seconds: by stage.
+        rss: by stage, the most memory that the process had ever held when the stage last ran.
+        device: by stage, the most memory that tensors held meanwhile on the fullest CUDA device; empty without one.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.rss: dict[str, int] = {}
+        self.device: dict[str, int] = {}
         self._running: list[str] = []
         self._since = 0.0
 
@@ -29,13 +37,25 @@ class StageClock:
             self._running.pop()
 
     def _lap(self) -> None:
-        if torch.cuda.is_available():
+        cuda = torch.cuda.is_available()
+        if cuda:
             torch.cuda.synchronize()
         now = time.perf_counter()
         if self._running:
             stage = self._running[-1]
             self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+            self.rss[stage] = peak_rss_bytes()
+            if cuda:
+                self.device[stage] = max(self.device.get(stage, 0), peak_device_bytes())
+        if cuda:
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
         self._since = now
+
+
+def peak_device_bytes() -> int:
+    """The most memory that tensors held on one CUDA device since its statistics were reset."""
+    return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
 
 
 def peak_rss_bytes() -> int:

@@ -25,6 +25,7 @@ GROUPS = {
     "method/weighting": 5,
     "model": 13,
     "storage": 4,
+    "tracker": 2,
 }
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.

@@ -4,6 +4,7 @@ Add one with one file here and its YAML in conf/method/allocation/.
 """
 
 from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks, Repeatable
+from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.fixed import allocate, fixed_ranks
@@ -31,6 +32,7 @@ __all__ = [
     "FromGamma",
     "GlobalLoss",
     "Learned",
+    "RankCurves",
     "Ranks",
     "Repeatable",
     "Sensitivity",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.allocation.curves import RankCurves
 from svdexp.cache import Shelf
 from svdexp.errors import UserError
 from svdexp.schema import require_positive
@@ -75,6 +76,7 @@ class Evidence:
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
             runs left it.
         seed: the run's.
+        publish: takes the curves of an allocation that trains ranks.
     """
 
     model: PreTrainedModel
@@ -84,6 +86,7 @@ class Evidence:
     made_with: Mapping[str, str] = field(default_factory=dict)
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
     seed: int = 0
+    publish: Callable[[RankCurves], None] = lambda curves: None
 
     @property
     def tokens(self) -> int:

@@ -85,6 +85,7 @@ class Learned(Aligned):
         about = {"options": asdict(self), "seed": evidence.seed, "storage": repr(budget.storage)}
         shelf = evidence.shelf("learned_ranks", ratio=budget.ratio, layers=list(budget.shapes), **about)
         gamma = training.run(shelf)
+        evidence.publish(training.curves())
         found = zip(gamma.clamp_min(TINY).tolist(), budget.shapes.items(), strict=True)
         return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found})
 

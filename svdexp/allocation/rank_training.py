@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation.budget import Budget
+from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
 from svdexp.cache import Shelf
 from svdexp.errors import UserError
@@ -68,6 +69,11 @@ class Training:
             "gamma": self.gamma.detach().clone(),
             "history": torch.tensor(self.history, dtype=torch.float64),
         }
+
+    def curves(self) -> RankCurves:
+        """Every step, those of an earlier run that this one went on from included."""
+        perplexity, ratio, *gamma = map(list, zip(*self.history, strict=True))
+        return RankCurves(perplexity, ratio, dict(zip(self.names, gamma, strict=True)))
 
     def restore(self, state: dict[str, torch.Tensor] | None) -> None:
         """Continue from `state`, if there is one."""
