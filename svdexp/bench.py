@@ -17,15 +17,13 @@ from torch import nn
 from svdexp.allocation import Budget
 from svdexp.calibration.statistics import Gram
 from svdexp.factorisation import Metric, decompose
-from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.portable.svdexp_layers import LowRankLinear, RemapLinear, pivot_layer
 from svdexp.storage import (
     NUMBER_BITS,
     FactorStorage,
     PivotStorage,
     RemapStorage,
     Storage,
-    empty_pivot_layer,
-    empty_remap_layer,
 )
 
 REPEATS = 5
@@ -80,10 +78,10 @@ def layers(shape: tuple[int, int], kept: float) -> dict[str, nn.Module]:
     def rank(storage: Storage) -> int:
         return Budget(kept, {"": shape}, storage).largest_rank("", kept * m * n * NUMBER_BITS) or 0
 
-    pivot = empty_pivot_layer(m, n, rank(PivotStorage()), bias=False)
+    pivot = pivot_layer(n, rank(PivotStorage()), m, bias=False)
     pivot.order.copy_(torch.randperm(len(pivot.order)))
     factors = LowRankLinear(n, rank(FactorStorage()), m, bias=False)
-    remap = empty_remap_layer(m, n, rank(RemapStorage()), bias=False)
+    remap = RemapLinear(n, rank(RemapStorage()), m, bias=False)
     return {"dense": nn.Linear(n, m, bias=False), "factors": factors, "pivot": pivot, "remap": remap}
 
 
