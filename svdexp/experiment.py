@@ -37,7 +37,9 @@ from svdexp.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from svdexp.models.origin import origin
 from svdexp.models.structure import Targets, stored_bytes
+from svdexp.publish import describe
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.timing import StageClock
@@ -82,7 +84,7 @@ def run(config: Config, run_dir: Path) -> Results:
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
         compressed_says = continuations(model, tokenizer, config.eval.prompts)
     compressed["protocol"] = protocols(texts)
-    if config.save is Save.checkpoint:
+    if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
@@ -95,6 +97,8 @@ def run(config: Config, run_dir: Path) -> Results:
         ],
     }
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    if config.save is Save.hf:
+        describe(run_dir / "checkpoint", model, compression.ranks, results, origin(config.model))
     show(results)
     return results
 
