@@ -26,10 +26,9 @@ def is_asvd(config: dict[str, Any]) -> bool:
 def read(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     """The tensors of safetensors files under the names that they have in our layers.
 
-    Not by from_pretrained's key_mapping, which save_pretrained would undo. They are copies: views of a file are aligned
-    as the file happens to be, and by that kernels choose how they round.
+    Not by from_pretrained's key_mapping, which save_pretrained would undo.
     """
-    state = {name: tensor.clone() for path in paths for name, tensor in load_file(path).items()}
+    state = {name: tensor for path in paths for name, tensor in load_file(path).items()}
     return {name.replace(".BLinear.", ".rank_in.").replace(".ALinear.", ".rank_out."): state[name] for name in state}
 
 

@@ -75,24 +75,38 @@ def test_a_run_and_its_exports(
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "dense")
     assert torch.equal(theirs(windows).logits, ours(windows).logits)
     torch.testing.assert_close(dense(windows).logits, ours(windows).logits, rtol=1e-4, atol=1e-4)
-    assert_one_sentence(export_command(tmp_path, "path=run", "to=out/hf"), "to=out/hf is there already")
 
 
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
         (["path=nowhere", "to=out"], ["nowhere is not a checkpoint"]),
-        (["path=model.pt", "to=out"], ["model.pt is a pickle", "method=svd_llm"]),
         (["path=nowhere"], ["to"]),
         (["path=nowhere", "to=out", "format=gguf"], ["format", "gguf"]),
-        (["path=nowhere", "to=out", "push=me"], ["push"]),
-        (["path=nowhere", "to=out", "push_to_hub=me/mine"], ["push_to_hub=me/mine needs an account"]),
     ],
 )
 def test_mistakes_get_one_sentence(words: list[str], fragments: list[str], tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"")
     assert_one_sentence(export_command(tmp_path, *words), *fragments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"path": "model.pt"}, r"model\.pt is a pickle, .*method=svd_llm$"),
+        ({"to": "there"}, "^to=there is there already: name a folder that is not$"),
+        ({"push_to_hub": "me/mine"}, "^push_to_hub=me/mine needs an account: hf auth login"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_loaded(
+    options: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "")
+    Path("model.pt").write_bytes(b"")
+    Path("there").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        publish.publish(ExportConfig(**{"path": "nowhere", "to": "out"} | options))
 
 
 class Hub:

@@ -29,7 +29,9 @@ class SVDLinear(nn.Module):
         factors, bias = truncated(linear.weight, rank), linear.bias
         self.BLinear = nn.Linear(linear.in_features, rank, bias=False)
         self.ALinear = nn.Linear(rank, linear.out_features, bias=bias is not None)
-        self.BLinear.weight.data, self.ALinear.weight.data = factors.B.float(), factors.A.float()
+        # Contiguous as in a file: kernels round by the layout.
+        self.BLinear.weight.data = factors.B.float().contiguous()
+        self.ALinear.weight.data = factors.A.float().contiguous()
         if bias is not None:
             self.ALinear.bias.data = bias.data
 
