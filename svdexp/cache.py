@@ -56,7 +56,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 # Keys of a model's config that do not change what it computes; its number format shows in its tensors.
-INCIDENTAL = ("_name_or_path", "architectures", "dtype", "svdexp", "transformers_version")
+INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "svdexp", "transformers_version")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -59,12 +59,27 @@ def guarded(
         if HydraConfig.get().mode is RunMode.RUN:
             if not isinstance(error, UserError):
                 raise
-            print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
-            sys.exit(BUSY if isinstance(error, HeldError) else 1)
+            end(error)
         log.error("%s", one_sentence(error), exc_info=None if isinstance(error, UserError) else error)
         failure = error if isinstance(error, HeldError) else UserError(one_sentence(error))
     # Raised here, not above: the error's traceback would keep the model's tensors alive as long as the sweep lasts.
     raise failure.with_traceback(None)
+
+
+def alone(job: Callable[[], object]) -> None:
+    """Do what is no cell. A mistake ends the program here, before Hydra adds lines of its own."""
+    try:
+        job()
+    except UserError as error:
+        if os.environ.get("SVDEXP_DEBUG"):
+            raise
+        end(error)
+
+
+def end(error: UserError) -> NoReturn:
+    """End the program with the error's sentence."""
+    print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
+    sys.exit(BUSY if isinstance(error, HeldError) else 1)
 
 
 def one_sentence(error: Exception) -> str:

@@ -40,7 +40,9 @@ from svdexp.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from svdexp.models.origin import origin
 from svdexp.models.structure import Targets, stored_bytes
+from svdexp.publish import describe
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
@@ -97,7 +99,7 @@ def carry_out(config: Config, method: Method, device: torch.device, run_dir: Pat
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
         compressed_says = continuations(model, tokenizer, config.eval.prompts)
     compressed["protocol"] = protocols(texts)
-    if config.save is Save.checkpoint:
+    if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
@@ -110,7 +112,9 @@ def carry_out(config: Config, method: Method, device: torch.device, run_dir: Pat
             for prompt, before, after in zip(config.eval.prompts, dense_says, compressed_says, strict=True)
         ],
     }
-    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    if config.save is Save.hf:
+        describe(run_dir / "checkpoint", model, compression.ranks, results, origin(config.model))
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
     track(results, compression)
     show(results)
     return results

@@ -69,7 +69,7 @@ def test_a_presets_texts_can_be_fewer() -> None:
 
 def test_every_yaml_is_counted() -> None:
     assert {group: len(list((CONF / group).glob("*.yaml"))) for group in GROUPS} == GROUPS
-    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 2  # config.yaml, evaluate.yaml
+    assert len(list(CONF.rglob("*.yaml"))) == sum(GROUPS.values()) + 3  # config.yaml, evaluate.yaml, export.yaml
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

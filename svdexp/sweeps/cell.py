@@ -113,7 +113,7 @@ def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
             f"{folder} holds results of another configuration, or of other contents of its files; "
             "choose another hydra.run.dir (in a sweep hydra.sweep.dir), or delete that folder"
         )
-    wanted = isinstance(config, Config) and config.save is Save.checkpoint
+    wanted = isinstance(config, Config) and config.save is not Save.none
     return not wanted or (folder / "checkpoint" / "config.json").is_file()
 
 
