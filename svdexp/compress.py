@@ -19,6 +19,7 @@ from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
 from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
+from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage, largest_rank, stored_bits
@@ -63,7 +64,7 @@ def compress(
     clock: StageClock | None = None,
     seed: int = 0,
 ) -> Compression:
-    """Compress `model` in place.
+    """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
     Args:
         model: any causal language model whose blocks hold linear layers, on any device.
@@ -76,7 +77,8 @@ def compress(
         seed: of what is drawn at random.
 
     Raises:
-        UserError: unsupported module, non-finite values, or a ratio too small for the layers' shapes.
+        UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, or several
+            processes without a cache on disk.
     """
     layers, budget, fixed = plan(model, method, ratio, targets or Targets())
     job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed)
@@ -126,6 +128,9 @@ class Job:
     ):
         self.model, self.windows, self.method, self.layers = model, windows, method, layers
         self.cache, self.clock, self.seed = cache, clock, seed
+        self.processes = Processes()
+        if self.processes.count > 1 and cache.folder is None:
+            raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
         self.components: dict[str, dict[str, torch.Tensor]] = {}
@@ -143,7 +148,20 @@ class Job:
         statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
         about = {"weighting": repr(weighting), "numerics": numerics}
         shelf = self.cache.shelf("decompositions", **about, **self.source)
-        return Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
+        parts = Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
+        if self.processes.count > 1:
+            self._share_out(statistics, parts)
+        return parts
+
+    def _share_out(self, statistics: DenseStatistics, parts: Workbench) -> None:
+        """Windows and decompositions that no run left on the shelves, each done by one of the processes."""
+        missing = self.processes.agree([group for group in self.groups if group not in parts.shelf])
+        if missing:
+            with self.clock("calibration"):
+                statistics.prepare(self.processes)
+            for group in progress(self.processes.share(missing), "decomposition"):
+                parts.decompositions(group)
+            self.processes.wait()
 
     def from_compressed_path(self, weighting: Weighting, ranks: Ranks) -> Workbench:
         """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""

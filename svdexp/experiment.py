@@ -31,6 +31,7 @@ from svdexp.evaluation import (
 )
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
+    load_config,
     load_model,
     load_skeleton,
     load_tokenizer,
@@ -39,7 +40,7 @@ from svdexp.models.loading import (
     resolve_dtype,
 )
 from svdexp.models.structure import Targets, stored_bytes
-from svdexp.schema import Config, EvalConfig, EvaluateConfig, Sampling, Save
+from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
 from svdexp.stages import build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages, note_weights
@@ -140,13 +141,16 @@ def check_inputs(config: Config) -> None:
     check_text(config.calibration.text, Split.calibration, config.calibration.files)
     if config.calibration.chat:
         require_rows(config.calibration.text, Split.calibration, config.calibration.files)
-    check_evaluation(config.eval)
+    check_evaluation(config.eval, config.model)
 
 
-def check_evaluation(part: EvalConfig) -> None:
-    """Raise UserError for what can be known to be wrong with an evaluation before anything is loaded."""
+def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
+    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read."""
     check_texts(part)
     check_tasks(part)
+    # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
+    if part.efficiency is not None and locate(model).gguf_file is None:
+        require_context(load_config(model), part.efficiency)
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
@@ -194,7 +198,7 @@ def evaluate(
     """
     figures: Results = {}
     if config.eval.efficiency:
-        require_context(model, config.eval.efficiency)
+        require_context(model.config, config.eval.efficiency)
     weights = model_fingerprint(model) if texts or exams else None
     for name, text in texts.items():
         tokens = fingerprint({"windows": text.windows, "scored": text.scored})

@@ -6,10 +6,22 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from svdexp.processes import Processes
+
 T = TypeVar("T")
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Iterate over `items` behind a bar on standard error; a log file gets a line every ten seconds."""
+    """Iterate over `items` behind a bar on standard error; a log file gets a line every ten seconds.
+
+    Of several processes only the main one shows it.
+    """
     interactive = sys.stderr.isatty()
-    yield from tqdm(items, desc=what, leave=False, mininterval=0.2 if interactive else 10.0, dynamic_ncols=True)
+    yield from tqdm(
+        items,
+        desc=what,
+        disable=not Processes().main,
+        leave=False,
+        mininterval=0.2 if interactive else 10.0,
+        dynamic_ncols=True,
+    )

@@ -30,7 +30,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     source = find(config.model)
-    check_evaluation(config.eval)
+    check_evaluation(config.eval, source)
     cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
     clock = StageClock()

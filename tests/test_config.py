@@ -16,7 +16,7 @@ CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
     "eval": 7,
-    "experiment": 5,
+    "experiment": 11,
     "hydra/launcher": 3,
     "hydra/sweeper": 1,
     "method": 12,

@@ -8,8 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +17,7 @@ from svdexp.cache import Shelf
 from svdexp.errors import UserError
 from svdexp.factorisation.activation import changed_outputs, soft_truncate
 from svdexp.models.structure import checkpointed_blocks
+from svdexp.processes import Processes
 from svdexp.progress import progress
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Training:
         self.gamma = nn.Parameter(uniform * GAMMA_TOKENS / self.sides)
         self.optimizer = torch.optim.Adam([self.gamma], lr=options.lr)
         self.history: list[list[float]] = []  # per step: perplexity, achieved ratio, then every γ
-        self.processes = PartialState()
+        self.processes = Processes()
 
     def run(self, shelf: Shelf) -> torch.Tensor:
         """γ after all steps, (K,) float64; goes on where an earlier run left its state on `shelf`."""
@@ -119,20 +118,17 @@ class Training:
 
     def task_gradient(self, batch: Sequence[int], step: int) -> float:
         """Adds the gradient of the mean exp(cross-entropy) over `batch` to γ's, and returns that mean."""
-        state = self.processes
         total = torch.zeros((), dtype=torch.float64)
         with self.truncated(), torch.random.fork_rng():
-            for index in batch[state.process_index :: state.num_processes]:
+            for index in self.processes.share(batch):
                 torch.manual_seed(self.seed + 1_000_003 * step + index)  # of the randomised SVD
                 loss = torch.exp(self.cross_entropy(self.sequences[index])) / len(batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
-        if state.num_processes > 1:
-            if self.gamma.grad is None:  # fewer sequences than processes
-                self.gamma.grad = torch.zeros_like(self.gamma)
-            self.gamma.grad = reduce(self.gamma.grad.to(state.device), "sum").to(self.gamma)
-            total = reduce(total.to(state.device), "sum").cpu()
-        return float(total)
+        if self.gamma.grad is None:  # fewer sequences than processes
+            self.gamma.grad = torch.zeros_like(self.gamma)
+        self.gamma.grad = self.processes.add_up(self.gamma.grad)
+        return float(self.processes.add_up(total))
 
     def truncated(self) -> AbstractContextManager[Any]:
         """Every layer's outputs are truncated at its γ."""

@@ -14,6 +14,7 @@ from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.errors import UserError
 from svdexp.models.structure import Layer
+from svdexp.processes import Processes
 from svdexp.progress import progress
 
 
@@ -63,21 +64,40 @@ class DenseStatistics:
     def _names(self, group: str) -> list[str]:
         return [layer.name for layer in self.layers if layer.group == group]
 
+    def prepare(self, processes: Processes) -> None:
+        """Leave on the shelves whatever is missing there, the windows dealt out among processes that all call this."""
+        missing = processes.agree(self._missing())
+        results = collect(self.model, self.layers, self.windows, missing, processes)
+        if processes.main:
+            self._put(missing, results)
+        processes.wait()
+
     def _collect_missing(self) -> None:
         if any(self.model.get_submodule(name) is not module for name, module in self._dense.items()):
             raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
-        groups = dict.fromkeys(layer.group for layer in self.layers)
-        missing = [need for need, shelf in self.shelves.items() if any(g not in shelf for g in groups)]
-        results = collect(self.model, self.layers, self.windows, missing)
-        for statistic in missing:
-            for group in groups:
+        missing = self._missing()
+        self._put(missing, collect(self.model, self.layers, self.windows, missing))
+
+    def _missing(self) -> list[str]:
+        groups = {layer.group for layer in self.layers}
+        return [need for need, shelf in self.shelves.items() if any(group not in shelf for group in groups)]
+
+    def _put(self, statistics: Sequence[str], results: Mapping[str, Statistics]) -> None:
+        for statistic in statistics:
+            for group in dict.fromkeys(layer.group for layer in self.layers):
                 self.shelves[statistic].put(group, pack({n: results[n][statistic] for n in self._names(group)}))
 
 
 def collect(
-    model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]
+    model: PreTrainedModel,
+    layers: Sequence[Layer],
+    windows: torch.Tensor,
+    needs: Sequence[str],
+    processes: Processes | None = None,
 ) -> dict[str, Statistics]:
     """Run all windows (N, L) through the model once and return the statistics of each layer.
+
+    Given `processes`, all of them must call this: each runs its share of the windows.
 
     Raises:
         UserError: an activation or a gradient is not finite.
@@ -92,8 +112,11 @@ def collect(
     collector = Collector(model, layers, leaders, needs)
     with collector.listen(), _frozen(model):
         # one window at a time where gradients are taken: Fisher squares each window's own
-        for collector.window, batch in progress(batches(windows, 1 if backward else None), "calibration"):
+        parts = batches(windows, 1 if backward else None)
+        for collector.window, batch in progress(processes.share(parts) if processes else parts, "calibration"):
             run(body, batch.to(model.device))
+    if processes:
+        collector.pool(processes)
     return collector.results()
 
 

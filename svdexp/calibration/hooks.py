@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistics
+from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
 from svdexp.errors import UserError
 from svdexp.models.structure import Layer
+from svdexp.processes import Processes
 
 
 @contextmanager
@@ -106,6 +107,13 @@ class Collector:
             gradient_hooks(self.model, self._gradient_names, self._see_gradient, self._inputs_in_backward),
         ):
             yield
+
+    def pool(self, processes: Processes) -> None:
+        """Add to every statistic what the other processes have seen; all of them must call this."""
+        statistics: list[Statistic] = [one for part in self._inputs.values() for one in part.values()]
+        statistics += [one for part in self._gradients.values() for one in part.values()]
+        for statistic in statistics:
+            statistic.pool(processes)
 
     def results(self) -> dict[str, Statistics]:
         """Statistics per layer, once; layers that share an input share the tensors of its statistics."""

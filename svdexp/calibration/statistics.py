@@ -9,6 +9,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from svdexp.processes import Processes
+
 # What one layer's calibration yields: statistic name → tensor. Layers fed by one tensor share the tensors.
 Statistics = Mapping[str, torch.Tensor]
 
@@ -16,7 +18,17 @@ Statistics = Mapping[str, torch.Tensor]
 BLOCK = 512
 
 
-class InputStatistic(Protocol):
+class Statistic(Protocol):
+    """What every accumulator can do."""
+
+    def pool(self, processes: Processes) -> None:
+        """Account for what the other processes added."""
+
+    def result(self) -> torch.Tensor:
+        """The statistic over everything added."""
+
+
+class InputStatistic(Statistic, Protocol):
     """A statistic of a layer's input x; layers fed by the same tensor share one."""
 
     def __init__(self, n: int, device: torch.device) -> None: ...
@@ -24,15 +36,12 @@ class InputStatistic(Protocol):
     def add(self, x: torch.Tensor) -> None:
         """Account for the activations `x` of shape (tokens, n)."""
 
-    def result(self) -> torch.Tensor:
-        """The statistic over everything added."""
-
     @staticmethod
     def flops(n: int) -> int:
         """What `add` takes per token, in FLOPs."""
 
 
-class GradientStatistic(Protocol):
+class GradientStatistic(Statistic, Protocol):
     """A statistic of g = ∂loss/∂y, the gradient at a layer's output; the loss is the sum over tokens."""
 
     needs_inputs: ClassVar[bool]  # whether `add` looks at x
@@ -42,20 +51,33 @@ class GradientStatistic(Protocol):
     def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
         """Account for inputs `x` (windows, tokens, n) and output gradients `g` (windows, tokens, m)."""
 
-    def result(self) -> torch.Tensor:
-        """The statistic over everything added."""
-
     @staticmethod
     def flops(m: int, n: int) -> int:
         """What `add` takes per token, in FLOPs."""
 
 
-class SecondMoment:
+class Mean:
+    """A sum and how many it is of."""
+
+    def __init__(self, *shape: int, device: torch.device):
+        self.total = torch.zeros(*shape, device=device)
+        self.count = 0
+
+    def pool(self, processes: Processes) -> None:
+        """Add what the other processes added."""
+        self.total = processes.add_up(self.total)
+        self.count = int(processes.add_up(torch.tensor(self.count)))
+
+    def result(self) -> torch.Tensor:
+        """The mean, or zeros where nothing arrived (an expert that no token was routed to)."""
+        return self.total / max(self.count, 1)
+
+
+class SecondMoment(Mean):
     """E[v vᵀ] of a stream of vectors, (d, d)."""
 
     def __init__(self, width: int, device: torch.device):
-        self.total = torch.zeros(width, width, device=device)
-        self.count = 0
+        super().__init__(width, width, device=device)
 
     def add(self, v: torch.Tensor) -> None:
         """Add Σ v vᵀ over the rows of `v`; only block rows from the diagonal rightwards, as the sum is symmetric."""
@@ -65,9 +87,9 @@ class SecondMoment:
         self.count += len(v)
 
     def result(self) -> torch.Tensor:
-        """The mean, or zeros where no vector arrived (an expert that no token was routed to)."""
-        upper = self.total.triu()
-        return (upper + upper.triu(1).T) / max(self.count, 1)
+        """The mean of the upper triangle, and its mirror image."""
+        upper = super().result().triu()
+        return upper + upper.triu(1).T
 
     @staticmethod
     def flops(width: int) -> int:
@@ -79,21 +101,16 @@ class Gram(SecondMoment):
     """C = E[x xᵀ], the input second moment, (n, n)."""
 
 
-class AbsMean:
+class AbsMean(Mean):
     """E|x| per input channel, (n,)."""
 
     def __init__(self, n: int, device: torch.device):
-        self.total = torch.zeros(n, device=device)
-        self.count = 0
+        super().__init__(n, device=device)
 
     def add(self, x: torch.Tensor) -> None:
         """Add Σ |x|."""
         self.total += x.float().abs().sum(0)
         self.count += len(x)
-
-    def result(self) -> torch.Tensor:
-        """The mean."""
-        return self.total / max(self.count, 1)
 
     @staticmethod
     def flops(n: int) -> int:
@@ -111,6 +128,10 @@ class AbsMax:
         """Keep the larger."""
         if len(x):
             self.largest = torch.maximum(self.largest, x.float().abs().amax(0))
+
+    def pool(self, processes: Processes) -> None:
+        """Keep the largest of all processes."""
+        self.largest = processes.largest(self.largest)
 
     def result(self) -> torch.Tensor:
         """The maximum."""
@@ -134,6 +155,10 @@ class GradGram:
         """Add Σ g gᵀ over all tokens."""
         self.moment.add(g.flatten(0, -2))
 
+    def pool(self, processes: Processes) -> None:
+        """Pool the moment."""
+        self.moment.pool(processes)
+
     def result(self) -> torch.Tensor:
         """The mean over tokens."""
         return self.moment.result()
@@ -144,14 +169,13 @@ class GradGram:
         return SecondMoment.flops(m)
 
 
-class Fisher:
+class Fisher(Mean):
     """E[(∂loss/∂W)²] per element of W, (m, n): squared gradients of single windows, averaged (empirical Fisher)."""
 
     needs_inputs: ClassVar[bool] = True
 
     def __init__(self, m: int, n: int, device: torch.device):
-        self.total = torch.zeros(m, n, device=device)
-        self.count = 0
+        super().__init__(m, n, device=device)
 
     def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
         """Square each window's own weight gradient Σ_t g_t x_tᵀ."""
@@ -159,10 +183,6 @@ class Fisher:
         for inputs, gradients in zip(x.float(), g.float(), strict=True):
             self.total += (gradients.T @ inputs).square()
         self.count += len(x)
-
-    def result(self) -> torch.Tensor:
-        """The mean over windows."""
-        return self.total / max(self.count, 1)
 
     @staticmethod
     def flops(m: int, n: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from svdexp.errors import UserError
 from svdexp.models.structure import stored_bytes
@@ -74,9 +74,9 @@ class Efficiency:
         }
 
 
-def require_context(model: PreTrainedModel, shape: EfficiencyConfig) -> None:
-    """Raise UserError where prompt and generated tokens are more than the model has positions for."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def require_context(config: PreTrainedConfig, shape: EfficiencyConfig) -> None:
+    """Raise UserError where prompt and generated tokens are more than a model has positions for."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and shape.prompt + shape.generate > positions:
         raise UserError(
             f"eval.efficiency: prompt={shape.prompt} and generate={shape.generate} are more than the model's "
@@ -91,7 +91,7 @@ def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: st
     Raises:
         UserError: the shape does not fit the model, or torch.compile cannot compile it.
     """
-    require_context(model, shape)
+    require_context(model.config, shape)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.config.get_text_config().vocab_size)
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)

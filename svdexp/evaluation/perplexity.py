@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.data import batch_windows, batches, scored_tokens
 from svdexp.errors import UserError
+from svdexp.processes import Processes
 from svdexp.progress import progress
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def perplexity(
     batch_size: int | None = 1,
     what: str | None = "perplexity",
     scored: torch.Tensor | None = None,
+    processes: Processes | None = None,
 ) -> Perplexity:
     """Perplexity of `model` on windows (N, L), each without context from the one before.
 
@@ -53,6 +56,7 @@ def perplexity(
             does not suffice. The result does not depend on it.
         what: names the progress bar and is blamed in errors; None shows no bar.
         scored: (N, L) bool, which tokens count; by default all but the first of each window, which nothing predicts.
+        processes: all of them must call this; each measures its share of the windows.
 
     Raises:
         NotFiniteError: a window's loss is not finite, none is ever dropped; or the perplexity exceeds all numbers.
@@ -60,11 +64,33 @@ def perplexity(
     """
     if scored is None:
         scored = scored_tokens(len(windows), windows.shape[1], windows.shape[1])
+    mine = range(len(windows)) if processes is None else processes.share(range(len(windows)))
+    found = window_losses(model, windows, scored, mine, batch_size, what)
+    losses = torch.zeros(len(windows), dtype=torch.float64)
+    losses[list(mine)] = torch.tensor(found, dtype=torch.float64)
+    if processes is not None:
+        losses = processes.add_up(losses)
+    return summarise(losses, scored.sum(1).double(), what)
+
+
+def window_losses(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    scored: torch.Tensor,
+    mine: Sequence[int],
+    batch_size: int | None,
+    what: str | None,
+) -> list[float]:
+    """The summed loss of each of the windows whose indices are in `mine`.
+
+    Raises:
+        NotFiniteError, UserError: as `perplexity`.
+    """
     size = batch_size or batch_windows(windows.shape[1])
     losses: list[float] = []
-    while len(losses) < len(windows):
+    while len(losses) < len(mine):
         try:
-            _measure(model, windows, scored, size, what, losses)
+            _measure(model, windows, scored, mine, size, what, losses)
         except torch.OutOfMemoryError as error:
             if batch_size is not None or size == 1:
                 many = f"eval.batch_size={size} windows" if size > 1 else "one window"
@@ -72,7 +98,7 @@ def perplexity(
                 raise UserError(f"{sentence} of {windows.shape[1]} tokens at a time") from error
             size //= 2
             log.info("%s: out of memory, going on with %d windows at a time", what or "perplexity", size)
-    return summarise(torch.tensor(losses, dtype=torch.float64), scored.sum(1).double(), what)
+    return losses
 
 
 def summarise(losses: torch.Tensor, counts: torch.Tensor, what: str | None = None) -> Perplexity:
@@ -97,18 +123,18 @@ def _measure(
     model: PreTrainedModel,
     windows: torch.Tensor,
     scored: torch.Tensor,
+    mine: Sequence[int],
     size: int,
     what: str | None,
     losses: list[float],
 ) -> None:
-    """Append the summed losses of the windows that `losses` does not have yet."""
-    done = len(losses)
-    parts = batches(windows[done:], size)
+    """Append the summed losses of those windows of `mine` that `losses` does not have yet."""
+    parts = batches(windows[list(mine[len(losses) :])], size)
     for _, batch in progress(parts, what) if what else parts:
         batch = batch.to(model.device)
         logits = model(batch, use_cache=False).logits
         for row, tokens in zip(logits, batch, strict=True):
-            index = len(losses)
+            index = mine[len(losses)]
             chosen = scored[index, 1:].to(row.device)
             nll = nn.functional.cross_entropy(row[:-1][chosen].float(), tokens[1:][chosen], reduction="none")
             loss = float(nll.cpu().double().sum())

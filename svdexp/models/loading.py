@@ -59,6 +59,19 @@ def load_tokenizer(config: ModelConfig) -> Any:
         return AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
 
 
+def load_config(config: ModelConfig) -> Any:
+    """The model's transformers configuration; weights are not read.
+
+    Raises:
+        UserError: it cannot be loaded, or is of no causal language model.
+    """
+    source = locate(config)
+    with _readable_errors(config, "model"):
+        found = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+        _require_decoder(found)
+    return found
+
+
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The dense model in evaluation mode, in `dtype` on `device`.
 
@@ -70,9 +83,9 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     if source.gguf_file is not None:
         # dequantize=True leaves an ordinary model behind, without a quantiser that blocks save_pretrained
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        load_config(config)  # refuses what is no decoder
     with _readable_errors(config, "model"):
-        if source.gguf_file is None:
-            _require_decoder(AutoConfig.from_pretrained(source.location, **source.options))
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.location, **options)
     model.requires_grad_(False)
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
@@ -84,10 +97,8 @@ def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: the config cannot be loaded, or is of no causal language model.
     """
-    source = locate(config)
+    found = load_config(config)
     with _readable_errors(config, "model"), torch.device("meta"):
-        found = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
-        _require_decoder(found)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             found, dtype=dtype, trust_remote_code=config.trust_remote_code
         )

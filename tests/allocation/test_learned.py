@@ -21,6 +21,7 @@ from svdexp.factorisation.activation import gate
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.storage import FactorStorage, RemapStorage, Storage
 from tests.conftest import tiny_model
+from tests.two_processes import free_port, join_two
 
 QUICK = Learned(epochs=2, accumulation=2, sharpness=1.0, lr=60, lr_end=1, randomised=False, save_every=1)
 
@@ -187,15 +188,8 @@ def test_the_model_is_left_as_it_was(llama: PreTrainedModel, windows: torch.Tens
     assert all(not module._forward_hooks for module in llama.modules() if isinstance(module, nn.Linear))
 
 
-def learn_in_a_process(rank: int, folder: str, windows: torch.Tensor) -> None:
-    import os
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29543"}
-    torch.set_num_threads(1)
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
+def learn_in_a_process(rank: int, port: int, folder: str, windows: torch.Tensor) -> None:
+    join_two(rank, port)
     training = training_of(tiny_model("llama_gqa"), windows)
     perplexity = training.task_gradient([4, 1, 3], step=0)
     save_file({"gradient": training.gamma.grad, "perplexity": torch.tensor(perplexity)}, f"{folder}/{rank}")
@@ -205,7 +199,7 @@ def learn_in_a_process(rank: int, folder: str, windows: torch.Tensor) -> None:
 
 def test_two_processes_share_the_sequences_of_a_step(windows: torch.Tensor, tmp_path: Path) -> None:
     """Of three sequences one process sees two and the other one; the gradient is that of one process."""
-    torch.multiprocessing.spawn(learn_in_a_process, (str(tmp_path), windows), nprocs=2)
+    torch.multiprocessing.spawn(learn_in_a_process, (free_port(), str(tmp_path), windows), nprocs=2)
     one = training_of(tiny_model("llama_gqa"), windows)
     perplexity = one.task_gradient([4, 1, 3], step=0)
     for rank in range(2):

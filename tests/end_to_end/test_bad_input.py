@@ -32,11 +32,17 @@ def assert_one_sentence(result: Any, *fragments: str) -> None:
         (["device=cuda:77"], ["device=cuda:77"]),
         (["eval.texts=[pydok]"], ["eval.texts", "pydok", "pydoc"]),
         (["calibration=files", "calibration.files=[missing.txt]"], ["calibration.files", "missing.txt"]),
+        (["eval.efficiency.generate=0"], ["eval.efficiency.generate", "not 0"]),
         (["calibration.chat=true"], ["calibration.chat=true", "pydoc", "alpaca"]),
     ],
 )
 def test_wrong_words(svdexp_command: Svdexp, words: list[str], fragments: list[str]) -> None:
     assert_one_sentence(svdexp_command(*words), *fragments)
+
+
+def test_a_prompt_beyond_the_context(svdexp_command: Svdexp, tiny_job: list[str]) -> None:
+    words = ["eval=speed", "eval.efficiency.prompt=64"]
+    assert_one_sentence(svdexp_command(*tiny_job, *words), "eval.efficiency", "prompt=64", "64 positions")
 
 
 def test_fixed_ranks_that_leave_nothing(svdexp_command: Svdexp, tiny_job: list[str]) -> None:

@@ -1,0 +1,77 @@
+"""Calibration and decomposition against the textbook, and the work of six ratios against that of one."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from svdexp.allocation import GlobalLoss
+from svdexp.bench.stacks import SMALL, random_model
+from svdexp.bench.timing import Row, speedup
+from svdexp.cache import Cache
+from svdexp.calibration.statistics import Gram
+from svdexp.compress import compress
+from svdexp.factorisation import Metric, TwoSided, decompose
+from svdexp.method import Method
+from svdexp.storage import FactorStorage
+from svdexp.timing import StageClock
+
+# q, o, k, v, gate, up, down of SmolLM2-135M
+BLOCK = [(576, 576), (576, 576), (192, 576), (192, 576), (1536, 576), (1536, 576), (576, 1536)]
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+
+
+def textbook(W: torch.Tensor, C: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """SVD-LLM as published: Cholesky factor, full SVD, inverse."""
+    S = torch.linalg.cholesky(C.double())
+    U, sigma, Vh = torch.linalg.svd(W.double() @ S, full_matrices=False)
+    root = sigma[:rank].sqrt()
+    return U[:, :rank] * root, root[:, None] * (Vh[:rank] @ torch.linalg.inv(S))
+
+
+def decomposition(shapes: Sequence[tuple[int, int]]) -> float:
+    """Weighted decompositions of matrices of all `shapes` against the textbook route."""
+    problems = []
+    for m, n in shapes:
+        x = torch.randn(4 * n, n)
+        problems.append((torch.randn(m, n), x.T @ x / len(x), m * n // (m + n) * 4 // 5))
+    return speedup(
+        lambda: [decompose(W, Metric(right=C)).truncate(rank) for W, C, rank in problems],
+        lambda: [textbook(W, C, rank) for W, C, rank in problems],
+    )
+
+
+def second_moment(width: int) -> float:
+    """Accumulating C from 2048 tokens against one plain product."""
+    x, gram, total = torch.randn(2048, width), Gram(width, torch.device("cpu")), torch.zeros(width, width)
+    return speedup(lambda: gram.add(x), lambda: total.addmm_(x.T, x))
+
+
+def sharing() -> float:
+    """Calibration and decomposition for one ratio against those for six that share a cache."""
+    method = Method("kron", TwoSided(), GlobalLoss(), FactorStorage())
+    windows = torch.randint(SMALL.vocab_size, (8, 512))
+    model = random_model(SMALL)
+
+    def work(ratios: Sequence[float]) -> float:
+        clock = StageClock()
+        with TemporaryDirectory() as folder:
+            for ratio in ratios:
+                # a copy, because compress works in place
+                compress(deepcopy(model), windows, method, ratio, cache=Cache(Path(folder)), clock=clock)
+        return clock.seconds["calibration"] + clock.seconds["factorisation"]
+
+    work(RATIOS[:1])  # warm-up
+    return work(RATIOS[:1]) / work(RATIOS)
+
+
+def rows() -> Iterator[Row]:
+    """Every comparison."""
+    for shape in sorted(set(BLOCK)):
+        yield Row("decomposition", "Cholesky + SVD + inverse", f"{shape}", decomposition([shape]))
+    yield Row("decomposition", "Cholesky + SVD + inverse", "one block of SmolLM2", decomposition(BLOCK))
+    for width in (576, 1536):
+        yield Row("second moment", "one product", f"{width}", second_moment(width))
+    yield Row("calibration + decomposition, six ratios", "one ratio", "four blocks of SmolLM2's shape", sharing())

@@ -1,0 +1,51 @@
+"""One layer of each storage against the dense layer."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from svdexp.allocation import Budget
+from svdexp.bench.timing import Row, speedup
+from svdexp.models.low_rank import LowRankLinear
+from svdexp.storage import (
+    NUMBER_BITS,
+    FactorStorage,
+    PivotStorage,
+    RemapStorage,
+    Storage,
+    empty_pivot_layer,
+    empty_remap_layer,
+)
+
+KEPT = (0.8, 0.6, 0.4, 0.2)
+SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632)]
+STORAGES: dict[str, Storage] = {"factors": FactorStorage(), "pivot": PivotStorage(), "remap": RemapStorage()}
+
+
+def layer(storage: str, m: int, n: int, kept: float) -> nn.Module:
+    """A layer (m, n) in a storage that takes `kept` of its bits; what it computes does not matter."""
+    budget = Budget(kept, {"": (m, n)}, STORAGES[storage])
+    rank = budget.largest_rank("", kept * m * n * NUMBER_BITS) or 0
+    if storage == "factors":
+        return LowRankLinear(n, rank, m, bias=False)
+    if storage == "remap":
+        return empty_remap_layer(m, n, rank, bias=False)
+    pivot = empty_pivot_layer(m, n, rank, bias=False)
+    pivot.order.copy_(torch.randperm(len(pivot.order)))
+    return pivot
+
+
+def rows() -> Iterator[Row]:
+    """Every comparison."""
+    for m, n in SHAPES:
+        dense = nn.Linear(n, m, bias=False)
+        for kept in KEPT:
+            for storage in STORAGES:
+                low_rank = layer(storage, m, n, kept)
+                for what, tokens in (("prefill 512", 512), ("decode 1", 1)):
+                    x = torch.randn(tokens, n)
+                    with torch.no_grad():
+                        ratio = speedup(partial(low_rank, x), partial(dense, x))
+                    yield Row(f"{storage}, {what}, kept {kept}", "dense layer", f"{(m, n)}", ratio)

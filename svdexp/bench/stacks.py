@@ -1,0 +1,79 @@
+"""Whole models of random weights against themselves compressed: what a user of the factors gains.
+
+A single layer may sit in a processor's cache; a stack of wide blocks does not, and a small model shows what calling
+twice as many layers costs.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from svdexp.bench.layers import KEPT, layer
+from svdexp.bench.timing import Row, speedup
+from svdexp.models.structure import Targets, find_layers, replace
+
+PROMPT, GENERATED = 256, 16
+
+# Blocks of SmolLM2-135M's shape; four of them for what only counts per block.
+SMALL = LlamaConfig(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=4,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=1024,
+    tie_word_embeddings=True,
+)
+DEMO = LlamaConfig(**SMALL.to_diff_dict() | {"num_hidden_layers": 30, "vocab_size": 49152})
+WIDE = LlamaConfig(
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=4,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    vocab_size=1024,
+    tie_word_embeddings=True,
+)
+STACKS = {"SmolLM2-135M's shape": DEMO, "4 blocks of hidden size 2048": WIDE}
+
+
+def random_model(config: LlamaConfig) -> PreTrainedModel:
+    """A model with random weights."""
+    model: PreTrainedModel = LlamaForCausalLM(config)
+    model.train(False)
+    return model
+
+
+def compressed(config: LlamaConfig, storage: str, kept: float) -> PreTrainedModel:
+    """A model whose layers all keep the same share."""
+    model = random_model(config)
+    for target in find_layers(model, Targets()):
+        replace(model, target.name, layer(storage, target.m, target.n, kept))
+    return model
+
+
+def prefill(model: PreTrainedModel) -> None:
+    """Process a prompt."""
+    model(torch.zeros(1, PROMPT, dtype=torch.long), logits_to_keep=1, use_cache=False)
+
+
+def decode(model: PreTrainedModel) -> None:
+    """Generate token by token."""
+    token, cache = torch.zeros(1, 1, dtype=torch.long), DynamicCache(config=model.config)
+    for _ in range(GENERATED):
+        model(token, past_key_values=cache, use_cache=True)
+
+
+def rows() -> Iterator[Row]:
+    """Every comparison."""
+    for name, config in STACKS.items():
+        dense = random_model(config)
+        for kept in KEPT:
+            for storage in ("factors", "pivot"):
+                model = compressed(config, storage, kept)
+                for what, work in ((f"prefill {PROMPT}", prefill), ("decode", decode)):
+                    with torch.no_grad():
+                        ratio = speedup(partial(work, model), partial(work, dense))
+                    yield Row(f"{storage}, {what}, kept {kept}", "dense model", name, ratio)
