@@ -25,8 +25,12 @@ class Slurm(SlurmLauncher):  # type: ignore[misc]
     """One job for each cell that is not finished; a job that dies is a failed cell, and the others are waited for."""
 
     def __call__(self, sweep_overrides: list[str], *place: Any) -> JobReturn:
-        """The cell, in its job; results.json records sys.argv, which is submitit's there."""
-        sys.argv[1:] = sweep_overrides
+        """The cell, in its job, or one of the processes that share it."""
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:  # what torchrun would say to them
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        sys.argv[1:] = sweep_overrides  # for results.json, instead of submitit's own
         done: JobReturn = super().__call__(sweep_overrides, *place)
         return done
 
@@ -65,7 +69,7 @@ def outcome(cell: Cell, job: Any) -> JobReturn:
         while not job.done(force_check=seconds % POLL == POLL - 1):
             time.sleep(1)
             seconds += 1
-        found: JobReturn = job.result()
+        found: JobReturn = job.results()[0]
     except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
         reason = f"job {job.job_id} ended without a result, in state {job.state}; see {job.paths.stderr}"
         log.error("%s: %s", cell.folder, reason)

@@ -6,11 +6,12 @@ operating system frees it when the process ends, however it ends.
 
 import json
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 RESULTS, FAILED, LOCK = "results.json", "failed.json", ".lock"
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
+Decision = TypeVar("Decision")
 
 
 class OccupiedError(UserError):
@@ -56,15 +58,39 @@ def carry_out(cfg: DictConfig, config: AnyConfig, folder: Path, work: Callable[[
         OccupiedError: the folder holds results of something else.
         UserError: of `work`, or a local file is not there.
     """
-    with held(folder):
-        if is_finished(config, folder):
+    with ExitStack() as stack:
+        found = agreed(lambda: enter(stack, cfg, config, folder))
+        if isinstance(found, UserError):
+            raise found
+        if found:
             log.info("finished already: %s", folder / RESULTS)
-            return
-        # Hydra itself would have written these before anything could be checked (hydra.output_subdir)
-        for name, part in configurations(cfg).items():
-            write_atomically(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part))
-        (folder / FAILED).unlink(missing_ok=True)
-        work(config, folder)
+        else:
+            work(config, folder)
+
+
+def enter(stack: ExitStack, cfg: DictConfig, config: Config | EvaluateConfig, folder: Path) -> bool | UserError:
+    """Hold the folder as long as `stack` lasts, and prepare it unless it is finished: whether it is, or why not."""
+    try:
+        stack.enter_context(held(folder))
+        if is_finished(config, folder):
+            return True
+    except UserError as error:
+        return error
+    # Hydra itself would have written these before anything could be checked (hydra.output_subdir)
+    for name, part in configurations(cfg).items():
+        write_atomically(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part))
+    (folder / FAILED).unlink(missing_ok=True)
+    return False
+
+
+def agreed(decide: Callable[[], Decision]) -> Decision:
+    """What the main one of the processes that share this run decides; its siblings neither lock nor look."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return decide()
+    from svdexp.processes import Processes  # imports torch
+
+    processes = Processes()
+    return processes.agree(decide()) if processes.main else processes.agree(cast(Decision, None))
 
 
 @contextmanager

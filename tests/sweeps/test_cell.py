@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from svdexp.errors import UserError
+from svdexp.processes import Processes
 from svdexp.schema import Config, Save
 from svdexp.sweeps import HeldError, OccupiedError, carry_out, is_finished, note_failure, state_of, wait_for
 from svdexp.sweeps import cell as module
+from tests.two_processes import free_port, join_two
 
 HOLD = """
 import sys, time
@@ -85,6 +88,29 @@ def test_a_failure_is_noted_until_the_next_try(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "failed.json").read_text()) == {"error": "a mistake"}
     carry(tmp_path)
     assert not (tmp_path / "failed.json").exists()
+
+
+def test_processes_that_share_a_run_do_as_the_main_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        torch.multiprocessing.spawn(one_of_two, (free_port(), tmp_path), nprocs=2)
+    done = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".json")
+    assert done == ["0.json", "1.json", "results.json"]
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    """Each may work once; the second time they are told that it is finished."""
+    join_two(rank, port)
+    sys.modules["svdexp.sweeps.identity"] = SimpleNamespace(identity_of=lambda config: "seed 0")  # type: ignore[assignment]
+    module.configurations = lambda cfg: {"config": cfg}  # type: ignore[assignment]
+
+    def share(config: Config, folder: Path) -> None:
+        with (folder / f"{rank}.json").open("x"):
+            Processes().wait()
+        if rank == 0:
+            work(config, folder)
+
+    carry_out(OmegaConf.create(), config(), folder, share)
+    torch.distributed.destroy_process_group()
 
 
 def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path) -> None:
