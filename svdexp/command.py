@@ -51,7 +51,7 @@ def guarded(
             carry_out(cfg, config, folder, work)
         return
     except Exception as error:
-        if not dry and not isinstance(error, OccupiedError):
+        if not dry and not sibling() and not isinstance(error, OccupiedError):
             note_failure(folder, error, one_sentence(error))
         if os.environ.get("SVDEXP_DEBUG"):
             raise
@@ -64,6 +64,11 @@ def guarded(
         failure = error if isinstance(error, HeldError) else UserError(one_sentence(error))
     # Raised here, not above: the error's traceback would keep the model's tensors alive as long as the sweep lasts.
     raise failure.with_traceback(None)
+
+
+def sibling() -> bool:
+    """Whether another of the processes that share this run is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def alone(job: Callable[[], object]) -> None:
@@ -99,6 +104,8 @@ def cli(main: Callable[[], None], schema: type) -> int:
     register_names()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sibling():
+        sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
     try:
         main()
     except KNOWN as error:

@@ -42,6 +42,7 @@ from svdexp.models.loading import (
 )
 from svdexp.models.origin import origin
 from svdexp.models.structure import Targets, stored_bytes
+from svdexp.processes import Processes
 from svdexp.publish import describe
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
 from svdexp.stages import build, build_method
@@ -49,13 +50,15 @@ from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages, note_weights
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
-from svdexp.tracking import Log, Results, commit, layer_rows, record, show, tracked
+from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, run_dir: Path) -> Results:
+def run(config: Config, run_dir: Path) -> Results | None:
     """Carry out one experiment; leaves ranks.json, layers.json, checkpoint/ and results.json in `run_dir`.
+
+    Of several processes that share the run the main one does so, and only it has results.
 
     Raises:
         UserError: anything the user can mend; raised before the model is loaded where possible.
@@ -65,12 +68,17 @@ def run(config: Config, run_dir: Path) -> Results:
     device = resolve_device(config.device)
     check_inputs(config)
     cell = identity_of(config)  # of the files that are read now
+    if not Processes().main:
+        tracker = NoTracker()
     with tracked(tracker, config, run_dir) as track:
         return carry_out(config, method, device, run_dir, track, cell)
 
 
-def carry_out(config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str) -> Results:
+def carry_out(
+    config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str
+) -> Results | None:
     """`run`, after what can be checked at once; `track` takes what it found."""
+    main = Processes().main
     dtype = resolve_dtype(config.precision, device)
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
@@ -89,14 +97,17 @@ def carry_out(config: Config, method: Method, device: torch.device, run_dir: Pat
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
-        dense_says = continuations(model, tokenizer, config.eval.prompts)
+        dense_says = continuations(model, tokenizer, config.eval.prompts) if main else []
     compression = compress(
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
     )
-    write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
-    write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
+    if main:
+        write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+        write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
+        if not main:
+            return None
         compressed_says = continuations(model, tokenizer, config.eval.prompts)
     compressed["protocol"] = protocols(texts)
     if config.save is not Save.none:
@@ -207,9 +218,11 @@ def evaluate(
     params, bytes.
 
     Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
-    Tasks need the tokenizer.
+    Tasks need the tokenizer. Of several processes that share the run each measures its share of every text, and the main
+    one everything else.
     """
     figures: Results = {}
+    processes = Processes()
     if config.eval.efficiency:
         require_context(model.config, config.eval.efficiency)
     weights = model_fingerprint(model) if texts or exams else None
@@ -219,13 +232,19 @@ def evaluate(
 
         def measure(name: str = name, text: Passage = text) -> dict[str, torch.Tensor]:
             bar = f"perplexity of the {what} model, {name}"
-            result = perplexity(model, text.windows, config.eval.batch_size, bar, text.scored)
+            result = perplexity(model, text.windows, config.eval.batch_size, bar, text.scored, processes)
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
 
-        known = shelf.remember("perplexity", measure)
+        known = processes.agree(shelf.get("perplexity"))
+        if known is None:
+            known = measure()
+            if processes.main:
+                shelf.put("perplexity", known)
         figures[f"ppl/{name}"] = known["value"].item()
         figures[f"ppl_stderr/{name}"] = known["stderr"].item()
         figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())
+    if not processes.main:
+        return figures
     figures |= accuracies(
         model, tokenizer, exams, batch_size=config.eval.batch_size, cache=cache, weights=weights, what=what
     )
