@@ -218,8 +218,8 @@ def evaluate(
     params, bytes.
 
     Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
-    Tasks need the tokenizer. Of several processes that share the run each measures its share of every text, and the main
-    one everything else.
+    Tasks need the tokenizer. Of processes that share the run, each measures its part of every text, and the main one
+    all the rest.
     """
     figures: Results = {}
     processes = Processes()
