@@ -14,16 +14,17 @@ from svdexp.schema import Config, validate
 def main(cfg: DictConfig) -> None:
     """One run of the composed configuration."""
 
-    def job(run_dir: Path) -> None:
-        config = validate(cfg)
-        from svdexp.experiment import preview, run  # after validation: importing torch takes seconds
+    guarded(cfg, validate, job)
 
-        if config.dry_run:
-            preview(config)
-        else:
-            run(config, run_dir)
 
-    guarded(job)
+def job(config: Config, run_dir: Path) -> None:
+    """The run, or its preview."""
+    from svdexp.experiment import preview, run  # after validation: importing torch takes seconds
+
+    if config.dry_run:
+        preview(config, run_dir)
+    else:
+        run(config, run_dir)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a folder.
 import hashlib
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from svdexp.disk import beside, write_atomically
 from svdexp.models.structure import stored_tensors
 
 log = logging.getLogger(__name__)
@@ -56,21 +56,13 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 # Keys of a model's config that do not change what it computes; its number format shows in its tensors.
-INCIDENTAL = ("_name_or_path", "architectures", "dtype", "svdexp", "transformers_version")
+INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "svdexp", "transformers_version")
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
     """A hash of all that a model stores and of its config: equal weights under another RoPE base differ."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in INCIDENTAL}
     return identity(weights=fingerprint(stored_tensors(model)), config=json.dumps(config, sort_keys=True, default=str))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 class Shelf:
@@ -119,7 +111,7 @@ class Shelf:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, item)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = beside(path)
         # clone(): layers may share a tensor or view one, and a safetensors file stores each by itself
         alone = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()

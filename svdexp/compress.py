@@ -17,7 +17,7 @@ from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Weighting, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
-from svdexp.models.low_rank import Factors, LowRankLinear
+from svdexp.models.low_rank import Factors, factors_of, low_rank_layer
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.processes import Processes
 from svdexp.progress import progress
@@ -265,7 +265,7 @@ class Job:
         with self.clock("storage"):
             for name, layer in student.layers.items():
                 like = weight_of(self.replaced[name])
-                replace(self.model, name, self.method.storage.layer(layer.factors, layer.rank_out.bias, like))
+                replace(self.model, name, self.method.storage.layer(factors_of(layer), layer.rank_out.bias, like))
         return curves
 
     def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
@@ -273,7 +273,7 @@ class Job:
         if not self.method.training:
             return self._layer(dense, factors)
         self.replaced[name] = dense
-        return LowRankLinear.from_factors(factors, dense.bias, weight_of(dense).float())
+        return low_rank_layer(factors, dense.bias, weight_of(dense).float())
 
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
         assert rank is not None

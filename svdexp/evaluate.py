@@ -14,13 +14,14 @@ from svdexp.schema import EvaluateConfig, validate_evaluation
 def main(cfg: DictConfig) -> None:
     """One evaluation of the composed configuration."""
 
-    def job(run_dir: Path) -> None:
-        config = validate_evaluation(cfg)
-        from svdexp.standalone import run  # after validation: importing torch takes seconds
+    guarded(cfg, validate_evaluation, job)
 
-        run(config, run_dir)
 
-    guarded(job)
+def job(config: EvaluateConfig, run_dir: Path) -> None:
+    """The evaluation."""
+    from svdexp.standalone import run  # after validation: importing torch takes seconds
+
+    run(config, run_dir)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, fingerprint, model_fingerprint, write_atomically
+from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.compress import compress, plan
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
+from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import (
@@ -39,27 +40,47 @@ from svdexp.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from svdexp.models.origin import origin
 from svdexp.models.structure import Targets, stored_bytes
+from svdexp.processes import Processes
+from svdexp.publish import describe
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
-from svdexp.stages import build_method
+from svdexp.stages import build, build_method
+from svdexp.sweeps import state_of
+from svdexp.sweeps.cached import cached_stages, note_weights
+from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
-from svdexp.tracking import Results, commit, record, show
+from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
 from svdexp.training import SequentialLora
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, run_dir: Path) -> Results:
-    """Carry out one experiment; leaves ranks.json, checkpoint/ and results.json in `run_dir`.
+def run(config: Config, run_dir: Path) -> Results | None:
+    """Carry out one experiment; leaves ranks.json, layers.json, checkpoint/ and results.json in `run_dir`.
+
+    Of several processes that share the run the main one does so, and only it has results.
 
     Raises:
         UserError: anything the user can mend; raised before the model is loaded where possible.
     """
     commit()  # of the code that is in memory now
-    method = build_method(config)
+    method, tracker = build_method(config), build(config.tracker, "tracker")
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.precision, device)
     check_inputs(config, method)
+    cell = identity_of(config)  # of the files that are read now
+    if not Processes().main:
+        tracker = NoTracker()
+    with tracked(tracker, config, run_dir) as track:
+        return carry_out(config, method, device, run_dir, track, cell)
+
+
+def carry_out(
+    config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str
+) -> Results | None:
+    """`run`, after what can be checked at once; `track` takes what it found."""
+    main = Processes().main
+    dtype = resolve_dtype(config.precision, device)
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     clock = StageClock()
@@ -71,40 +92,51 @@ def run(config: Config, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
+    note_weights(config, model)
     targets = Targets(**vars(config.targets))
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
-        dense_says = continuations(model, tokenizer, config.eval.prompts)
+        dense_says = continuations(model, tokenizer, config.eval.prompts) if main else []
     compression = compress(
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
     )
-    write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+    if main:
+        write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+        write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
+        if not main:
+            return None
         compressed_says = continuations(model, tokenizer, config.eval.prompts)
     compressed["protocol"] = protocols(texts)
-    if config.save is Save.checkpoint:
+    if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
     results = record(config, run_dir, dense, compressed, compression, clock, model) | {
+        "cell": cell,
         "tasks": {exam.name: exam.describe() for exam in exams},
         "generation": [
             {"prompt": prompt, "dense": before, "compressed": after}
             for prompt, before, after in zip(config.eval.prompts, dense_says, compressed_says, strict=True)
         ],
     }
-    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    if config.save is Save.hf:
+        describe(run_dir / "checkpoint", model, compression.ranks, results, origin(config.model))
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
+    track(results, compression)
     show(results)
     return results
 
 
-def preview(config: Config) -> None:
-    """Print what the run would take; no weights are loaded, and a text only where all of its windows count.
+def preview(config: Config, run_dir: Path) -> None:
+    """Print what the run would take, and where it stands.
+
+    No weights are loaded, and a text only where all of its windows count.
 
     Raises:
         UserError: as `run` does for the configuration and the model's structure.
@@ -115,6 +147,10 @@ def preview(config: Config) -> None:
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
+    print(state_of(config, run_dir))
+    print(
+        cached_stages(config, method, model, layers, lambda: calibration_windows(config, load_tokenizer(config.model)))
+    )
 
 
 def window_counts(config: Config) -> list[int]:
@@ -204,9 +240,11 @@ def evaluate(
     params, bytes.
 
     Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
-    Tasks need the tokenizer.
+    Tasks need the tokenizer. Of processes that share the run, each measures its part of every text, and the main one
+    all the rest.
     """
     figures: Results = {}
+    processes = Processes()
     if config.eval.efficiency:
         require_context(model.config, config.eval.efficiency)
     weights = model_fingerprint(model) if texts or exams else None
@@ -216,13 +254,19 @@ def evaluate(
 
         def measure(name: str = name, text: Passage = text) -> dict[str, torch.Tensor]:
             bar = f"perplexity of the {what} model, {name}"
-            result = perplexity(model, text.windows, config.eval.batch_size, bar, text.scored)
+            result = perplexity(model, text.windows, config.eval.batch_size, bar, text.scored, processes)
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
 
-        known = shelf.remember("perplexity", measure)
+        known = processes.agree(shelf.get("perplexity"))
+        if known is None:
+            known = measure()
+            if processes.main:
+                shelf.put("perplexity", known)
         figures[f"ppl/{name}"] = known["value"].item()
         figures[f"ppl_stderr/{name}"] = known["stderr"].item()
         figures[f"ppl_tokens/{name}"] = int(known["tokens"].item())
+    if not processes.main:
+        return figures
     figures |= accuracies(
         model, tokenizer, exams, batch_size=config.eval.batch_size, cache=cache, weights=weights, what=what
     )

@@ -5,6 +5,7 @@ windows are dealt out among them. When one fails, its launcher ends the others.
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,9 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 Item = TypeVar("Item")
+
+# Siblings wait while the main process measures accuracies or saves; minutes, the default, are too few for that.
+PATIENCE = timedelta(days=2)
 
 
 class Processes:
@@ -24,7 +28,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         self.index, self.count = self._state.process_index, self._state.num_processes
         self.main = self.index == 0
 

@@ -79,7 +79,15 @@ class Save(StrEnum):
     """What a run leaves on disk beside its figures."""
 
     checkpoint = "checkpoint"
+    hf = "hf"  # the same, ready for a hub: with a model card
     none = "none"
+
+
+class Format(StrEnum):
+    """What an export writes."""
+
+    hf = "hf"  # the compressed model with the code that transformers needs to load it
+    dense = "dense"  # W' = A B in place of every factorised W, for tools that know no low rank
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -281,6 +289,7 @@ class Config:
     storage: dict[str, Any] = MISSING
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: dict[str, Any] = MISSING
     ratio: float = MISSING
     seed: int = 0
     device: str = "auto"
@@ -291,6 +300,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio)
+        wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
+        require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 
 
 @dataclass
@@ -306,7 +317,17 @@ class EvaluateConfig:
     cache: str | None = MISSING
 
 
-Schema = TypeVar("Schema", Config, EvaluateConfig)
+@dataclass
+class ExportConfig:
+    """One checkpoint for others to load: `python -m svdexp.export`."""
+
+    path: str = MISSING  # a run directory or checkpoint
+    to: str = MISSING  # a folder that is not there yet
+    format: Format = Format.hf
+    push_to_hub: str | None = None  # OWNER/NAME; null: nothing leaves this machine
+
+
+Schema = TypeVar("Schema", Config, EvaluateConfig, ExportConfig)
 
 
 def validate(cfg: DictConfig) -> Config:
@@ -321,6 +342,11 @@ def validate(cfg: DictConfig) -> Config:
 def validate_evaluation(cfg: DictConfig) -> EvaluateConfig:
     """The same for an evaluation without compression."""
     return _checked(cfg, EvaluateConfig)
+
+
+def validate_export(cfg: DictConfig) -> ExportConfig:
+    """The same for an export."""
+    return _checked(cfg, ExportConfig)
 
 
 def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:

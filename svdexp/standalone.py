@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, write_atomically
+from svdexp.cache import Cache
+from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.evaluation import continuations, load_exams, protocols
 from svdexp.experiment import check_evaluation, evaluate, evaluation_windows
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
 from svdexp.schema import EvaluateConfig, ModelConfig
+from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, circumstances, commit, show_one
 
@@ -29,6 +31,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     dtype = resolve_dtype(config.precision, device)
     source = find(config.model)
     check_evaluation(config.eval, source)
+    cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
     clock = StageClock()
 
@@ -42,7 +45,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)
         said = continuations(model, tokenizer, config.eval.prompts)
 
-    results: Results = {"model": config.model.name, "eval": asdict(config.eval)}
+    results: Results = {"cell": cell, "model": config.model.name, "eval": asdict(config.eval)}
     results |= figures | circumstances(config.seed, run_dir, clock, model)
     results |= {
         "protocol": protocols(texts),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svdexp.cache import Cache, Shelf, fingerprint, identity, write_atomically
+from svdexp.cache import Cache, Shelf, fingerprint, identity
+from svdexp.disk import write_atomically
 
 
 def test_identity_depends_on_every_ingredient_and_not_on_order() -> None:

@@ -15,7 +15,7 @@ from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
-from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets, find_layers
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, PivotStorage, Storage

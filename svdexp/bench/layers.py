@@ -8,16 +8,8 @@ from torch import nn
 
 from svdexp.allocation import Budget
 from svdexp.bench.timing import Row, speedup
-from svdexp.models.low_rank import LowRankLinear
-from svdexp.storage import (
-    NUMBER_BITS,
-    FactorStorage,
-    PivotStorage,
-    RemapStorage,
-    Storage,
-    empty_pivot_layer,
-    empty_remap_layer,
-)
+from svdexp.models.portable.svdexp_layers import LAYERS, PivotLinear
+from svdexp.storage import NUMBER_BITS, FactorStorage, PivotStorage, RemapStorage, Storage
 
 KEPT = (0.8, 0.6, 0.4, 0.2)
 SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632)]
@@ -28,13 +20,10 @@ def layer(storage: str, m: int, n: int, kept: float) -> nn.Module:
     """A layer (m, n) in a storage that takes `kept` of its bits; what it computes does not matter."""
     budget = Budget(kept, {"": (m, n)}, STORAGES[storage])
     rank = budget.largest_rank("", kept * m * n * NUMBER_BITS) or 0
-    if storage == "factors":
-        return LowRankLinear(n, rank, m, bias=False)
-    if storage == "remap":
-        return empty_remap_layer(m, n, rank, bias=False)
-    pivot = empty_pivot_layer(m, n, rank, bias=False)
-    pivot.order.copy_(torch.randperm(len(pivot.order)))
-    return pivot
+    made = LAYERS[storage](n, rank, m, False)
+    if isinstance(made, PivotLinear):
+        made.order.copy_(torch.randperm(len(made.order)))
+    return made
 
 
 def rows() -> Iterator[Row]:

@@ -54,6 +54,13 @@ def pydoc(split: str) -> list[str]:
     return [text[:cut] if split == "first 80 %" else text[cut:]]
 
 
+def pydoc_path() -> Path:
+    """The module that holds it, which differs between versions of Python."""
+    from pydoc_data import topics
+
+    return Path(topics.__file__)
+
+
 def _hub(path: str, name: str | None, split: str, **options: object) -> Any:
     from datasets import load_dataset
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from svdexp.data.instructions import Row, parse_rows, plain_rows
-from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, read_file
+from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, pydoc_path, read_file
 from svdexp.errors import UserError
 
 # What stands for the user's own files among the texts; they are read by their paths.
@@ -125,6 +125,20 @@ def check_text(name: str, split: Split, files: Sequence[str] = (), reading: Read
                 raise UserError(f"{knob}.files: {file} is not a file")
     elif name in LOCAL:
         local_path(name, wanted)
+
+
+def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[Path]:
+    """The local files that the text called `name` is read from; of a text from the hub there are none.
+
+    Raises:
+        UserError: as in `check_text`.
+    """
+    check_text(name, split, files, reading)
+    if name == "files":
+        return [Path(file) for file in files]
+    if name in LOCAL:
+        return [local_path(name, split_of(name, split, reading))]
+    return [pydoc_path()] if name == "pydoc" else []
 
 
 def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:

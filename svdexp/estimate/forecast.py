@@ -29,7 +29,7 @@ def forecast(
     part = config.calibration
     workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
     rows = stages(
-        workload, method, config.eval, texts, save=config.save is Save.checkpoint, cached=config.cache is not None
+        workload, method, config.eval, texts, save=config.save is not Save.none, cached=config.cache is not None
     )
     name = str(model.dtype).removeprefix("torch.")
     return render(rows, measure_speed(device, model.dtype), f"{config.model.name}, {method.name}, {name} on {device}")

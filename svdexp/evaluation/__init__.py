@@ -3,9 +3,9 @@
 from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
 from svdexp.evaluation.generation import continuations
-from svdexp.evaluation.passage import Passage, Protocol, check_texts, passage, protocols
+from svdexp.evaluation.passage import Passage, Protocol, check_texts, passage, protocols, reading_of
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
-from svdexp.evaluation.tasks import Exam, check_tasks, load_exams
+from svdexp.evaluation.tasks import Exam, check_tasks, load_exams, task_files
 
 __all__ = [
     "Efficiency",
@@ -23,5 +23,7 @@ __all__ = [
     "passage",
     "perplexity",
     "protocols",
+    "reading_of",
     "require_context",
+    "task_files",
 ]

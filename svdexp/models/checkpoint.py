@@ -1,13 +1,12 @@
-"""Checkpoints of compressed models: what transformers writes, plus how to rebuild the replaced layers.
+"""Checkpoints of compressed models: what transformers writes, plus what rebuilds the replaced layers.
 
-config.json carries `svdexp: {"version": 1, "layers": {module name: {"storage": kind, "rank": r}}}`, and what
-svdexp/models/elastic.py adds. Loading makes a subclass of the architecture whose constructor replaces those
-layers, so dtype, device and sharding stay transformers' business. Safetensors and JSON only; nothing is unpickled.
-What Dobi-SVD's reference wrote (svdexp/models/dobi.py) can be loaded, too.
+config.json carries a table of these layers (portable/modeling_svdexp.py) and what elastic.py adds. The two files of
+portable/ lie beside it, so transformers alone loads the folder, too, with trust_remote_code=True. `load` runs no code
+from a folder and unpickles nothing but tensors. It also reads what Dobi-SVD's and ASVD's references wrote (dobi.py,
+asvd.py).
 """
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,43 +15,68 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from svdexp.allocation import Ranks
+from svdexp.disk import whole_folder
 from svdexp.errors import UserError
-from svdexp.models import dobi
+from svdexp.models import asvd, dobi
 from svdexp.models.elastic import Elastic, read_recipe, resize
-from svdexp.models.low_rank import LowRankLinear
-from svdexp.models.structure import is_linear, replace, weight_of
+from svdexp.models.intake import header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.models.portable import modeling_svdexp
+from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, low_rank
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.schema import require
-from svdexp.storage import LAYERS
 
-VERSION = 1
 SHARD_SIZE = "4GB"
+AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, elastic: Elastic | None = None) -> None:
     """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete.
 
     With `elastic`, lower ratios can be loaded from it as well.
+
+    Raises:
+        UserError: it cannot be written.
     """
-    model.config.svdexp = _table(model, ranks) | ({"elastic": asdict(elastic.recipe)} if elastic else {})
-    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial, max_shard_size=SHARD_SIZE)
-    tokenizer.save_pretrained(partial)
+    label(model, ranks)
     if elastic:
-        elastic.save(partial)
-    if folder.exists():  # a folder cannot be renamed over a full one
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+        model.config.svdexp |= {"elastic": asdict(elastic.recipe)}
+    with whole_folder(folder) as partial:
+        write(model, tokenizer, partial)
+        if elastic:
+            elastic.save(partial)
+
+
+def write(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """What transformers writes of both."""
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    tokenizer.save_pretrained(folder)
+
+
+def label(model: PreTrainedModel, ranks: Ranks) -> None:
+    """Let `model`, some of whose layers were replaced, be of the class that has such layers, and its config say so.
+
+    From then on `save_pretrained` writes what transformers loads alone. A rank of None is dense.
+    """
+    base = type(model.base_model).__name__
+    model.__class__ = _class(type(model))
+    layers = {
+        name: {"storage": model.get_submodule(name).kind, "rank": rank}
+        for name, rank in ranks.items()
+        if rank is not None
+    }
+    model.config.svdexp = {"version": VERSION, "layers": layers}
+    file = modeling_svdexp.__name__.rpartition(".")[2]
+    classes = {"AutoModel": PREFIX + base.removeprefix(PREFIX), AUTO_CLASS: type(model).__name__}
+    model.config.auto_map = {auto_class: f"{file}.{name}" for auto_class, name in classes.items()}
 
 
 def is_compressed(folder: Path) -> bool:
-    """Whether `load` is what reads this folder: its config.json has a table of ours, or it is one of Dobi-SVD's."""
+    """Whether `load` is what reads this folder: its config.json has a table of ours or ASVD's, or it is Dobi-SVD's."""
     if (folder / dobi.REMAPPED).is_file():
         return True
     try:
-        return "svdexp" in json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        return "svdexp" in config or asvd.is_asvd(config)
     except (OSError, ValueError):
         return False  # for transformers to say what is wrong
 
@@ -66,7 +90,8 @@ def load(
     """The compressed model, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: a checkpoint written by `save`, a run directory that holds one, or a remapped checkpoint of Dobi-SVD's.
+        folder: a checkpoint written by `save`, a run directory that holds one, a remapped checkpoint of Dobi-SVD's, or
+            a copy of one of ASVD's repositories.
         dtype: number format; "auto" keeps the saved one.
         device: where to put the model.
         ratio: kept fraction of the targeted layers' bits, at most the saved one; the model is the one that a run at
@@ -75,107 +100,109 @@ def load(
     Raises:
         UserError: the folder is no checkpoint, its tensors and its tables disagree, or it has no such ratio.
     """
-    folder = Path(folder)
-    if (folder / "checkpoint").is_dir():
-        folder = folder / "checkpoint"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a checkpoint: it has no config.json")
+    folder = checkpoint_of(Path(folder))
     try:
-        config = AutoConfig.from_pretrained(folder)
-        if (folder / dobi.REMAPPED).is_file():
-            require(ratio is None, f"checkpoint {folder} is one of Dobi-SVD's, which have one size: it takes no ratio=")
-            layers, source = _remapped(folder, config, dtype)
-        else:
-            layers, source = _layer_table(folder, config), _saved(folder, dtype)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        architecture = architecture_of(config)
+        compressed: Any = _class(architecture)
+        source = _source(folder, config, architecture, dtype, ratio)
         recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
-        architecture = _architecture(config)
-        model, report = _with_replaced_layers(architecture, layers).from_pretrained(**source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = compressed.from_pretrained(**source, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # damaged JSON or safetensors surface as many types
         raise UserError(f"checkpoint {folder} cannot be read: {str(error).strip().splitlines()[0]}") from error
-    wrong = [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[part]]
-    if wrong:
-        raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
+    _require_complete(folder, report)
+    layers = config.svdexp["layers"]
     _validate(folder, model, layers)
     ranks = {name: entry["rank"] for name, entry in layers.items()}
     if recipe and ratio:
-        ranks |= resize(model, lambda: _empty(architecture, config), folder, recipe, ratio)
-    model.config.svdexp = _table(model, ranks)  # what is saved from here is one size
+        ranks |= resize(model, lambda: empty_model(architecture, config), folder, recipe, ratio)
+    label(model, ranks)  # what is saved from here is one size
     return model.to(device).eval(), tokenizer
 
 
-def _table(model: PreTrainedModel, ranks: Ranks) -> dict[str, Any]:
-    """The svdexp table of a model with layers of `ranks`; None is dense."""
-    layers = {
-        name: {"storage": model.get_submodule(name).kind, "rank": rank}
-        for name, rank in ranks.items()
-        if rank is not None
-    }
-    return {"version": VERSION, "layers": layers}
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint that `folder` is, or, if it is a run directory, holds.
+
+    Raises:
+        UserError: there is none.
+    """
+    refuse_pickle(folder)
+    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    if not (folder / "config.json").is_file():
+        for path in sorted(folder.glob("*")):
+            refuse_pickle(path)
+        raise UserError(f"{folder} is not a checkpoint: it has no config.json")
+    return folder
 
 
-def _empty(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    """The dense model without its weights."""
+def _source(
+    folder: Path, config: Any, architecture: type[PreTrainedModel], dtype: torch.dtype | str, ratio: float | None
+) -> dict[str, Any]:
+    """What from_pretrained takes to fill the model; `config` gets the table of its layers, if it has none."""
+    source: dict[str, Any] = {"config": config, "dtype": dtype}
+    if (folder / dobi.REMAPPED).is_file():
+        require(ratio is None, f"checkpoint {folder} is one of Dobi-SVD's, which have one size: it takes no ratio=")
+        state, ranks = dobi.read(folder, empty_model(architecture, config))
+        layers = {name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()}
+        config.svdexp = {"version": VERSION, "layers": layers}
+        half = dobi.DTYPE if dtype == "auto" else dtype
+        return source | {"pretrained_model_name_or_path": None, "state_dict": state, "dtype": half}
+    files = weight_files(folder)
+    if asvd.is_asvd(vars(config)):
+        config.svdexp = {"version": VERSION, "layers": asvd.take_table(config)}
+        state = asvd.read(files)
+        source |= {"pretrained_model_name_or_path": None, "state_dict": state}
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+    elif _is_ours(config):
+        source |= {"pretrained_model_name_or_path": folder, "use_safetensors": True}
+        shapes = header_shapes(files)
+    else:
+        raise UserError(f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table")
+    require_shapes(folder, shapes, empty_model(_class(architecture), config).state_dict())
+    return source
+
+
+def _is_ours(config: Any) -> bool:
+    table = getattr(config, "svdexp", None)
+    return isinstance(table, dict) and table.get("version") == VERSION
+
+
+def _require_complete(folder: Path, report: dict[str, Any]) -> None:
+    """Raise UserError unless the tensors that were read are those that the model has."""
+    wrong = [key for part in ("missing_keys", "unexpected_keys") for key in sorted(report[part])]
+    if wrong:
+        raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
+
+
+def empty_model(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """A model without its weights."""
     with torch.device("meta"):
         return architecture(config)
 
 
-def _saved(folder: Path, dtype: torch.dtype | str) -> dict[str, Any]:
-    """What from_pretrained takes to read a checkpoint of ours."""
-    return {"pretrained_model_name_or_path": folder, "dtype": dtype, "use_safetensors": True}
-
-
-def _remapped(folder: Path, config: Any, dtype: torch.dtype | str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The layer table of a checkpoint of Dobi-SVD's, and what from_pretrained takes to fill the model."""
-    state, ranks = dobi.read(folder, _empty(_architecture(config), config))
-    layers = {name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()}
-    source = {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
-    return layers, source | {"dtype": dobi.DTYPE if dtype == "auto" else dtype}
-
-
-def _layer_table(folder: Path, config: Any) -> dict[str, dict[str, Any]]:
-    table = getattr(config, "svdexp", None)
-    if not isinstance(table, dict) or table.get("version") != VERSION:
-        raise UserError(f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table")
-    layers = table["layers"]
-    for name, entry in layers.items():
-        if entry.get("storage") not in LAYERS or type(entry.get("rank")) is not int or entry["rank"] < 1:
-            raise UserError(f"checkpoint {folder}: the entry of {name} in config.json is not understood: {entry}")
-    return dict(layers)
-
-
-def _validate(folder: Path, model: PreTrainedModel, layers: dict[str, dict[str, Any]]) -> None:
+def _validate(folder: Path, model: PreTrainedModel, layers: Table) -> None:
     """Let layers that can check what they were given do so."""
     for name in layers:
         layer: Any = model.get_submodule(name)
         if hasattr(layer, "validate"):
             try:
                 layer.validate()
-            except UserError as error:
+            except ValueError as error:
                 raise UserError(f"checkpoint {folder}: {name} is damaged: {error}") from error
 
 
-def _architecture(config: Any) -> type[PreTrainedModel]:
-    """The class that transformers would load `config` into."""
+def architecture_of(config: Any) -> type[PreTrainedModel]:
+    """The class that transformers would load a dense model of `config` into."""
     found: Any = AutoModelForCausalLM._model_mapping[type(config)]
     return found  # type: ignore[no-any-return]
 
 
-def _with_replaced_layers(architecture: type[PreTrainedModel], layers: dict[str, dict[str, Any]]) -> Any:
-    def initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        architecture.__init__(self, config, *args, **kwargs)
-        for name, entry in layers.items():
-            old = self.get_submodule(name)
-            if not is_linear(old):
-                raise UserError(f"checkpoint: {name} is not a linear layer of {architecture.__name__}")
-            weight = weight_of(old)
-            m, n = weight.shape
-            empty = LAYERS[entry["storage"]]
-            bias = old.bias is not None
-            replace(self, name, empty(m, n, entry["rank"], bias, dtype=weight.dtype, device=weight.device))
-
-    # The same name, because transformers writes it into config.json when the model is saved again.
-    members = {"__init__": initialise, "__module__": architecture.__module__}
-    return type(architecture.__name__, (architecture,), members)
+def _class(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`architecture` with low-rank layers; transformers writes its files along with such a model."""
+    hashable: Any = architecture  # for mypy
+    found: Any = architecture if architecture.__name__.startswith(PREFIX) else low_rank(hashable)
+    found.register_for_auto_class(AUTO_CLASS)
+    return found  # type: ignore[no-any-return]

@@ -24,13 +24,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from svdexp.allocation import REPEATABLE, Allocation, Budget, Ranks, Repeatable
 from svdexp.cache import Shelf
 from svdexp.errors import UserError
-from svdexp.models.low_rank import Factors, LowRankLinear
-from svdexp.models.structure import is_linear, replace, weight_of
+from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.structure import filled_dense, is_linear, replace, weight_of
 from svdexp.schema import fill, require, require_positive, require_ratio
 from svdexp.storage import ElasticStorage, largest_rank
 
@@ -232,20 +232,16 @@ def _at_rank(module: Any, rank: int, folder: Path, name: str) -> nn.Module:
     with _tensors(folder, name) as file:
         A, B = file.get_slice("A")[:, :further], file.get_slice("B")[:further]
     if not held:
-        return LowRankLinear.from_factors(Factors(A, B), module.bias, module.weight)
+        return low_rank_layer(Factors(A, B), module.bias, module.weight)
     like = module.rank_in.weight
     # cat copies, so what is no longer needed does not stay in memory behind a view.
     A = torch.cat([module.rank_out.weight.detach()[:, :rank], A.to(like.dtype)], dim=1)
     B = torch.cat([like.detach()[:rank], B.to(like.dtype)])
-    return LowRankLinear.from_factors(Factors(A, B), module.rank_out.bias, like)
+    return low_rank_layer(Factors(A, B), module.bias, like)
 
 
 def _dense(module: LowRankLinear, empty: nn.Module, folder: Path, name: str) -> nn.Module:
     """The dense layer in the place of `module`; `empty` is of the right class and without weights."""
     with _tensors(folder, name) as file:
         W = file.get_tensor("W").to(module.rank_in.weight.dtype)
-    state = {"weight": W.T.contiguous() if isinstance(empty, Conv1D) else W}
-    if module.rank_out.bias is not None:
-        state["bias"] = module.rank_out.bias.detach()
-    empty.load_state_dict(state, assign=True)
-    return empty
+    return filled_dense(empty, W, module.bias)

@@ -1,6 +1,7 @@
 """Load a dense model and its tokenizer from the hub, a folder, a GGUF file, or an installed package."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,13 +108,15 @@ def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, or the CPU.
+    """`auto` is the first CUDA device, or the CPU; of processes that share a run each has a CUDA device of its own.
 
     Raises:
         UserError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (place := os.environ.get("LOCAL_RANK")):
+        name = f"cuda:{place}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -111,6 +111,13 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def filled_dense(empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    """The linear layer `empty`, which has no weights, with W (m, n) and `bias`."""
+    state = {"weight": W.T.contiguous() if isinstance(empty, Conv1D) else W}
+    empty.load_state_dict(state | ({} if bias is None else {"bias": bias.detach()}), assign=True)
+    return empty
+
+
 def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     """Every compressible layer that `targets` selects, in the order of the model's modules.
 

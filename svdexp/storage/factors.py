@@ -1,11 +1,11 @@
 """Plain factors: A (m, r) and B (r, n) in the model's own number format, r (m + n) numbers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from svdexp.models.low_rank import Factors, LowRankLinear
+from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.storage.base import NUMBER_BITS
 
 
@@ -19,9 +19,4 @@ class FactorStorage:
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> LowRankLinear:
         """Two linear layers."""
-        return LowRankLinear.from_factors(factors, bias, like)
-
-
-def empty_factor_layer(m: int, n: int, rank: int, bias: bool, **kwargs: Any) -> LowRankLinear:
-    """A layer of the right shapes for a checkpoint to fill."""
-    return LowRankLinear(n, rank, m, bias, **kwargs)
+        return low_rank_layer(factors, bias, like)

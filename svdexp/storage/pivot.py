@@ -10,116 +10,19 @@ rows the outputs.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from svdexp.errors import UserError
 from svdexp.estimate.work import Work, Workload
 from svdexp.models.low_rank import Factors, filled
+from svdexp.models.portable.svdexp_layers import PivotLinear, RowPivots, index_type, pivot_form, pivot_layer
 from svdexp.storage.base import NUMBER_BITS
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
 LIMIT = 1.05
 # Rounds of swaps before giving up: the first ends them but for rounding, and was enough wherever it was tried.
 SWEEPS = 20
-
-
-class PivotLinear(nn.Module):
-    """A layer whose matrix is kept as pivots, the rest as their combinations; see its two forms below.
-
-    Two nn.Linear children, as in LowRankLinear, and `order`, a permutation of the shorter side's indices.
-    """
-
-    kind: ClassVar[str] = "pivot"
-    order: torch.Tensor
-
-    def __init__(self, pivots: nn.Linear, coefficients: nn.Linear, width: int):
-        super().__init__()
-        self.pivots, self.coefficients = pivots, coefficients
-        # An integer buffer is saved, moved with the layer, and left alone by casts to another number format.
-        self.register_buffer("order", torch.arange(width, dtype=index_type(width), device=pivots.weight.device))
-
-    def reordered(self, x: torch.Tensor) -> torch.Tensor:
-        """The channels of x (…, width) by `order`.
-
-        By gather, because on prefill activations on a CPU indexing takes twice as long, and index_select thrice.
-        """
-        return x.gather(-1, self.order.long().expand_as(x))
-
-    def validate(self) -> None:
-        """Check what a file may have put into `order`.
-
-        Raises:
-            UserError: it is not a permutation.
-        """
-        width = len(self.order)
-        if not torch.equal(self.order.sort().values, torch.arange(width).to(self.order)):
-            raise UserError(f"its order is not a permutation of {width} indices")
-
-
-class ColumnPivots(PivotLinear):
-    """y = P (x[pivots] + C x[others]) + b; `order` holds the r pivots, then the others, (n,)."""
-
-    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__(nn.Linear(rank, m, bias=bias, **kwargs), nn.Linear(n - rank, rank, bias=False, **kwargs), n)
-
-    @staticmethod
-    def state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
-        """What such a layer of A B holds; None where no stable pivots were found."""
-        found = choose_pivots(factors.B)
-        if found is None:
-            return None
-        order, C = found
-        state = {"coefficients.weight": C, "pivots.weight": factors.A @ factors.B[:, order[: factors.rank]]}
-        return state | {"order": order} | ({} if bias is None else {"pivots.bias": bias.detach()})
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """W', (m, n), its columns in their own places."""
-        P = self.pivots.weight
-        return torch.cat([P, P @ self.coefficients.weight], dim=1)[:, self.order.argsort()]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, n) → (…, m)."""
-        sizes = [self.pivots.in_features, self.coefficients.in_features]
-        pivots, others = torch.split(self.reordered(x), sizes, dim=-1)
-        y: torch.Tensor = self.pivots(pivots + self.coefficients(others))
-        return y
-
-
-class RowPivots(PivotLinear):
-    """y = [P x, C P x][order] + b with r pivot rows P (r, n) of W' and C (m − r, r); `order` is (m,).
-
-    The bias is a parameter of its own: in the children it would be rounded together with C times itself.
-    """
-
-    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__(nn.Linear(n, rank, bias=False, **kwargs), nn.Linear(rank, m - rank, bias=False, **kwargs), m)
-        self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
-
-    @staticmethod
-    def state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
-        """What such a layer of A B holds; None where no stable pivots were found."""
-        found = choose_pivots(factors.A.T)
-        if found is None:
-            return None
-        order, C = found
-        state = {"coefficients.weight": C.T, "pivots.weight": factors.A[order[: factors.rank]] @ factors.B}
-        return state | {"order": order.argsort()} | ({} if bias is None else {"bias": bias.detach()})
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """W', (m, n), its rows in their own places."""
-        P = self.pivots.weight
-        return torch.cat([P, self.coefficients.weight @ P])[self.order.int()]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, n) → (…, m)."""
-        pivots = self.pivots(x)
-        y = self.reordered(torch.cat([pivots, self.coefficients(pivots)], dim=-1))
-        return y if self.bias is None else y + self.bias
 
 
 @dataclass(frozen=True)
@@ -137,14 +40,13 @@ class PivotStorage:
             UserError: no stable pivots were found.
         """
         m, n = factors.A.shape[0], factors.B.shape[1]
-        form = form_of(m, n)
-        state = form.state(factors, bias)
+        state = (row_state if pivot_form(m, n) is RowPivots else column_state)(factors, bias)
         if state is None or not bool(state["pivots.weight"].isfinite().all()):
             raise UserError(
                 f"storage=pivot finds no stable pivots in a matrix of shape {(m, n)} at rank {factors.rank}; "
                 "use storage=factors"
             )
-        layer = form(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        layer = pivot_layer(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
         return filled(layer, state | {"order": state["order"].to(index_type(min(m, n)))}, like)
 
     def cost(self, workload: Workload) -> Work:
@@ -158,19 +60,24 @@ class PivotStorage:
         return work
 
 
-def index_type(width: int) -> torch.dtype:
-    """The narrowest signed integers that number `width` columns."""
-    return torch.int16 if width <= torch.iinfo(torch.int16).max + 1 else torch.int32
+def column_state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+    """What a ColumnPivots layer of A B holds; None where no stable pivots were found."""
+    found = choose_pivots(factors.B)
+    if found is None:
+        return None
+    order, C = found
+    state = {"coefficients.weight": C, "pivots.weight": factors.A @ factors.B[:, order[: factors.rank]]}
+    return state | {"order": order} | ({} if bias is None else {"pivots.bias": bias.detach()})
 
 
-def form_of(m: int, n: int) -> type[ColumnPivots] | type[RowPivots]:
-    """The form of a layer with a matrix of shape (m, n)."""
-    return RowPivots if m < n else ColumnPivots
-
-
-def empty_pivot_layer(m: int, n: int, rank: int, bias: bool, **kwargs: Any) -> PivotLinear:
-    """A layer of the right shapes for a checkpoint to fill."""
-    return form_of(m, n)(n, rank, m, bias, **kwargs)
+def row_state(factors: Factors, bias: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+    """What a RowPivots layer of A B holds; None where no stable pivots were found."""
+    found = choose_pivots(factors.A.T)
+    if found is None:
+        return None
+    order, C = found
+    state = {"coefficients.weight": C.T, "pivots.weight": factors.A[order[: factors.rank]] @ factors.B}
+    return state | {"order": order.argsort()} | ({} if bias is None else {"bias": bias.detach()})
 
 
 def choose_pivots(B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

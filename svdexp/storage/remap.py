@@ -10,73 +10,16 @@ those).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from svdexp.errors import UserError
 from svdexp.models.low_rank import Factors, filled
+from svdexp.models.portable.svdexp_layers import RemapLinear
 from svdexp.storage.base import NUMBER_BITS
 
 CODES = 127  # the largest magnitude of an 8-bit code
 SMALLEST = 2.0**-24  # the smallest positive float16
-
-
-class RemapLinear(nn.Module):
-    """y = A (B x) + b with factors that stay in 8 and 16 bits in memory and become numbers when they are used.
-
-    With s = min(m, n), component i of A is scale_i · [out_codes[:, i]; …], that of B scale_i · [in_codes[i], …], and
-    `rest` holds what is longer than s: the last rows of A, (m − s, r), or columns of B, (r, n − s). Everything is an
-    integer buffer, float16 in int16's clothes, because a cast of the model to another number format would widen it.
-    """
-
-    kind: ClassVar[str] = "remap"
-    in_codes: torch.Tensor
-    out_codes: torch.Tensor
-    rest: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__()
-        self.in_features, self.out_features = n, m
-        side, device = min(m, n), kwargs.get("device")
-        rest = (m - side, rank) if m > n else (rank, n - side)
-        shapes = {"in_codes": (rank, side), "out_codes": (side, rank), "rest": rest, "scale": (rank,)}
-        for name, shape in shapes.items():
-            dtype = torch.int8 if name.endswith("codes") else torch.int16
-            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
-
-    def factors(self, dtype: torch.dtype) -> Factors:
-        """A (m, r) and B (r, n) as numbers of `dtype`."""
-        scale, rest = self.scale.view(torch.float16).to(dtype), self.rest.view(torch.float16).to(dtype)
-        A, B = self.out_codes.to(dtype) * scale, self.in_codes.to(dtype) * scale[:, None]
-        if self.out_features > self.in_features:
-            A = torch.cat([A, rest])
-        elif self.in_features > self.out_features:
-            B = torch.cat([B, rest], dim=1)
-        return Factors(A, B)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """A B, (m, n), float32: some architectures look at `layer.weight` of their projections by name."""
-        found = self.factors(torch.float32)
-        return found.A @ found.B
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, n) → (…, m)."""
-        found = self.factors(x.dtype)
-        return nn.functional.linear(nn.functional.linear(x, found.B), found.A, self.bias)
-
-    def validate(self) -> None:
-        """Check what a file may have put into the 16-bit parts.
-
-        Raises:
-            UserError: they are not finite.
-        """
-        if not all(bool(part.view(torch.float16).isfinite().all()) for part in (self.scale, self.rest)):
-            raise UserError("its 16-bit parts are not finite")
 
 
 @dataclass(frozen=True)
@@ -133,8 +76,3 @@ def _rounded_up(scale: torch.Tensor) -> torch.Tensor:
 
 def _codes(values: torch.Tensor) -> torch.Tensor:
     return values.round().to(torch.int8)
-
-
-def empty_remap_layer(m: int, n: int, rank: int, bias: bool, **kwargs: Any) -> RemapLinear:
-    """A layer of the right shapes for a checkpoint to fill."""
-    return RemapLinear(n, rank, m, bias, **kwargs)

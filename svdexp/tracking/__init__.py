@@ -1,7 +1,28 @@
-"""Where a run's figures go: one flat record, shown on the console and written beside the run."""
+"""Where a run's figures go: one flat record, shown on the console, written beside the run, and given to a tracker.
+
+Add a tracker with one file here, its YAML in conf/tracker/, and a line below.
+"""
 
 from svdexp.tracking.console import show, show_one
+from svdexp.tracking.layers import layer_rows
+from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
 from svdexp.tracking.record import Results, circumstances, dense_key, record
+from svdexp.tracking.tracker import Log, Tracker, tracked
+from svdexp.tracking.wandb_tracker import WandbTracker
 
-__all__ = ["Results", "circumstances", "commit", "dense_key", "record", "show", "show_one"]
+__all__ = [
+    "Log",
+    "NoTracker",
+    "Results",
+    "Tracker",
+    "WandbTracker",
+    "circumstances",
+    "commit",
+    "dense_key",
+    "layer_rows",
+    "record",
+    "show",
+    "show_one",
+    "tracked",
+]

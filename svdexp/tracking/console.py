@@ -13,6 +13,7 @@ from svdexp.tracking.record import Results, dense_key
 COUNTS = ("ppl_stderr/", "ppl_tokens/", "acc_stderr/", "acc_norm_stderr/", "acc_rows/", "speed_spread/")
 SHARES = ("acc/", "acc_norm/")  # with a standard error; their change is a difference
 STAGES = ("ratio", "achieved_ratio", "seconds/", "peak_", "reload_", "damped_layers")
+BY_STAGE = ("peak_rss_bytes/", "peak_device_bytes/")
 FIGURES = ("ppl/", *SHARES, "tokens_per_second/", "params", "bytes")
 
 
@@ -101,6 +102,6 @@ def _run(results: Results) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for key, value in results.items():
-        if key.startswith(STAGES):
+        if key.startswith(STAGES) and not key.startswith(BY_STAGE):
             table.add_row(key, number(key, value))
     return table

@@ -66,7 +66,7 @@ def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrained
     results = {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
     return (
         results
-        | memory(model.device)
+        | memory(clock)
         | {
             "device": device_name(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -88,11 +88,13 @@ def part_name(part: Mapping[str, Any] | None) -> str | None:
     return str(part["_target_"]).rpartition(".")[2] + (f"({options})" if options else "")
 
 
-def memory(device: torch.device) -> Results:
-    """Peak memory of the process and, on CUDA, of the device."""
+def memory(clock: StageClock) -> Results:
+    """Peak memory of the process and, on CUDA, of the fullest device: of the whole run and by stage."""
     figures: Results = {"peak_rss_bytes": peak_rss_bytes()}
-    if device.type == "cuda":
-        figures["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    figures |= {f"peak_rss_bytes/{stage}": held for stage, held in clock.rss.items()}
+    if any(clock.device.values()):
+        figures["peak_device_bytes"] = max(clock.device.values())
+        figures |= {f"peak_device_bytes/{stage}": held for stage, held in clock.device.items()}
     return figures
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import replace
 
 

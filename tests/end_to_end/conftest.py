@@ -35,6 +35,7 @@ def svdexp_command(tmp_path: Path) -> Svdexp:
 def tiny_job(model_folder: Path, text_file: Path) -> list[str]:
     """Overrides that make the main job small: a tiny model and local text."""
     return [
+        "tracker=none",
         f"model.path={model_folder}",
         "calibration=files",
         f"calibration.files=[{text_file}]",

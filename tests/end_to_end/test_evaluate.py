@@ -68,9 +68,10 @@ def test_a_run_and_what_it_saved_are_measured_alike(
     assert "acc_stderr" not in run.stdout
 
     for path, key in (("run", "compressed"), ("run/checkpoint", "compressed"), (str(model_folder), "dense")):
-        done = evaluate_command(f"path={path}", *exam, "cache=null", "hydra.run.dir=alone")
+        own = path.strip("/").replace("/", "-")
+        done = evaluate_command(f"path={path}", *exam, "cache=null", f"hydra.run.dir=alone/{own}")
         assert done.returncode == 0, done.stderr
-        alone = read(tmp_path / "alone")
+        alone = read(tmp_path / "alone" / own)
         for figure in FIGURES:
             head, _, tail = figure.partition("/")
             wanted = results[figure if key == "compressed" else f"{head}_dense{'/' if tail else ''}{tail}"]
@@ -78,7 +79,13 @@ def test_a_run_and_what_it_saved_are_measured_alike(
         assert alone["generation"] == [{"prompt": "the rank of", "continuation": said[key]}]
         assert alone["tasks"] == results["tasks"]
         assert alone["model"] == path
-        for word in ("acc/piqa", "ppl/files", "tokens_per_second/decode", "seconds/evaluate", "alone/results.json"):
+        for word in (
+            "acc/piqa",
+            "ppl/files",
+            "tokens_per_second/decode",
+            "seconds/evaluate",
+            f"alone/{own}/results.json",
+        ):
             assert word in done.stdout
 
 

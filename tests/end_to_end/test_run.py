@@ -40,7 +40,9 @@ def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_j
     run_dir = tmp_path / "here"
     assert {path.name for path in run_dir.iterdir()} == {
         ".hydra",
+        ".lock",
         "checkpoint",
+        "layers.json",
         "ranks.json",
         "results.json",
         "svdexp.log",
@@ -115,6 +117,7 @@ def test_help_and_cfg_answer_quickly(svdexp_command: Svdexp) -> None:
 def test_the_main_job_on_the_real_model(svdexp_command: Svdexp, tmp_path: Path) -> None:
     """The default job with less text: its 0.8 costs little perplexity, plain SVD would cost thousands."""
     done = svdexp_command(
+        "tracker=none",
         "calibration.samples=8",
         "eval.windows=3",
         "eval.efficiency.prompt=64",

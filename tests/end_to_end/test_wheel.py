@@ -27,4 +27,5 @@ def test_the_wheel_carries_its_configuration(tmp_path: Path) -> None:
     )
     assert yaml.safe_load(done.stdout)["method"]["name"] == "svd"
     assert (site / "svdexp" / "conf" / "config.yaml").is_file()
+    assert (site / "hydra_plugins" / "svdexp_sweeps" / "grid.py").is_file()
     assert not list(site.rglob("tests"))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import svdexp
 from svdexp.errors import UserError
 from svdexp.models import checkpoint, dobi
-from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from tests.conftest import tiny_model
 
 # Of (32, 32), (16, 32), (48, 32) and (32, 48); from 16, 32/3 and 19.2 on factors are no smaller than the matrix.

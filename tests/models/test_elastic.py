@@ -17,7 +17,7 @@ from svdexp.cache import Cache
 from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
-from svdexp.models.low_rank import LowRankLinear
+from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets
 from svdexp.schema import SigmaFuse
 from svdexp.storage import ElasticStorage, largest_rank

@@ -17,7 +17,8 @@ from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.low_rank import Factors
-from svdexp.storage import FactorStorage, PivotLinear, PivotStorage, stored_bits
+from svdexp.models.portable.svdexp_layers import PivotLinear
+from svdexp.storage import FactorStorage, PivotStorage, stored_bits
 from svdexp.storage.pivot import LIMIT
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED

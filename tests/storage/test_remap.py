@@ -15,7 +15,8 @@ from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.low_rank import Factors
-from svdexp.storage import RemapLinear, RemapStorage, stored_bits
+from svdexp.models.portable.svdexp_layers import RemapLinear
+from svdexp.storage import RemapStorage, stored_bits
 from tests.conftest import tiny_model
 from tests.storage.test_pivot import random_factors
 from tests.test_compress import WHITENED
@@ -43,7 +44,7 @@ def test_rounding_is_at_most_half_a_step_of_each_component(m: int, n: int, rank:
     """Component by component, because the balance may move magnitude between A and B but not between components."""
     factors = random_factors(m, n, rank)
     factors = Factors(factors.A * torch.logspace(0, -spread, rank, dtype=torch.float64), factors.B)
-    found, side = build(factors).factors(torch.float64), min(m, n)
+    (A, B), side = build(factors).factors(torch.float64), min(m, n)
     for i in range(rank):
         a, b = factors.A[:, i], factors.B[i]
         # |Δa bᵀ + a Δbᵀ + Δa Δbᵀ| ≤ half a step of each square part, half a unit in the last place of the rest
@@ -51,7 +52,7 @@ def test_rounding_is_at_most_half_a_step_of_each_component(m: int, n: int, rank:
         db = torch.full_like(b, float(b[:side].abs().max()) / 127 * 0.51)
         da[side:], db[side:] = a[side:].abs() * 2**-10 + 1e-7, b[side:].abs() * 2**-10 + 1e-7
         bound = da[:, None] * b.abs() + a.abs()[:, None] * db + da[:, None] * db + 1e-8
-        assert bool(((torch.outer(found.A[:, i], found.B[i]) - torch.outer(a, b)).abs() <= bound).all())
+        assert bool(((torch.outer(A[:, i], B[i]) - torch.outer(a, b)).abs() <= bound).all())
 
 
 @pytest.mark.parametrize(("m", "n"), [(7, 5), (5, 7), (6, 6)])

@@ -60,6 +60,16 @@ def check_tasks(part: EvalConfig) -> None:
         source_files(name, part)
 
 
+def task_files(part: EvalConfig) -> dict[str, list[Path]]:
+    """The local files of the tasks that have any, by task.
+
+    Raises:
+        UserError: as in `source_files`.
+    """
+    found = {name: source_files(name, part) for name in expand(part.tasks)}
+    return {name: [file for file in files if file] for name, files in found.items() if files}
+
+
 def load_exams(part: EvalConfig, seed: int) -> list[Exam]:
     """The tasks of `eval.tasks`, in order, with the rows that `eval.limit` and the seed leave.
 

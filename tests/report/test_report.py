@@ -1,6 +1,5 @@
 """The report reads what runs leave."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,19 @@ import pytest
 
 from svdexp.errors import UserError
 from svdexp.published import published
-from svdexp.report import comparison, read, table
+from svdexp.report.collect import read
+from svdexp.report.document import markdown_table, numbered
+from svdexp.report.tables import beside_published, every_run
+from tests.report.fake_sweeps import leave
 
 
-def leave(folder: Path, **figures: Any) -> None:
-    folder.mkdir(parents=True)
-    record = {"model": "m", "method": "svd", "storage": "factors", "achieved_ratio": 0.5, "peak_rss_bytes": 2e9}
-    (folder / "results.json").write_text(json.dumps(record | figures))
+def table(records: list[dict[str, Any]]) -> str:
+    return markdown_table(every_run(records))
+
+
+def comparison(records: list[dict[str, Any]]) -> str:
+    rows, notes = beside_published(records, published())
+    return "\n".join([markdown_table(rows), "", numbered(notes)]) if rows else ""
 
 
 def test_rows_are_sorted_and_missing_figures_blank(tmp_path: Path) -> None:
@@ -50,7 +55,7 @@ def test_published_figures_stand_beside_the_same_cell(tmp_path: Path) -> None:
     cell = {"model": "llama-7b", "method": "svd_llm", "allocation": "Uniform"}
     figures = {"ppl/wikitext2": 7.891, "ppl_stderr/wikitext2": 0.0512, "protocol": {"wikitext2": PROTOCOL}}
     leave(tmp_path / "a", ratio=0.8, **cell, **figures)
-    lines = comparison(read([tmp_path]), published()).splitlines()
+    lines = comparison(read([tmp_path])).splitlines()
     rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines[2:4]]
     measured = [
         *("llama-7b", "svd_llm", "Uniform", "factors", "0.8", "wikitext2"),
@@ -77,9 +82,9 @@ def test_published_figures_stand_beside_the_same_cell(tmp_path: Path) -> None:
 def test_another_cell_has_no_published_figure(tmp_path: Path, other: dict[str, Any]) -> None:
     text = other.pop("text", "wikitext2")
     leave(tmp_path / "a", **{"model": "llama-7b", "method": "svd_llm", "ratio": 0.8, f"ppl/{text}": 7.9} | other)
-    assert comparison(read([tmp_path]), published()) == ""
+    assert comparison(read([tmp_path])) == ""
 
 
 def test_a_run_of_an_older_version_says_no_protocol(tmp_path: Path) -> None:
     leave(tmp_path / "a", model="llama-7b", method="svd", ratio=0.6, **{"ppl/ptb": 6e4})
-    assert "| ptb |  | 6e+04 ±  | 59977 |" in comparison(read([tmp_path]), published())
+    assert "| ptb |  | 6e+04 ±  | 59977 |" in comparison(read([tmp_path]))

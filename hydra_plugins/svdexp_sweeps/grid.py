@@ -1,0 +1,61 @@
+"""hydra/sweeper=grid: Hydra's own grid, which ends with one sentence on what failed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn, JobStatus
+
+from svdexp.errors import UserError
+from svdexp.sweeps import HeldError, wait_for
+
+
+class Grid(BasicSweeper):
+    """Every combination, one cell each; cells that other launchers were at are looked at again at the end."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Carry out all cells.
+
+        Raises:
+            UserError: some failed, after all were tried.
+        """
+        assert self.launcher is not None
+        launch = self.launcher.launch
+        outcomes: list[JobReturn] = []
+
+        def launch_all(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            outcomes.extend(in_the_end(launch, job_overrides, initial_job_idx))
+            return []  # of what it is given, Hydra's sweeper would raise the first failure
+
+        self.launcher.launch = launch_all  # type: ignore[method-assign]
+        super().sweep(arguments)
+        failures = [outcome for outcome in outcomes if outcome.status is JobStatus.FAILED]
+        if failures:
+            first = failures[0]
+            raise UserError(
+                f"{len(failures)} of {len(outcomes)} cells failed, see failed.json in their folders; "
+                f"the first is {folder_of(first)}: {error_of(first)}"
+            )
+        return outcomes
+
+
+def in_the_end(launch: Any, cells: Sequence[Sequence[str]], number: int) -> list[JobReturn]:
+    """The outcomes of all cells; those in other processes' hands are launched again when they are free."""
+    outcomes = list(launch(cells, initial_job_idx=number))
+    while held := [index for index, outcome in enumerate(outcomes) if isinstance(error_of(outcome), HeldError)]:
+        for index in held:
+            wait_for(error_of(outcomes[index]).folder)
+        again = launch([cells[index] for index in held], initial_job_idx=number)
+        for index, outcome in zip(held, again, strict=True):
+            outcomes[index] = outcome
+    return outcomes
+
+
+def error_of(outcome: JobReturn) -> Any:
+    """What a failed job raised; `return_value` would raise it again, and print."""
+    return outcome._return_value if outcome.status is JobStatus.FAILED else None
+
+
+def folder_of(outcome: JobReturn) -> str:
+    """Where a job ran: Hydra says it in the job's configuration, launching.py beside it."""
+    return str(outcome.hydra_cfg.hydra.runtime.output_dir if outcome.hydra_cfg else outcome.working_dir)

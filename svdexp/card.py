@@ -1,0 +1,140 @@
+"""The model card of a compressed model: README.md as a hub shows it, written from a run's record."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from svdexp import __version__
+from svdexp.allocation import Ranks
+from svdexp.models.origin import Origin
+from svdexp.schema import Format
+from svdexp.tracking import Results, dense_key
+from svdexp.tracking.console import COUNTS, change, figure
+
+BARS = "▁▂▃▄▅▆▇█"
+HOW = ("method", "weighting", "allocation", "update", "storage")
+USE = {
+    Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the two Python files of this folder,
+which put low-rank layers into the architecture. Without that it would fill these layers with random numbers.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
+    Format.dense: """The factors are multiplied out: this is a dense model of the original architecture and of its size,
+and computes what the compressed one does, but for rounding.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
+}
+
+
+def card(
+    origin: Origin | None,
+    ranks: Ranks,
+    shapes: Mapping[str, tuple[int, int]],
+    results: Results | None,
+    form: Format = Format.hf,
+) -> str:
+    """The card.
+
+    Args:
+        origin: the dense model, if it is known.
+        ranks: of every layer that could have been compressed; None is dense.
+        shapes: (m, n) of these layers.
+        results: the run's record, if there is one.
+        form: what the folder holds.
+    """
+    name = origin.name if origin else "a language model"
+    size = f" to {results['achieved_ratio']:.1%} of the bits of its compressed layers" if results else ""
+    parts = [
+        f"---\n{_data(origin)}\n---",
+        f"# {name}, compressed",
+        f"`{name}`, compressed{size} by low-rank factorisation of its linear layers with svdexp {__version__}.",
+        f"## Use\n\n{USE[form]}",
+        *([] if results is None else [_making(results), _measured(results)]),
+        _plot(ranks, shapes),
+        _licence(origin),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(origin: Origin | None) -> str:
+    """The card's metadata, YAML."""
+    data = ModelCardData(
+        base_model=origin.repository if origin else None,
+        license=origin.licence if origin else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["svdexp", "low-rank", "compression"],
+    )
+    return data.to_yaml()
+
+
+def _making(results: Results) -> str:
+    rows = [(key, results[key]) for key in HOW if results[key]]
+    rows += [("kept, asked for", results["ratio"]), ("kept, achieved", f"{results['achieved_ratio']:.4f}")]
+    text = results["calibration"]
+    rows += [("calibration text", f"{text['text']}, {text['samples']} × {text['seq_len']} tokens, {text['sampling']}")]
+    rows += [("layers", f"{key}: {value}") for key, value in results["targets"].items() if value]
+    rows += [("seed", results["seed"]), ("commit", results["commit"] or "an installed release")]
+    rows += [("versions", ", ".join(f"{package} {version}" for package, version in results["versions"].items()))]
+    command = f"python -m svdexp {results['command']}".rstrip()
+    table = _table(["", ""], [[str(cell).replace("|", "\\|") for cell in row] for row in rows])
+    return f"## How it was made\n\n```\n{command}\n```\n\n{table}"
+
+
+def _measured(results: Results) -> str:
+    rows = [
+        [key, figure(results, key, dense_key), figure(results, key), change(key, results[dense_key(key)], value)]
+        for key, value in results.items()
+        if dense_key(key) in results and not key.startswith(COUNTS)
+    ]
+    where = f"Measured in {results['dtype']} on {results['device']}, both models in one run."
+    texts = [
+        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}."
+        for text, how in results.get("protocol", {}).items()
+    ]
+    return "\n\n".join(["## Measured", _table(["", "dense", "compressed", "change"], rows), " ".join([where, *texts])])
+
+
+def _plot(ranks: Ranks, shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Ranks as bars: one row for the layers of one name, one bar a block."""
+    rows: dict[str, list[str]] = {}
+    for name in ranks:
+        rows.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    width = max(map(len, rows), default=0)
+    lines = [f"{row:{width}}  {_bars(names, ranks, shapes)}" for row, names in rows.items()]
+    legend = "One bar a block, from no rank at all to full rank; `|` is a layer that stayed dense."
+    return "\n".join(["## Ranks", "", legend, "", "```", *lines, "```"])
+
+
+def _bars(names: Sequence[str], ranks: Ranks, shapes: Mapping[str, tuple[int, int]]) -> str:
+    """The bars of some layers, and the smallest and the largest rank among them."""
+    bars = ""
+    for name in names:
+        rank = ranks[name]
+        bars += "|" if rank is None else BARS[min(len(BARS) * rank // min(shapes[name]), len(BARS) - 1)]
+    known = [rank for name in names if (rank := ranks[name]) is not None]
+    full = " or ".join(str(width) for width in sorted({min(shapes[name]) for name in names}))
+    return f"{bars}  " + (f"{min(known)} to {max(known)} of {full}" if known else "dense")
+
+
+def _licence(origin: Origin | None) -> str:
+    known = origin.licence if origin and origin.licence else None
+    of = f"`{origin.repository or origin.name}`" if origin else "the dense model"
+    terms = f"is {known}" if known else "was not found out: look it up before you pass this on"
+    return f"## Licence\n\nA compressed model stays under the licence of {of}, which {terms}."
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [heading, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])

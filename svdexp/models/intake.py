@@ -1,0 +1,92 @@
+"""What is looked at in a checkpoint before transformers reads it, for it may come from anywhere."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from svdexp.errors import UserError
+from svdexp.schema import require
+
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise UserError if `path` is a file that only unpickling could read."""
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(
+            f"{path} is a pickle, and reading it would run whatever code its author put in, so svdexp does not; "
+            "SVD-LLM saves its models and whitening matrices so: compress the dense model here with method=svd_llm"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the checkpoint `folder`, whose headers are whole.
+
+    Raises:
+        UserError: there are none, one is damaged, or something points out of the folder.
+    """
+    weights = [folder / name for name in _names(folder)]
+    if not weights:
+        for path in sorted(folder.iterdir()):
+            refuse_pickle(path)
+        raise UserError(f"checkpoint {folder} has no weights: neither {WEIGHTS} nor {INDEX}")
+    # transformers would follow these to other weights than the folder's.
+    config = _json(folder / "config.json")
+    require("transformers_weights" not in config, f"checkpoint {folder}: config.json may not set transformers_weights")
+    require(not (folder / "adapter_config.json").exists(), f"checkpoint {folder} holds an adapter; merge it first")
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint {folder}: {path.name} is damaged or cut short: {error}") from error
+    return weights
+
+
+def require_shapes(folder: Path, found: Mapping[str, torch.Size], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError for a tensor of another shape than the model of config.json has; names are compared later.
+
+    Before anything is allocated, because config.json may promise what no memory holds.
+    """
+    for name, shape in found.items():
+        if name in expected and shape != expected[name].shape:
+            shapes = f"{name} has shape {tuple(shape)}, not {tuple(expected[name].shape)}"
+            raise UserError(f"checkpoint {folder} does not match its config.json: {shapes}")
+
+
+def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:
+    """The shapes of all tensors in safetensors files, by name."""
+    shapes: dict[str, torch.Size] = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _names(folder: Path) -> list[str]:
+    """The names that transformers would read."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / INDEX).is_file():
+        return []
+    table = _json(folder / INDEX).get("weight_map")
+    require(isinstance(table, dict) and bool(table), f"checkpoint {folder}: {INDEX} has no weight_map")
+    assert isinstance(table, dict)
+    for name in table.values():
+        inside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+        require(inside, f"checkpoint {folder}: {INDEX} names {name!r}, which is no safetensors file of this folder")
+    return sorted(set(table.values()))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    require(isinstance(found, dict), f"{path} is not a table")
+    return dict(found)

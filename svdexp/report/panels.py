@@ -1,0 +1,53 @@
+"""Which runs may stand in one picture of one figure: those that measured it alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of some runs of one model.
+
+    Attributes:
+        title: what was measured, and how much of it.
+        key, dense_key: columns of the compressed model's figure and of the dense model's.
+        rows: the runs.
+    """
+
+    title: str
+    key: str
+    dense_key: str
+    rows: pd.DataFrame
+
+
+def perplexity_panels(rows: pd.DataFrame) -> list[Panel]:
+    """One for every text, and every number of its tokens that runs were measured on."""
+    panels = []
+    for key in sorted(key for key in rows if key.startswith("ppl/")):
+        text = key.removeprefix("ppl/")
+        having = rows[rows[key].notna()]
+        counts = having.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=having.index)).fillna(0)
+        for tokens, part in having.groupby(counts):
+            title = f"{text}, {tokens:,.0f} tokens" if tokens else text
+            panels.append(Panel(title, key, f"ppl_dense/{text}", part))
+    return panels
+
+
+def accuracy_panels(rows: pd.DataFrame) -> list[Panel]:
+    """The mean over the tasks, for every set of several, then every task by its number of rows."""
+    panels = []
+    having = rows[rows["tasks"].notna()]
+    for tasks, part in having.groupby("tasks"):
+        count = str(tasks).count(",") + 1
+        if count > 1:
+            panels.append(Panel(f"mean of {count} tasks", "acc_mean", "acc_mean_dense", part))
+    for key in sorted(key for key in rows if key.startswith("acc/") and key != "acc/average"):
+        task = key.removeprefix("acc/")
+        asked = rows[rows[key].notna()]
+        counts = asked.get(f"acc_rows/{task}", pd.Series(np.nan, index=asked.index)).fillna(0)
+        for count, part in asked.groupby(counts):
+            title = f"{task}, {count:,.0f} rows" if count else task
+            panels.append(Panel(title, key, f"acc_dense/{task}", part))
+    return panels

@@ -1,0 +1,25 @@
+"""Cells: runs that are known by what changes their results, found again when finished, and never done twice at once."""
+
+from svdexp.sweeps.cell import (
+    FAILED,
+    HeldError,
+    OccupiedError,
+    carry_out,
+    is_finished,
+    note_failure,
+    state_of,
+    wait_for,
+)
+from svdexp.sweeps.naming import register_names
+
+__all__ = [
+    "FAILED",
+    "HeldError",
+    "OccupiedError",
+    "carry_out",
+    "is_finished",
+    "note_failure",
+    "register_names",
+    "state_of",
+    "wait_for",
+]

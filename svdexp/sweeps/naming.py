@@ -1,0 +1,46 @@
+"""What distinguishes one cell from another, and the folder names made of it. Quick: without torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Keys that change no figure.
+INCIDENTAL = (
+    "cache",  # where finished stages lie
+    "dry_run",  # a dry run has no results
+    "save",  # a checkpoint beside the figures; whether it is there is looked at apart
+    "tracker",  # where the figures are sent
+)
+
+
+def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration, as plain dictionaries, that change what a run gives by more than rounding.
+
+    `device` stays without its number, because cuda:1 computes what cuda:0 does; `auto` stays `auto`, so that a sweep
+    can be looked at from a machine without GPUs. `eval.batch_size` only says how many windows go through at once.
+    """
+    kept = {key: value for key, value in values.items() if key not in INCIDENTAL}
+    kept["device"] = str(kept["device"]).partition(":")[0]
+    kept["eval"] = {key: value for key, value in kept["eval"].items() if key != "batch_size"}
+    return kept
+
+
+def cell_name(*words: object, _root_: DictConfig) -> str:
+    """The words, and eight digits that differ wherever a relevant key of the configuration does.
+
+    A name depends on the configuration alone: not on the job's number, the machine, or the contents of files.
+    """
+    values: Any = OmegaConf.to_container(_root_, enum_to_str=True)
+    values.pop("hydra", None)
+    text = json.dumps(relevant(values), sort_keys=True, default=str)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return "_".join([*(re.sub(r"[^\w.+-]+", "-", str(word)).strip("-.") for word in words), digits])
+
+
+def register_names() -> None:
+    """Make ${cell:WORD,…} known to configurations."""
+    OmegaConf.register_new_resolver("cell", cell_name, replace=True)

@@ -1,0 +1,23 @@
+"""tracker=none: results.json and the console are all there is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from svdexp.compress import Compression
+from svdexp.schema import Config
+from svdexp.tracking.record import Results
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    """Tracks nothing."""
+
+    def start(self, config: Config, run_dir: Path) -> "NoTracker":
+        """Nothing."""
+        return self
+
+    def log(self, results: Results, compression: Compression) -> None:
+        """Nothing."""
+
+    def finish(self, succeeded: bool) -> None:
+        """Nothing."""

@@ -1,0 +1,181 @@
+"""tracker=wandb: one Weights & Biases run per cell, offline unless there is a key; docs/tracking.md lists its content.
+
+wandb is imported when a run starts, so that nobody else waits for it.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from svdexp.allocation import RankCurves
+from svdexp.compress import Compression
+from svdexp.schema import Config
+from svdexp.tracking.depth import gamma_rows, mean_gamma, over_depth, spectrum_rows
+from svdexp.tracking.layers import LayerRow, layer_rows
+from svdexp.tracking.record import Results
+
+SECONDS_TO_UPLOAD = 300.0  # at the end of an online run; what is missing then stays on disk for `wandb sync`
+
+
+class WandbMode(StrEnum):
+    """Whether a run is sent while it runs."""
+
+    auto = "auto"  # $WANDB_MODE, else online where $WANDB_API_KEY is set, else offline
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(frozen=True)
+class WandbTracker:
+    """Options of W&B's run.
+
+    Attributes:
+        mode: online or offline.
+        project, entity: where the run belongs; None is the account's default entity.
+        group: None is the sweep's folder, for a run of a sweep.
+        tags: beside the method's and the model's name.
+        checkpoint: send checkpoint/ as an artifact.
+    """
+
+    mode: WandbMode = WandbMode.auto
+    project: str = "svdexp"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    checkpoint: bool = False
+
+    def start(self, config: Config, run_dir: Path) -> "WandbSession":
+        """Open the run, with the configuration."""
+        run_dir = run_dir.resolve()
+        with surroundings(run_dir):
+            import wandb
+
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=run_dir.name,
+                group=self.group or sweep_of(run_dir),
+                job_type="compress",
+                tags=[config.method.name, config.model.name, *self.tags],
+                config=asdict(config),
+                dir=str(run_dir),
+                mode=self.resolved_mode(),
+                # No words of W&B's among ours, nothing of the checkout, and no wait without end for a lost network.
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, disable_code=True, finish_timeout=SECONDS_TO_UPLOAD
+                ),
+            )
+        return WandbSession(run, run_dir, self.checkpoint)
+
+    def resolved_mode(self) -> Any:
+        """W&B's word for `mode`."""
+        if self.mode is not WandbMode.auto:
+            return self.mode.value
+        return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+
+
+class WandbSession:
+    """An open run of W&B's."""
+
+    def __init__(self, run: Any, run_dir: Path, checkpoint: bool) -> None:
+        self.run, self.run_dir, self.checkpoint = run, run_dir, checkpoint
+
+    def log(self, results: Results, compression: Compression) -> None:
+        """Figures under their names in results.json, then layers, spectra, curves and files."""
+        with surroundings(self.run_dir):
+            self.run.summary.update({key: value for key, value in results.items() if is_figure(value)})
+            rows = layer_rows(compression)
+            if compression.curves is not None:
+                self.log_curves(compression.curves, {row["name"]: row["projection"] for row in rows})
+            self.run.log(self.pictures(results, rows, compression))
+            self.log_files()
+
+    def pictures(self, results: Results, rows: list[LayerRow], compression: Compression) -> dict[str, Any]:
+        """Tables, lines over depth and the heat map, by W&B's key."""
+        import wandb
+
+        from svdexp.report.heatmap import RankMap, rank_maps
+        from svdexp.report.style import png
+
+        headings: list[Any] = list(rows[0])
+        found: dict[str, Any] = {"layers": wandb.Table(headings, [list(row.values()) for row in rows])}
+        if compression.spectra:
+            columns: list[Any] = ["layer", "index", "singular value", "energy beyond"]
+            found["spectra"] = wandb.Table(columns, spectrum_rows(compression.spectra))
+        for key, title in (("rank", "rank"), ("energy_lost", "share of the weighted energy lost")):
+            if lines := over_depth(rows, key):
+                points = [list(zip(*line, strict=True)) for line in lines.values()]
+                xs, ys = zip(*points, strict=True)
+                found[f"depth/{key}"] = wandb.plot.line_series(xs, ys, list(lines), f"{title} by depth", "block")
+        ranks = RankMap.of(rows)
+        if ranks.blocks:
+            path = self.run_dir / "wandb" / "rank_map.png"
+            path.write_bytes(png(rank_maps({f"{results['method']} {results['ratio']:g}": ranks}, columns=1)))
+            found["rank_map"] = wandb.Image(str(path))
+        return found
+
+    def log_curves(self, curves: RankCurves, projection_of: dict[str, str]) -> None:
+        """How ranks were learned: a history over the training's steps, and a table of every layer's γ."""
+        import wandb
+
+        self.run.define_metric("learned_ranks/*", step_metric="learned_ranks/step")
+        lines = {f"gamma/{projection}": values for projection, values in mean_gamma(curves, projection_of).items()}
+        lines |= {"perplexity": curves.perplexity, "ratio": curves.ratio}
+        for step in range(len(curves.perplexity)):
+            values = {f"learned_ranks/{key}": line[step] for key, line in lines.items()}
+            self.run.log({"learned_ranks/step": step} | values)
+        self.run.log({"gamma": wandb.Table(["layer", "step", "gamma"], gamma_rows(curves))})
+
+    def log_files(self) -> None:
+        """Artifacts."""
+        import wandb
+
+        ranks = wandb.Artifact(f"ranks-{self.run.id}", "ranks")
+        ranks.add_file(str(self.run_dir / "ranks.json"))
+        self.run.log_artifact(ranks)
+        if self.checkpoint:
+            model = wandb.Artifact(f"checkpoint-{self.run.id}", "model")
+            # immutable: sent from where it lies; a copy would take the model's size again
+            model.add_dir(str(self.run_dir / "checkpoint"), policy="immutable")
+            self.run.log_artifact(model)
+
+    def finish(self, succeeded: bool) -> None:
+        """Close the run, as finished or as failed."""
+        with surroundings(self.run_dir):
+            self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def is_figure(value: object) -> bool:
+    """Whether it is one number or word, not a description."""
+    return isinstance(value, int | float | str)
+
+
+def sweep_of(run_dir: Path) -> str | None:
+    """The name of the sweep's folder that `run_dir` is in; a mere time of day with the date before it."""
+    sweep = run_dir.parent
+    if not (sweep / "multirun.yaml").exists():
+        return None
+    return f"{sweep.parent.name}/{sweep.name}" if re.fullmatch(r"\d\d-\d\d-\d\d", sweep.name) else sweep.name
+
+
+@contextmanager
+def surroundings(run_dir: Path) -> Iterator[None]:
+    """Within this context W&B keeps even its copies of artifacts below `run_dir`, says nothing, and reports nothing
+    about itself, unless the user's environment says otherwise.
+
+    Only environment variables say so, and a sweep's runs may share one process.
+    """
+    folders = {f"WANDB_{name.upper()}_DIR": str(run_dir / "wandb" / name) for name in ("data", "cache", "config")}
+    wanted = folders | {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    new = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            del os.environ[key]

@@ -1,0 +1,41 @@
+"""torchrun: two processes share one run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.end_to_end.conftest import Svdexp, read
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "svdexp"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_two_processes_leave_what_one_leaves(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    words = [*tiny_job, "method=kron", "ratio=0.5"]
+    done = torchrun(tmp_path, *words, "cache=shared", "hydra.run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("achieved_ratio") == 1, "one process speaks"
+    alone = svdexp_command(*words, "cache=own", "hydra.run.dir=one")
+    assert alone.returncode == 0, alone.stderr
+    two, one = read(tmp_path / "two"), read(tmp_path / "one")
+    assert two.keys() == one.keys()
+    assert two["cell"] == one["cell"]
+    assert two["bytes"] == one["bytes"]
+    for key in ("ppl/files", "ppl_dense/files"):
+        assert abs(two[key] / one[key] - 1) < 1e-5
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    assert not (tmp_path / ".hydra").exists()
+    again = torchrun(tmp_path, *words, "cache=shared", "hydra.run.dir=two")
+    assert again.returncode == 0, again.stderr
+    assert "finished already" in again.stdout + again.stderr
+
+
+def test_a_mistake_ends_both(tiny_job: list[str], tmp_path: Path) -> None:
+    done = torchrun(tmp_path, *tiny_job, "cache=null", "hydra.run.dir=two")
+    assert done.returncode != 0
+    assert "svdexp: cache=null keeps finished stages in memory, but processes share files" in done.stderr

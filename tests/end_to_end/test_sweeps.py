@@ -1,0 +1,73 @@
+"""Sweeps that are started again, extended, started twice, or started on somebody's results."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.forked import run
+
+
+@pytest.fixture
+def words(tiny_job: list[str], tmp_path: Path) -> list[str]:
+    fixed = [word for word in tiny_job if not word.startswith("eval.efficiency")]
+    return [*fixed, "eval.efficiency=null", "save=none", "method=svd", f"cache={tmp_path}/cache"]
+
+
+def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
+    words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
+    blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
+    assert blank.output.endswith("\nnot finished\nin the cache: nothing of this model\n")
+    first = run(tmp_path, [*words, "ratio=0.5,0.001"])
+    assert first.returncode == 1
+    assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
+    (failed,) = tmp_path.glob("sweep/*/failed.json")
+    assert "ratio=0.001 leaves model.layers.0" in json.loads(failed.read_text())["error"]
+    (known,) = tmp_path.glob("sweep/*/results.json")
+    before = known.stat().st_mtime_ns
+
+    shown = run(tmp_path, [*words, "ratio=0.4,0.5", "dry_run=true"])
+    assert shown.returncode == 0, shown.output
+    assert shown.output.count("Estimate") == 2
+    assert f"finished: {known}" in shown.output
+    assert shown.output.endswith("in the cache: gram of 3 of 3 blocks, decompositions of 3 of 3 blocks\n")
+    assert "not finished" in shown.output
+
+    extended = run(tmp_path, [*words, "ratio=0.4,0.5"])
+    assert extended.returncode == 0, extended.output
+    assert extended.output.count("finished already") == 1
+    assert known.stat().st_mtime_ns == before
+    ratios = sorted(json.loads(path.read_text())["ratio"] for path in tmp_path.glob("sweep/*/results.json"))
+    assert ratios == [0.4, 0.5]
+
+
+def test_two_launchers_share_a_sweep(words: list[str], tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    words = ["-m", *words, f"hydra.sweep.dir={tmp_path}/sweep", "ratio=0.3,0.4,0.5"]
+    with ThreadPoolExecutor() as pool:
+        for outcome in pool.map(lambda folder: run(folder, words), folders):
+            assert outcome.returncode == 0, outcome.output
+    logs = [path.read_text() for path in tmp_path.glob("sweep/*/svdexp.log")]
+    assert [log.count("Estimate") for log in logs] == [1, 1, 1], "a cell was computed twice"
+
+
+def test_results_are_never_overwritten(words: list[str], text_file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_bytes(text_file.read_bytes())
+    words = [*words, f"calibration.files=[{text}]", "hydra.run.dir=run"]
+    assert run(tmp_path, [*words, "ratio=0.5"]).returncode == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    other = run(tmp_path, [*words, "ratio=0.6"])
+    assert other.returncode == 1
+    assert other.output.startswith(f"svdexp: {tmp_path}/run holds results of another configuration, or of other cont")
+    assert {path: path.read_bytes() for path in kept} == kept
+    same = run(tmp_path, [*words, "ratio=0.5", "eval.batch_size=1"])
+    assert same.returncode == 0
+    assert "finished already" in same.output
+    text.write_text(text.read_text() + " rank")
+    changed = run(tmp_path, [*words, "ratio=0.5"])
+    assert changed.returncode == 1
+    assert "other contents of its files" in changed.output

@@ -1,0 +1,152 @@
+"""The report as files: of a sweep with failures, and of records that lack most figures."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from svdexp.errors import UserError
+from svdexp.report.__main__ import main
+from svdexp.report.collect import layers, missing, read
+from svdexp.report.curves import CLIP, against_size
+from svdexp.report.frame import labels, tidy
+from svdexp.report.heatmap import RankMap
+from svdexp.report.panels import perplexity_panels
+from svdexp.report.pareto import front
+from svdexp.report.style import log_axis, number, png, styles
+from tests.report.fake_sweeps import leave, leave_cell
+
+PICTURES = {f"{kind}-llama2-7b.png" for kind in ("perplexity", "accuracy", "speed", "ranks", "depth")}
+
+
+def begin(cell: Path, **failure: str) -> None:
+    (cell / ".hydra").mkdir(parents=True)
+    (cell / ".hydra" / "config.yaml").touch()
+    if failure:
+        (cell / "failed.json").write_text(json.dumps(failure))
+
+
+def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep, target = tmp_path / "sweep", tmp_path / "to"
+    for ratio in (0.8, 0.6):
+        leave_cell(sweep, "kron", ratio, 5.0)
+        leave_cell(sweep, "svd", ratio, 1e9)
+    begin(sweep / "died")
+    begin(sweep / "failed", error="UserError: ratio=0.01 <too small>")
+    assert main([str(sweep), "--to", str(target)]) == 0
+    assert capsys.readouterr().out == f"4 runs, 2 cells without results: {target}/report.html\n"
+    assert {path.name for path in target.glob("*.png")} == PICTURES
+
+    text = (target / "report.md").read_text()
+    assert f"| {sweep}/failed | failed: UserError: ratio=0.01 <too small> |" in text
+    assert f"| {sweep}/died | unfinished: neither results nor an error |" in text
+    assert "| llama2-7b | wiki, 100,000 tokens | 0.6 | kron | 10.8 | 1.80 | 0.528 | -0.156 | 8,800 |" in text
+    assert "wiki, 100,000 tokens, svd at 0.6: 9.6e8" in text
+    assert set(re.findall(r"\]\((.*?)\)", text)) == PICTURES
+
+    page = (target / "report.html").read_text()
+    assert "ratio=0.01 &lt;too small&gt;" in page
+    assert page.count('src="data:image/png;base64,iVBOR') == len(PICTURES)
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+    rows = pd.read_parquet(target / "results.parquet")
+    numbers = rows.select_dtypes("number")
+    assert len(numbers.columns) > 25
+    pd.testing.assert_frame_equal(pd.read_csv(target / "results.csv")[numbers.columns], numbers)
+    assert rows.loc[rows["method"] == "kron", "model_bytes"].tolist() == [11.4e9, 8.8e9]
+    assert rows.loc[0, "ppl/wiki"] == read([sweep])[0]["ppl/wiki"]
+
+
+def test_records_that_lack_most_figures(tmp_path: Path) -> None:
+    leave(tmp_path / "runs" / "a", ratio=0.4, **{"ppl/x": 30.0})
+    leave(tmp_path / "runs" / "b", ratio=0.8)
+    (tmp_path / "runs" / "a" / "ranks.json").write_text('{"h.0.attn.q": 3, "h.1.attn.q": null, "head": 9}')
+    assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
+    assert {path.name for path in (tmp_path / "to").glob("*.png")} == {"ranks-m.png"}
+
+
+def test_a_sweep_that_failed_altogether_says_why(tmp_path: Path) -> None:
+    begin(tmp_path / "0", error="no CUDA")
+    with pytest.raises(UserError, match="1 cells have none, the first failed: no CUDA"):
+        read([tmp_path], missing([tmp_path]))
+
+
+def test_lines_are_called_by_what_tells_them_apart() -> None:
+    rows = pd.DataFrame(
+        {
+            "model": ["m"] * 5,
+            "method": ["kron", "kron", "kron", "asvd", "asvd"],
+            "storage": ["FactorStorage", "PivotStorage", "PivotStorage", "FactorStorage", "FactorStorage"],
+            "weighting": ["W"] * 3 + ["D(alpha=0.5, scale=s)", "D(alpha=1, scale=s)"],
+            "update": [None, None, "Ipca", None, None],
+        }
+    )
+    assert labels(rows) == [
+        "kron · Factor",
+        "kron · Pivot",
+        "kron · Ipca · Pivot",
+        "asvd · D alpha=0.5",
+        "asvd · D alpha=1",
+    ]
+
+
+def test_different_protocols_share_no_panel(tmp_path: Path) -> None:
+    leave_cell(tmp_path, "kron", 0.8, 5.0)
+    leave_cell(tmp_path, "svd", 0.8, 5.0, **{"ppl_tokens/wiki": 7})
+    panels = perplexity_panels(tidy(read([tmp_path])))
+    assert [panel.title for panel in panels] == ["ptb, 100,000 tokens", "wiki, 7 tokens", "wiki, 100,000 tokens"]
+    assert [len(panel.rows) for panel in panels] == [2, 1, 1]
+
+
+def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
+    leave_cell(tmp_path, "kron", 0.8, 5.0)
+    leave_cell(tmp_path, "svd", 0.8, 1e9)
+    frame = tidy(read([tmp_path]))
+    plot = against_size(perplexity_panels(frame), "perplexity", styles(frame["series"]), CLIP)
+    assert plot.figure.axes[0].get_ylim()[1] == pytest.approx(1.1 * CLIP * 20)
+    assert len(plot.notes) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that leaves no room for the axes
+        png(plot.figure)
+    assert all(axis.get_position().height > 0.4 for axis in plot.figure.axes)
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.3, 16), (17, 1800), (5, 5.4), (0.001, 3e8), (19, 60)])
+def test_axes_have_readable_ticks(low: float, high: float) -> None:
+    axis = Figure().add_subplot()
+    log_axis(axis, low, high)
+    assert 3 <= len(axis.get_yticks()) <= 13
+
+
+def test_numbers_are_short() -> None:
+    assert [number(x) for x in (17.834, 0.25, 2500, 1e6, 3.21e8)] == ["17.8", "0.25", "2,500", "1e6", "3.2e8"]
+
+
+def test_the_front_is_what_no_other_beats_in_both() -> None:
+    rng = np.random.default_rng(0)
+    speed, perplexity = rng.random(60).round(1).tolist(), rng.random(60).round(1).tolist()
+    found = front(speed, perplexity)
+    for i in range(60):
+        beaten = any(
+            speed[j] >= speed[i]
+            and perplexity[j] <= perplexity[i]
+            and (speed[j], perplexity[j]) != (speed[i], perplexity[i])
+            for j in range(60)
+        )
+        at = (speed[i], perplexity[i])
+        assert beaten != (at in {(speed[j], perplexity[j]) for j in found})
+
+
+def test_a_map_of_ranks(tmp_path: Path) -> None:
+    rows = layers(leave_cell(tmp_path, "kron", 0.5, 1.0))
+    found = RankMap.of([*rows, {"name": "head", "block": None, "projection": "head", "rank": 1}])
+    assert found.ranks.shape == (3, 32)
+    assert found.dense[:, 0].all()
+    assert not found.dense[:, 1:].any()
+    assert found.ranks[0, 16] == int(1024 * 0.8)
+    assert found.full[0, 16] == 4096

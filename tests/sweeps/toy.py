@@ -1,0 +1,34 @@
+"""A program like `python -m svdexp` whose cells take a fraction of a second: ratio=1 fails, seed=7 is killed."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from svdexp.command import cli, config_dir, guarded
+from svdexp.schema import Config, validate
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
+def main(cfg: DictConfig) -> None:
+    guarded(cfg, validate, job)
+
+
+def job(config: Config, run_dir: Path) -> None:
+    begin = time.time()
+    if config.seed == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    if config.ratio == 1:
+        raise RuntimeError("a defect")
+    slot = [os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("OMP_NUM_THREADS")]
+    (run_dir / "times.json").write_text(json.dumps({"begin": begin, "end": time.time(), "slot": slot}))
+
+
+if __name__ == "__main__":
+    sys.exit(cli(main, Config))
