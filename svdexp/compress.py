@@ -1,4 +1,4 @@
-"""The engine: statistics → factorisation → allocation → truncation → update → storage, visible in `compress`."""
+"""The engine: statistics → factorisation → allocation → truncation → update → training → storage, seen in `compress`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
+from svdexp.estimate.work import Work, Workload
 from svdexp.models.structure import named_blocks
 from svdexp.training.base import Lesson
+from svdexp.training.cost import descent, factor_numbers
 from svdexp.training.descent import Curve, Descent, Schedule
 from svdexp.training.student import Student
 
@@ -32,6 +34,13 @@ class BlockRefine(Schedule):
     def knob(self) -> str:
         """Where these options stand in the configuration."""
         return "method.training.block_refine"
+
+    def cost(self, workload: Workload) -> Work:
+        """Every window through every block that often; and the states of all windows, twice."""
+        tokens = self.steps_over(workload.windows) * self.batch * workload.length
+        states = 2 * workload.tokens * workload.width * workload.itemsize
+        work = descent(workload, tokens, workload.length, factor_numbers(workload))
+        return Work(model=work.model, bytes=work.bytes / workload.blocks + states)
 
     def __call__(self, lesson: Lesson) -> Curve:
         """Train all blocks; the curve is that of the last block."""

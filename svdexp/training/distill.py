@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdexp.estimate.work import Work, Workload
 from svdexp.evaluation.perplexity import perplexity
 from svdexp.models.structure import checkpointed_blocks
 from svdexp.schema import require, require_positive
 from svdexp.training.base import Lesson
+from svdexp.training.cost import descent, factor_numbers
 from svdexp.training.descent import Curve, Descent, Schedule
 from svdexp.training.student import Student
 
@@ -52,6 +54,18 @@ class Distill(Schedule):
         """Where these options stand in the configuration."""
         return "method.training.distill"
 
+    def cost(self, workload: Workload) -> Work:
+        """The dense model forward, the compressed one forward and backward, on every item."""
+        count = workload.windows * (workload.length // self.seq_len)
+        tokens = self.steps_over(count) * self.batch * self.seq_len
+        teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
+        return descent(workload, tokens, self.seq_len, factor_numbers(workload)) + teacher
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the dense model's outputs count."""
+        return self.labels < 1 or self.hidden > 0
+
     def __call__(self, lesson: Lesson) -> Curve:
         """Train all factors."""
         student = lesson.student
@@ -72,7 +86,7 @@ class Distill(Schedule):
         """The loss on one sequence (L,), a scalar."""
         batch = tokens[None].to(student.model.device)
         with student.precision():
-            if self.labels < 1 or self.hidden > 0:
+            if self.needs_teacher:
                 with student.as_teacher() as teacher:
                     wanted = self.run(teacher, batch)
             with checkpointed_blocks(student.model) if self.checkpointing else nullcontext():
