@@ -1,4 +1,4 @@
-"""The engine: statistics → factorisation → allocation → truncation → update → training → storage, seen in `compress`."""
+"""The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
