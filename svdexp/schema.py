@@ -289,7 +289,7 @@ class Config:
     storage: dict[str, Any] = MISSING
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    tracker: dict[str, Any] = MISSING
+    tracker: dict[str, Any] = field(default_factory=dict)
     ratio: float = MISSING
     seed: int = 0
     device: str = "auto"
