@@ -296,6 +296,7 @@ class Config:
     precision: Precision = Precision.auto
     save: Save = Save.checkpoint
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
+    objective: str | None = None  # the key of results.json that a searching sweeper is told
     dry_run: bool = False  # print what the run would take, and stop
 
     def __post_init__(self) -> None:
