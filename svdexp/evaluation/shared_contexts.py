@@ -6,6 +6,7 @@ count for more, and lm-eval's own way is faster.
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -32,7 +33,7 @@ class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
             groups.setdefault(tuple(context), []).append(index)
         shared = [group for group in groups.values() if self._fit([requests[index] for index in group])]
         answers: dict[int, Answer] = {}
-        for batch in progress(batches_of(shared, requests), "log-likelihoods"):
+        for batch in progress(batches_of(shared, requests, looks_past_padding(self.model)), "log-likelihoods"):
             found = self._read_once([[requests[index] for index in group] for group in batch])
             answers |= dict(zip(chain(*batch), found, strict=True))
         rest = [index for index in range(len(requests)) if index not in answers]
@@ -50,38 +51,61 @@ class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def _read_once(self, groups: Sequence[Sequence[Request]]) -> list[Answer]:
         """Log-likelihood of each continuation, and whether it is what greedy decoding gives.
 
-        Each group has one context, all of one length, so that nothing needs padding before the continuations.
+        Contexts are padded on the right, where nothing that counts sees it; continuations then look past the padding
+        and stand in the positions after their own context.
         """
         model: Any = self.model
         cache = DynamicCache(config=model.config)
-        contexts = torch.tensor([group[0][1] for group in groups], device=self.device)
-        logits = model(contexts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:]
+        contexts = [group[0][1] for group in groups]
+        lengths = torch.tensor([len(context) for context in contexts], device=self.device)
+        kept = int(lengths.max() - lengths.min()) + 1
+        first = model(self._padded(contexts), past_key_values=cache, use_cache=True, logits_to_keep=kept).logits
         owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=self.device)
+        logits = first[owner, (lengths - lengths.min())[owner]][:, None]
         continuations = [continuation for group in groups for _, _, continuation in group]
-        logits = logits[owner]
-        longest = max(map(len, continuations)) - 1  # nothing follows a last token
-        if longest:
-            padded = [[*tokens[:-1], *[0] * (longest + 1 - len(tokens))] for tokens in continuations]
+        if max(map(len, continuations)) > 1:  # nothing follows a last token
+            tokens = self._padded([continuation[:-1] for continuation in continuations])
+            steps = torch.arange(tokens.shape[1], device=self.device)
+            seen = torch.arange(int(lengths.max()), device=self.device) < lengths[owner, None]
             cache.batch_select_indices(owner)
-            later = model(torch.tensor(padded, device=self.device), past_key_values=cache, use_cache=True).logits
+            later = model(
+                tokens,
+                attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1).long(),
+                position_ids=lengths[owner, None] + steps,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
             logits = torch.cat([logits, later], dim=1)
         return [answer(row, torch.tensor(tokens)) for row, tokens in zip(logits, continuations, strict=True)]
 
+    def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device)
 
-def batches_of(groups: Sequence[Sequence[int]], requests: Sequence[Request]) -> list[list[Sequence[int]]]:
-    """The groups, whose requests have one context, in batches with contexts of one length, of at most so many tokens
-    as a batch of windows has."""
+
+def batches_of(groups: Sequence[Sequence[int]], requests: Sequence[Request], pads: bool) -> list[list[Sequence[int]]]:
+    """The groups, whose requests have one context, in batches of at most so many tokens as a batch of windows has.
+
+    Unless the model `pads`, the contexts of a batch have one length.
+    """
     batches: list[list[Sequence[int]]] = []
     tokens, length = 0, -1
     for group in sorted(groups, key=lambda group: len(requests[group[0]][1])):
         context = len(requests[group[0]][1])
         more = context + len(group) * max(len(requests[index][2]) for index in group)
-        if context != length or tokens + more > TOKENS_PER_BATCH:
+        if length < 0 or tokens + more > TOKENS_PER_BATCH or (context != length and not pads):
             batches.append([])
-            tokens, length = 0, context
+            tokens = 0
+        length = context
         batches[-1].append(group)
         tokens += more
     return batches
+
+
+def looks_past_padding(model: Any) -> bool:
+    """Whether padding inside the cache can be hidden: not where a layer looks back a number of places."""
+    places = "position_ids" in signature(model.forward).parameters
+    return places and not any(layer.is_sliding for layer in DynamicCache(config=model.config).layers)
 
 
 def answer(logits: torch.Tensor, tokens: torch.Tensor) -> Answer:
