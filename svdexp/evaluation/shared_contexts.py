@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from svdexp.data.windows import TOKENS_PER_BATCH
 from svdexp.progress import progress
@@ -28,6 +29,9 @@ class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
+        if not continues(self.model):
+            own: list[Answer] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return own
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, _) in enumerate(requests):
             groups.setdefault(tuple(context), []).append(index)
@@ -102,10 +106,19 @@ def batches_of(groups: Sequence[Sequence[int]], requests: Sequence[Request], pad
     return batches
 
 
+def cache_kinds(model: Any) -> set[type]:
+    """The kinds of the layers of the model's cache."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def continues(model: Any) -> bool:
+    """Whether several tokens may follow a cached context: recurrent layers keep no place to go on from."""
+    return cache_kinds(model) <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
 def looks_past_padding(model: Any) -> bool:
     """Whether padding inside the cache can be hidden: not where a layer looks back a number of places."""
-    places = "position_ids" in signature(model.forward).parameters
-    return places and not any(layer.is_sliding for layer in DynamicCache(config=model.config).layers)
+    return "position_ids" in signature(model.forward).parameters and cache_kinds(model) <= {DynamicLayer}
 
 
 def answer(logits: torch.Tensor, tokens: torch.Tensor) -> Answer:
