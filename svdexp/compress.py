@@ -17,12 +17,12 @@ from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Weighting, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
-from svdexp.models.low_rank import Factors
+from svdexp.models.low_rank import Factors, low_rank_layer
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
-from svdexp.storage import ElasticStorage, largest_rank, stored_bits
+from svdexp.storage import ElasticStorage, FinishingStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
 from svdexp.update import place_all
 
@@ -230,11 +230,14 @@ class Job:
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
                 with self.clock("storage"):
-                    replace(self.model, name, self._layer(dense[name], pair))
+                    replace(self.model, name, self._first_layer(dense[name], pair))
 
             with self.clock(stage):
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
+        if isinstance(self.method.storage, FinishingStorage):
+            with self.clock("storage"):
+                self.method.storage.finish(self.model, self.layers, self.windows)
         return Compression(
             layers=self.layers,
             ranks=ranks,
@@ -253,6 +256,12 @@ class Job:
     def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
         W = weight_of(self.model.get_submodule(name))
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
+
+    def _first_layer(self, dense: Any, factors: Factors) -> nn.Module:
+        """What takes a dense layer's place: the layer that is stored, or plain factors while storage waits."""
+        if isinstance(self.method.storage, FinishingStorage):
+            return low_rank_layer(factors, dense.bias, weight_of(dense))
+        return self._layer(dense, factors)
 
     def _layer(self, dense: Any, factors: Factors) -> nn.Module:
         return self.method.storage.layer(factors, dense.bias, weight_of(dense))

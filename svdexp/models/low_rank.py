@@ -35,6 +35,11 @@ def low_rank_layer(factors: Factors, bias: torch.Tensor | None, like: torch.Tens
     return filled(layer, state, like)
 
 
+def factors_of(layer: LowRankLinear) -> Factors:
+    """A and B of a layer, without history."""
+    return Factors(layer.rank_out.weight.detach(), layer.rank_in.weight.detach())
+
+
 def filled(layer: LayerT, state: Mapping[str, torch.Tensor], like: torch.Tensor) -> LayerT:
     """`layer`, made on the meta device, with the tensors of `state`: on the device of `like`, numbers in its format."""
 
