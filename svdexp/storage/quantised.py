@@ -44,7 +44,9 @@ class RTNStorage:
     group_size: int | None = 32
 
     def __post_init__(self) -> None:
-        require(self.code_bits in CODE_BITS, f"storage.code_bits must be one of {list(CODE_BITS)}, not {self.code_bits}")
+        require(
+            self.code_bits in CODE_BITS, f"storage.code_bits must be one of {list(CODE_BITS)}, not {self.code_bits}"
+        )
         if self.group_size is not None:
             require_positive("storage.group_size", self.group_size)
 
@@ -70,9 +72,7 @@ class RTNStorage:
         factors = unit_columns(factors)
         return self._filled(to_nearest(factors.A, self.grid), to_nearest(factors.B, self.grid), bias, like)
 
-    def _filled(
-        self, A: Rounded, B: Rounded, bias: torch.Tensor | None, like: torch.Tensor
-    ) -> QuantisedLinear:
+    def _filled(self, A: Rounded, B: Rounded, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
         m, rank, n = len(A.codes), *B.codes.shape
         state = {} if bias is None else {"bias": bias.detach()}
         for side, part in (("in", B), ("out", A)):
@@ -110,8 +110,8 @@ class GPTQStorage(RTNStorage):
         path = BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",))
         for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
             for names in path.sharing(group):
-                plain = {name: model.get_submodule(name) for name in names}
-                plain = {name: module for name, module in plain.items() if isinstance(module, LowRankLinear)}
+                modules = {name: model.get_submodule(name) for name in names}
+                plain = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
                 if plain:
                     statistics = path.statistics(group, plain)
                     for name, module in plain.items():

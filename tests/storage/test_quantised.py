@@ -1,4 +1,4 @@
-"""Quantised factors: bits are bytes, casts leave codes alone, checkpoints of the same size, and GPTQ through the model."""
+"""Quantised factors: bits are bytes, casts leave codes alone, checkpoints of that size, and GPTQ through the model."""
 
 import json
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_gptq_makes_up_for_errors_on_the_layers_inputs() -> None:
 def test_gptq_sees_what_the_quantised_layers_before_it_produce(
     windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second moment of each layer is that of its inputs in the finished model, for what is before it is finished."""
+    """The second moment of each layer is that of its inputs in the finished model: what is before it is finished."""
     model, seen = tiny_model("llama_gqa"), {}
     calibrated = GPTQStorage.calibrated
 
@@ -142,7 +142,7 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, stora
 
 
 def test_updates_come_before_codes(windows: torch.Tensor) -> None:
-    """With 8 bits a refitted model is nearly the one in plain factors; layers of fixed ranks and dense ones are left."""
+    """With 8 bits a refitted model is nearly the one in plain factors; dense layers stay dense."""
     ranks = {"*.layers.1.*": None, "*.up_proj": 7}
     logits = []
     for storage in (FactorStorage(), GPTQStorage(8, None)):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from svdexp.models.portable.svdexp_layers import CODE_BITS, pack, packed_bytes, unpack
-from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, to_nearest
+from svdexp.models.portable.svdexp_layers import CODE_BITS, middle, pack, packed_bytes, unpack
+from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, to_nearest, turns
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]
 
@@ -60,23 +60,34 @@ def test_every_entry_is_within_half_a_step_of_its_group(grid: Grid, columns: int
 
 
 def by_the_book(W: torch.Tensor, C: torch.Tensor, grid: Grid) -> Rounded:
-    """Optimal brain quantisation in the order of the columns: after each, the inverse of what is left (eq. 2 and 3)."""
+    """Optimal brain quantisation: after each column the inverse of what is left says how others move (eq. 2, 3)."""
     W, columns = W.clone(), W.shape[1]
     H = C + DAMPING * C.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     size = grid.group_size or columns
-    codes, scales = torch.zeros_like(W), []
-    for i in range(columns):
-        if i % size == 0:
-            scales.append(grid.scales(W[:, i : i + size]))
-        inverse = torch.linalg.inv(H[i:, i:])
-        codes[:, i] = grid.nearest(W[:, i], scales[-1][:, 0].double())
-        error = W[:, i] - (codes[:, i] - grid.middle) * scales[-1][:, 0].double()
-        W[:, i:] -= torch.outer(error / inverse[0, 0], inverse[0])
-    return Rounded(codes.int(), torch.cat(scales, dim=1))
+    left, done = torch.ones(columns, dtype=torch.bool), set()
+    codes, scale = torch.zeros_like(W), grid.scales(W)
+    for i in torch.cat(turns(C.diagonal(), grid.group_size)).tolist():
+        group = i // size
+        if group not in done:
+            done.add(group)
+            scale[:, group] = grid.scales(W[:, group * size : (group + 1) * size])[:, 0]
+        inverse = torch.zeros_like(H)
+        inverse[left[:, None] & left] = torch.linalg.inv(H[left][:, left]).flatten()
+        codes[:, i] = grid.nearest(W[:, i], scale[:, group].double())
+        error = W[:, i] - (codes[:, i] - middle(grid.bits)) * scale[:, group].double()
+        W -= torch.outer(error / inverse[i, i], inverse[i])
+        left[i] = False
+    return Rounded(codes.int(), scale)
+
+
+def test_large_inputs_come_first_and_groups_stay_together() -> None:
+    diagonal = torch.tensor([1.0, 5, 2, 4, 3, 9, 0])
+    assert [part.tolist() for part in turns(diagonal, 3)] == [[5, 3, 4], [1, 2, 0], [6]]
+    assert torch.cat(turns(diagonal, None)).tolist() == [5, 1, 3, 4, 2, 0, 6]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("columns", [3, 16, 150])
+@pytest.mark.parametrize("columns", [3, 16, 140])
 def test_gptq_is_the_recursion(grid: Grid, columns: int) -> None:
     W, C = drawn(4, columns, seed=3), correlated(columns)
     ours, theirs = gptq(W, C, grid), by_the_book(W, C, grid)

@@ -4,9 +4,10 @@ config.json says which, by their names in the causal language model:
 
     svdexp: {"version": 1, "layers": {name: {"storage": kind, "rank": r, "options": {option: value}}}}
 
-(options only for kinds that have any) and asks for `LowRankLlamaForCausalLM` where the dense model is a LlamaForCausalLM. No such class stands in this file:
-`__getattr__` makes it when it is asked for. This file and svdexp_layers.py need torch and transformers only. They
-travel with every checkpoint; svdexp itself uses these very files.
+(options only for kinds that have any) and asks for `LowRankLlamaForCausalLM` where the dense model is a
+LlamaForCausalLM. No such class stands in this file: `__getattr__` makes it when it is asked for. This file and
+svdexp_layers.py need torch and transformers only. They travel with every checkpoint; svdexp itself uses these very
+files.
 """
 
 import re

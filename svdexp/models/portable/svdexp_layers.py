@@ -193,9 +193,7 @@ class QuantisedLinear(nn.Module):
 
     kind: ClassVar[str] = "quantised"
 
-    def __init__(
-        self, n: int, rank: int, m: int, bias: bool, *, code_bits: int, group_size: int | None, **kwargs: Any
-    ):
+    def __init__(self, n: int, rank: int, m: int, bias: bool, *, code_bits: int, group_size: int | None, **kwargs: Any):
         super().__init__()
         if code_bits not in CODE_BITS:
             raise ValueError(f"codes have {', '.join(map(str, CODE_BITS))} bits, not {code_bits}")
@@ -215,7 +213,7 @@ class QuantisedLinear(nn.Module):
         rows, columns = self.shapes[side]
         codes = unpack(self.get_buffer(f"{side}_codes"), rows * columns, self.code_bits).view(rows, columns)
         scale = self.get_buffer(f"{side}_scale").view(torch.float16).to(dtype)
-        return (codes.to(dtype) - 2 ** (self.code_bits - 1)) * widened(scale, columns, self.group_size)
+        return (codes.to(dtype) - middle(self.code_bits)) * widened(scale, columns, self.group_size)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -240,6 +238,11 @@ class QuantisedLinear(nn.Module):
 
 # What QuantisedLinear packs: of these widths, few codes fill whole bytes.
 CODE_BITS = (3, 4, 6, 8)
+
+
+def middle(bits: int) -> int:
+    """The code of zero."""
+    return 1 << bits - 1
 
 
 def groups(columns: int, group_size: int | None) -> int:
@@ -279,7 +282,7 @@ def unpack(packed: torch.Tensor, count: int, bits: int) -> torch.Tensor:
         places = 8 * torch.arange(size, dtype=torch.int32, device=packed.device)
         words = (words.int() << places).sum(1, keepdim=True, dtype=torch.int32)
     places = bits * torch.arange(each, dtype=words.dtype, device=packed.device)
-    return (words >> places & 2**bits - 1).flatten()[:count]
+    return (words >> places & (1 << bits) - 1).flatten()[:count]
 
 
 def index_type(width: int) -> torch.dtype:
