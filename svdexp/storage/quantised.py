@@ -6,6 +6,7 @@ one would lose its digits.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from svdexp.models.structure import Layer, replace
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
 from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
 from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest
 
 
@@ -88,19 +90,32 @@ class RTNStorage:
         return filled(layer, state, like)
 
 
+class Solver(StrEnum):
+    """Two implementations of GPTQ."""
+
+    own = "own"  # storage/rounding.py, float64
+    gptqmodel = "gptqmodel"  # the maintained library, float32; it wants ranks that are multiples of the groups
+
+
 @dataclass(frozen=True)
 class GPTQStorage(RTNStorage):
     """Factors whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
 
-    `samples`: calibration windows used, at most; the paper takes 128. Where an allocation tries layers out, they are
-    rounded to the nearest.
+    Where an allocation tries layers out, they are rounded to the nearest.
+
+    Attributes:
+        samples: calibration windows used, at most; the paper takes 128.
+        solver: who chooses the codes.
     """
 
     samples: int = 128
+    solver: Solver = Solver.own
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("storage.samples", self.samples)
+        if self.solver is Solver.gptqmodel:
+            require_gptqmodel()
 
     def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
         """Quantise every LowRankLinear among `layers` of `model`, in place and in model order.
@@ -125,10 +140,11 @@ class GPTQStorage(RTNStorage):
         Raises:
             UserError: as `layer`.
         """
+        solve = by_gptqmodel if self.solver is Solver.gptqmodel else gptq
         factors = unit_columns(factors_of(plain))
-        B = gptq(factors.B, C, self.grid)
+        B = solve(factors.B, C, self.grid)
         rounded = self.grid.numbers(B)
-        A = gptq(factors.A, rounded @ C.double() @ rounded.mT, self.grid)
+        A = solve(factors.A, rounded @ C.double() @ rounded.mT, self.grid)
         return self._filled(A, B, plain.bias, plain.rank_in.weight)
 
     def cost(self, workload: Workload) -> Work:
