@@ -6,15 +6,15 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from svdexp.command import cli, config_dir, guarded
+from svdexp.command import cli, config_dir, guarded, objective
 from svdexp.schema import Config, validate
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One run of the composed configuration."""
-
+def main(cfg: DictConfig) -> float | None:
+    """One run of the composed configuration; returns its objective to the sweeper."""
     guarded(cfg, validate, job)
+    return objective(cfg)
 
 
 def job(config: Config, run_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """What the commands share: where conf/ is, and how a mistake becomes one line on standard error and exit code 1."""
 
+import json
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.errors import UserError
 from svdexp.schema import Config, EvaluateConfig
-from svdexp.sweeps import HeldError, OccupiedError, carry_out, note_failure, register_names
+from svdexp.sweeps import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
 
 log = logging.getLogger("svdexp")
 
@@ -66,6 +67,17 @@ def guarded(
     raise failure.with_traceback(None)
 
 
+def objective(cfg: DictConfig) -> float | None:
+    """The figure of the finished run that the configuration names, for a sweeper that searches."""
+    key = cfg.objective
+    if key is None or cfg.dry_run or sibling():
+        return None
+    results = json.loads((Path(HydraConfig.get().runtime.output_dir) / RESULTS).read_text())
+    if not isinstance(results.get(key), int | float):
+        raise UserError(f"objective={key} is no figure in the run's results.json")
+    return float(results[key])
+
+
 def sibling() -> bool:
     """Whether another of the processes that share this run is the one that writes and speaks."""
     return os.environ.get("RANK", "0") != "0"
@@ -95,7 +107,7 @@ def one_sentence(error: Exception) -> str:
     return " ".join(words.split())
 
 
-def cli(main: Callable[[], None], schema: type) -> int:
+def cli(main: Callable[[], object], schema: type) -> int:
     """Run `main`, whose configuration is a `schema`; mistakes become one line on standard error and exit code 1.
 
     SVDEXP_DEBUG=1 in the environment shows the traceback instead.

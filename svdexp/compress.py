@@ -1,7 +1,7 @@
-"""The engine: statistics → factorisation → allocation → truncation → update → storage, visible in `compress`."""
+"""The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
@@ -17,13 +17,14 @@ from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Weighting, Workbench
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe, components
-from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.low_rank import Factors, factors_of, low_rank_layer
 from svdexp.models.structure import Layer, Targets, find_layers, replace, weight_of
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage, FinishingStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
+from svdexp.training import Curve, Student, teach
 from svdexp.update import place_all
 
 
@@ -41,6 +42,7 @@ class Compression:
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
+        training: the curve of each training, by its name.
     """
 
     layers: Sequence[Layer]
@@ -52,6 +54,7 @@ class Compression:
     layer_bits: dict[str, int]
     elastic: Elastic | None = None
     curves: RankCurves | None = None
+    training: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:
@@ -74,6 +77,7 @@ def compress(
     cache: Cache | None = None,
     clock: StageClock | None = None,
     seed: int = 0,
+    texts: Mapping[str, torch.Tensor] | None = None,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
@@ -86,13 +90,14 @@ def compress(
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
         seed: of what is drawn at random.
+        texts: by the name of a training, token ids (N, L) that it learns from instead of the calibration windows.
 
     Raises:
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, or several
             processes without a cache on disk.
     """
     layers, budget, fixed = plan(model, method, ratio, targets or Targets())
-    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed)
+    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts or {})
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
     parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
@@ -136,14 +141,16 @@ class Job:
         cache: Cache,
         clock: StageClock,
         seed: int,
+        texts: Mapping[str, torch.Tensor],
     ):
         self.model, self.windows, self.method, self.layers = model, windows, method, layers
-        self.cache, self.clock, self.seed = cache, clock, seed
+        self.cache, self.clock, self.seed, self.texts = cache, clock, seed, texts
         self.processes = Processes()
         if self.processes.count > 1 and cache.folder is None:
             raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
+        self.replaced: dict[str, nn.Module] = {}  # dense layers, while their factors are trained
         self.components: dict[str, dict[str, torch.Tensor]] = {}
         self.curves: RankCurves | None = None
         # what every result of this job depends on; taken now, while the model is dense
@@ -210,7 +217,8 @@ class Job:
         """One layer at a rank, for allocations that try it out; the model is not touched."""
         assert parts is not None, "an allocation that builds layers must set needs_spectra"
         part = parts.decompositions(self.group_of[name])[name]
-        return self._layer(self.model.get_submodule(name), self._factors(part, rank))
+        dense: Any = self.model.get_submodule(name)
+        return self.method.storage.layer(self._factors(part, rank), dense.bias, weight_of(dense))
 
     def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
@@ -230,11 +238,12 @@ class Job:
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
                 with self.clock("storage"):
-                    replace(self.model, name, self._first_layer(dense[name], pair))
+                    replace(self.model, name, self._first_layer(name, dense[name], pair))
 
             with self.clock(stage):
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
+        training = self._train(ranks) if self.method.training else {}
         if isinstance(self.method.storage, FinishingStorage):
             with self.clock("storage"):
                 self.method.storage.finish(self.model, self.layers, self.windows)
@@ -247,7 +256,28 @@ class Job:
             dense_bits=dense_bits,
             layer_bits=self._stored_bits(),
             curves=self.curves,
+            training=training,
         )
+
+    def _train(self, ranks: Ranks) -> dict[str, Curve]:
+        """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
+        student = Student(self.model, self.replaced)
+        about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
+        shelf = partial(self.cache.shelf, "training", **about, source=self.source)
+        with self.clock("training"):
+            curves = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
+        with self.clock("storage"):
+            for name, layer in student.layers.items():
+                like = weight_of(self.replaced[name])
+                replace(self.model, name, self._stored(factors_of(layer), layer.rank_out.bias, like))
+        return curves
+
+    def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
+        """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
+        if not self.method.training:
+            return self._stored(factors, dense.bias, weight_of(dense))
+        self.replaced[name] = dense
+        return low_rank_layer(factors, dense.bias, weight_of(dense).float())
 
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
         assert rank is not None
@@ -257,14 +287,11 @@ class Job:
         W = weight_of(self.model.get_submodule(name))
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
-    def _first_layer(self, dense: Any, factors: Factors) -> nn.Module:
-        """What takes a dense layer's place: the layer that is stored, or plain factors while storage waits."""
+    def _stored(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
+        """The layer that is stored, or plain factors while storage waits for the finished model."""
         if isinstance(self.method.storage, FinishingStorage):
-            return low_rank_layer(factors, dense.bias, weight_of(dense))
-        return self._layer(dense, factors)
-
-    def _layer(self, dense: Any, factors: Factors) -> nn.Module:
-        return self.method.storage.layer(factors, dense.bias, weight_of(dense))
+            return low_rank_layer(factors, bias, like)
+        return self.method.storage.layer(factors, bias, like)
 
     def _stored_bits(self) -> dict[str, int]:
         return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}

@@ -11,32 +11,26 @@ from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.compress import compress, plan
-from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.disk import write_atomically
-from svdexp.errors import UserError
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import (
     Exam,
     Passage,
     accuracies,
-    check_tasks,
-    check_texts,
     continuations,
     load_exams,
     measure_efficiency,
-    passage,
     perplexity,
     protocols,
     require_context,
 )
+from svdexp.material import calibration_windows, check_inputs, evaluation_windows, training_windows, window_counts
 from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
-    load_config,
     load_model,
     load_skeleton,
     load_tokenizer,
-    locate,
     resolve_device,
     resolve_dtype,
 )
@@ -44,7 +38,7 @@ from svdexp.models.origin import origin
 from svdexp.models.structure import Targets, stored_bytes
 from svdexp.processes import Processes
 from svdexp.publish import describe
-from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling, Save
+from svdexp.schema import Config, EvaluateConfig, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages, note_weights
@@ -66,7 +60,7 @@ def run(config: Config, run_dir: Path) -> Results | None:
     commit()  # of the code that is in memory now
     method, tracker = build_method(config), build(config.tracker, "tracker")
     device = resolve_device(config.device)
-    check_inputs(config)
+    check_inputs(config, method)
     cell = identity_of(config)  # of the files that are read now
     if not Processes().main:
         tracker = NoTracker()
@@ -87,6 +81,7 @@ def carry_out(
     with clock("load"):
         tokenizer = load_tokenizer(config.model)
         windows = calibration_windows(config, tokenizer)
+        lessons = training_windows(method, tokenizer)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = load_model(config.model, dtype, device)
@@ -99,7 +94,7 @@ def carry_out(
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
         dense_says = continuations(model, tokenizer, config.eval.prompts) if main else []
     compression = compress(
-        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed
+        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
     )
     if main:
         write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
@@ -141,7 +136,7 @@ def preview(config: Config, run_dir: Path) -> None:
     """
     method = build_method(config)
     device = resolve_device(config.device)
-    check_inputs(config)
+    check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
@@ -149,60 +144,6 @@ def preview(config: Config, run_dir: Path) -> None:
     print(
         cached_stages(config, method, model, layers, lambda: calibration_windows(config, load_tokenizer(config.model)))
     )
-
-
-def window_counts(config: Config) -> list[int]:
-    """How many windows of each text will be evaluated."""
-    counts = [config.eval.windows_of(name)[0] for name in config.eval.texts]
-    if None in counts:
-        return [len(part) for part in evaluation_windows(config, load_tokenizer(config.model)).values()]
-    return [count for count in counts if count is not None]
-
-
-def check_inputs(config: Config) -> None:
-    """Raise UserError for what can be known to be wrong before anything is loaded."""
-    locate(config.model)
-    check_text(config.calibration.text, Split.calibration, config.calibration.files)
-    if config.calibration.chat:
-        require_rows(config.calibration.text, Split.calibration, config.calibration.files)
-    check_evaluation(config.eval, config.model)
-
-
-def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
-    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read."""
-    check_texts(part)
-    check_tasks(part)
-    # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
-    if part.efficiency is not None and locate(model).gguf_file is None:
-        require_context(load_config(model), part.efficiency)
-
-
-def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
-    """Token windows (samples, seq_len) that calibrate."""
-    part = config.calibration
-    source = (part.text, Split.calibration, part.files)
-    stream = tokenize(chat_text(read_rows(*source), tokenizer) if part.chat else read_text(*source), tokenizer)
-    generator = None
-    if part.sampling is Sampling.random:
-        generator = torch.Generator().manual_seed(config.seed)
-    bos = bos_token(tokenizer) if part.bos else None
-    return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
-
-
-def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:
-    """The windows of each text that evaluates."""
-    return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
-
-
-def bos_token(tokenizer: Any) -> int:
-    """The id of the beginning-of-sequence token.
-
-    Raises:
-        UserError: the tokenizer has none.
-    """
-    if tokenizer.bos_token_id is None:
-        raise UserError("calibration.bos=true, but the model's tokenizer has no beginning-of-sequence token")
-    return int(tokenizer.bos_token_id)
 
 
 def evaluate(

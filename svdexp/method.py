@@ -1,6 +1,7 @@
 """A compression method is its parts."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from svdexp.allocation import REPEATABLE, Allocation
 from svdexp.calibration import GRADIENT_STATISTICS
@@ -8,6 +9,7 @@ from svdexp.errors import UserError
 from svdexp.factorisation import Weighting
 from svdexp.schema import Numerics, SigmaFuse, Traversal, require
 from svdexp.storage import ElasticStorage, Storage
+from svdexp.training import Training
 from svdexp.update import Update
 
 
@@ -21,6 +23,7 @@ class Method:
         allocation: budget and evidence → ranks.
         storage: what a rank costs, and the layer that holds it.
         update: repair after truncation, or None.
+        training: repair by gradient descent after that, by name, in order.
         traversal: where the weighting's statistics come from.
         numerics: route to the optimum.
         sigma_fuse: which factor carries the singular values.
@@ -31,6 +34,7 @@ class Method:
     allocation: Allocation
     storage: Storage
     update: Update | None = None
+    training: Mapping[str, Training] = field(default_factory=dict)
     traversal: Traversal = Traversal.dense
     numerics: Numerics = Numerics.eigh
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
@@ -75,6 +79,11 @@ class Method:
             self.update is None,
             "storage=elastic keeps components that serve every ratio, but method.update fits them to one; "
             "use method.update=null or storage=factors",
+        )
+        require(
+            not self.training,
+            "storage=elastic keeps components that serve every ratio, but method.training fits them to one; "
+            "leave it out or use storage=factors",
         )
         require(
             self.traversal is Traversal.dense,

@@ -158,6 +158,7 @@ class MethodConfig:
     weighting: dict[str, Any] | None = MISSING
     allocation: dict[str, Any] = MISSING
     update: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -288,13 +289,14 @@ class Config:
     storage: dict[str, Any] = MISSING
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    tracker: dict[str, Any] = MISSING
+    tracker: dict[str, Any] = field(default_factory=dict)
     ratio: float = MISSING
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.auto
     save: Save = Save.checkpoint
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
+    objective: str | None = None  # the key of results.json that a searching sweeper is told
     dry_run: bool = False  # print what the run would take, and stop
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ def build_method(config: Config) -> Method:
         allocation=build(parts.allocation, "method.allocation"),
         storage=build(config.storage, "storage"),
         update=build(parts.update, "method.update") if parts.update else None,
+        training={name: build(part, f"method.training.{name}") for name, part in parts.training.items()},
         traversal=parts.traversal,
         numerics=parts.numerics,
         sigma_fuse=parts.sigma_fuse,

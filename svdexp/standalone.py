@@ -11,7 +11,8 @@ from svdexp.cache import Cache
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.evaluation import continuations, load_exams, protocols
-from svdexp.experiment import check_evaluation, evaluate, evaluation_windows
+from svdexp.experiment import evaluate
+from svdexp.material import check_evaluation, evaluation_windows
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
 from svdexp.schema import EvaluateConfig, ModelConfig

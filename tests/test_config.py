@@ -21,6 +21,7 @@ GROUPS = {
     "hydra/sweeper": 1,
     "method": 12,
     "method/allocation": 11,
+    "method/training": 3,
     "method/update": 2,
     "method/weighting": 5,
     "model": 13,

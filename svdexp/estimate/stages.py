@@ -65,6 +65,8 @@ def stages(
     add("storage", cost_of(method.storage, workload), dense + held + truncation_bytes(workload, method))
     if method.update is not None:
         add("update", cost_of(method.update, workload), dense + held)
+    if method.training:
+        add("training", sum((cost_of(part, workload) for part in method.training.values()), Work()), dense + small)
     if evaluates:
         add("evaluate", evaluate(workload, evaluation, texts, compressed=True), small)
     if save:  # the checkpoint is loaded again and both run one window

@@ -68,11 +68,14 @@ def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) 
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    from svdexp.evaluation.shared_contexts import SharedContexts
+
+    language_model = SharedContexts if model.device.type == "cpu" else HFLM
     for task in exam.parts.values():
         task.set_fewshot_seed(seed=exam.seed)
     with quiet():
         # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
-        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        wrapped = language_model(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
         found = evaluate(wrapped, {"tasks": dict(exam.parts), "groups": {}}, samples=dict(exam.rows), bootstrap_iters=0)
     samples = [sample for part in exam.rows for sample in found["samples"][part]]
     for sample in samples:

@@ -10,10 +10,10 @@ import pandas as pd
 from svdexp.report.collect import Record
 from svdexp.schema import TargetsConfig
 
-SECONDS = ("calibration", "factorisation", "allocation", "storage", "update")
+SECONDS = ("calibration", "factorisation", "allocation", "storage", "update", "training")
 FULL = asdict(TargetsConfig())  # what a run compresses unless it is told otherwise
 # What may differ between two runs of one method that are not the same line of a picture.
-PARTS = ("weighting", "allocation", "update", "storage", "calibrated_on", "compresses")
+PARTS = ("weighting", "allocation", "update", "training", "storage", "calibrated_on", "compresses")
 
 
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
@@ -31,6 +31,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
 
 def _row(record: Record) -> dict[str, Any]:
     row = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    row["training"] = " + ".join(part["options"] for part in record.get("training", {}).values()) or None
     row["seconds_to_compress"] = sum(record.get(f"seconds/{stage}", 0.0) for stage in SECONDS)
     if {"params_dense", "target_bits", "target_bits_dense"} <= record.keys():
         dense, kept, params = (record[key] for key in ("target_bits_dense", "target_bits", "params_dense"))

@@ -2,6 +2,7 @@
 
 from svdexp.sweeps.cell import (
     FAILED,
+    RESULTS,
     HeldError,
     OccupiedError,
     carry_out,
@@ -14,6 +15,7 @@ from svdexp.sweeps.naming import register_names
 
 __all__ = [
     "FAILED",
+    "RESULTS",
     "HeldError",
     "OccupiedError",
     "carry_out",

@@ -43,6 +43,9 @@ def files_behind(config: Config | EvaluateConfig) -> dict[str, Path]:
         texts["calibration"] = files_of(calibration.text, Split.calibration, calibration.files)
         if path := config.method.allocation.get("path"):  # ranks; a missing file is the allocation's to report
             texts["allocation"] = [Path(path)] if Path(path).is_file() else []
+        for name, part in config.method.training.items():
+            if text := part.get("text"):
+                texts[f"training/{name}"] = files_of(text, Split.calibration, part.get("files") or [])
     for name in config.eval.texts:
         texts[name] = files_of(name, Split.evaluation, config.eval.files, reading_of(name, config.eval))
     texts |= task_files(config.eval)

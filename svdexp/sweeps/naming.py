@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 # Keys that change no figure.
 INCIDENTAL = (
     "cache",  # where finished stages lie
+    "objective",  # which figure a sweeper looks at
     "dry_run",  # a dry run has no results
     "save",  # a checkpoint beside the figures; whether it is there is looked at apart
     "tracker",  # where the figures are sent

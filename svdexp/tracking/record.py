@@ -1,5 +1,6 @@
 """The flat record of a run: results.json. Its keys are stable names that other tools may rely on."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from svdexp.compress import Compression
 from svdexp.schema import Config
 from svdexp.timing import StageClock, peak_rss_bytes
 from svdexp.tracking.provenance import commit, versions
+from svdexp.training import Curve
 
 Results = dict[str, Any]
 
@@ -46,6 +48,10 @@ def record(
         "allocation": part_name(config.method.allocation),
         "update": part_name(config.method.update),
         "storage": part_name(config.storage),
+        "training": {
+            name: {"options": part_name(config.method.training[name]), "curve": without_nan(curve)}
+            for name, curve in compression.training.items()
+        },
         "targets": asdict(config.targets),
         "calibration": asdict(config.calibration),
         "eval": asdict(config.eval),
@@ -78,6 +84,11 @@ def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrained
             "run_dir": str(run_dir),
         }
     )
+
+
+def without_nan(curve: Curve) -> list[list[float | None]]:
+    """The curve with None where there is no loss yet, because JSON knows no NaN."""
+    return [[None if math.isnan(value) else value for value in entry] for entry in curve]
 
 
 def part_name(part: Mapping[str, Any] | None) -> str | None:

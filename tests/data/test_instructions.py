@@ -10,7 +10,7 @@ import pytest
 
 from svdexp.data import Row, Split, chat_text, read_rows, read_text, require_rows
 from svdexp.errors import UserError
-from svdexp.experiment import calibration_windows
+from svdexp.material import calibration_windows
 from svdexp.models.loading import load_tokenizer
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, MethodConfig, ModelConfig
 

@@ -15,7 +15,8 @@ from svdexp.cache import Cache
 from svdexp.errors import UserError
 from svdexp.evaluation import measure_efficiency, perplexity
 from svdexp.evaluation.efficiency import peak_memory, percentiles
-from svdexp.experiment import evaluate, evaluation_windows
+from svdexp.experiment import evaluate
+from svdexp.material import evaluation_windows
 from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
 
 

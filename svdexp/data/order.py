@@ -1,0 +1,17 @@
+"""Which items a step of gradient descent sees."""
+
+import torch
+
+
+def batch_of(step: int, size: int, count: int, seed: int) -> list[int]:
+    """The indices, below `count`, of the `size` items of `step`.
+
+    Every epoch is a permutation of its own, drawn with the seed; a function of the arguments, so training can go on
+    from any step.
+    """
+    positions = range(step * size, (step + 1) * size)
+    orders: dict[int, list[int]] = {}
+    for epoch in {position // count for position in positions}:
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        orders[epoch] = torch.randperm(count, generator=generator).tolist()
+    return [orders[position // count][position % count] for position in positions]

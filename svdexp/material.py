@@ -1,0 +1,88 @@
+"""What a run reads: checked before anything is loaded, then cut into token windows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
+from svdexp.errors import UserError
+from svdexp.evaluation import Passage, check_tasks, check_texts, passage, require_context
+from svdexp.method import Method
+from svdexp.models.loading import load_config, load_tokenizer, locate
+from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling
+from svdexp.training import SequentialLora
+
+
+def check_inputs(config: Config, method: Method) -> None:
+    """Raise UserError for what can be known to be wrong before anything is loaded."""
+    locate(config.model)
+    sources: list[CalibrationConfig | SequentialLora] = [config.calibration]
+    sources += [part for part in method.training.values() if isinstance(part, SequentialLora)]
+    for part in sources:
+        if part.text is not None:
+            check_text(part.text, Split.calibration, part.files)
+            if part.chat:
+                require_rows(part.text, Split.calibration, part.files)
+    check_evaluation(config.eval, config.model)
+
+
+def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
+    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read."""
+    check_texts(part)
+    check_tasks(part)
+    # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
+    if part.efficiency is not None and locate(model).gguf_file is None:
+        require_context(load_config(model), part.efficiency)
+
+
+def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
+    """Token windows (samples, seq_len) that calibrate."""
+    part = config.calibration
+    stream = token_stream(part.text, part.files, part.chat, tokenizer)
+    generator = None
+    if part.sampling is Sampling.random:
+        generator = torch.Generator().manual_seed(config.seed)
+    bos = bos_token(tokenizer) if part.bos else None
+    return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
+
+
+def training_windows(method: Method, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Token windows (samples, seq_len) of those trainings that have a text of their own, by their names."""
+    found = {}
+    for name, part in method.training.items():
+        if isinstance(part, SequentialLora) and part.text is not None:
+            knob = f"method.training.{name}.samples"
+            stream = token_stream(part.text, part.files, part.chat, tokenizer)
+            found[name] = cut_windows(stream, part.seq_len, part.samples, knob=knob)
+    return found
+
+
+def token_stream(text: str, files: Sequence[str], chat: bool, tokenizer: Any) -> torch.Tensor:
+    """The tokens of a text that calibrates or trains, (T,)."""
+    source = (text, Split.calibration, files)
+    return tokenize(chat_text(read_rows(*source), tokenizer) if chat else read_text(*source), tokenizer)
+
+
+def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:
+    """The windows of each text that evaluates."""
+    return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
+
+
+def bos_token(tokenizer: Any) -> int:
+    """The id of the beginning-of-sequence token.
+
+    Raises:
+        UserError: the tokenizer has none.
+    """
+    if tokenizer.bos_token_id is None:
+        raise UserError("calibration.bos=true, but the model's tokenizer has no beginning-of-sequence token")
+    return int(tokenizer.bos_token_id)
+
+
+def window_counts(config: Config) -> list[int]:
+    """How many windows of each text will be evaluated."""
+    counts = [config.eval.windows_of(name)[0] for name in config.eval.texts]
+    if None in counts:
+        return [len(part) for part in evaluation_windows(config, load_tokenizer(config.model)).values()]
+    return [count for count in counts if count is not None]

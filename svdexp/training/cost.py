@@ -1,0 +1,18 @@
+"""What a training takes, for the estimate before a run."""
+
+from svdexp.estimate.work import Work, Workload
+
+
+def factor_numbers(workload: Workload) -> float:
+    """How many numbers all factors have."""
+    return workload.ratio * sum(layer.m * layer.n for layer in workload.layers)
+
+
+def descent(workload: Workload, tokens: float, length: int, trained: float) -> Work:
+    """`tokens` forward and backward through the compressed model, in items of `length`.
+
+    AdamW holds of `trained` float32 numbers the values, gradients, both moments, and the best values so far.
+    """
+    alone = workload.forward_backward(tokens / workload.length, compressed=True)
+    gradients = 2 * tokens * trained
+    return Work(model=alone.model + gradients, bytes=alone.bytes * length / workload.length + 20 * trained)

@@ -1,0 +1,134 @@
+"""Distillation: all factors at once, towards the dense model's distribution over next tokens.
+
+    loss = (1 − λ) T² KL(p_dense ‖ p_student), both softened by T, + λ cross-entropy + μ hidden-state error
+
+The first term is Hinton et al. (arXiv 1503.02531), eq. 4; the last sums, over the blocks, the squared error of the
+hidden states as a share of the dense ones' squared norm.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdexp.estimate.work import Work, Workload
+from svdexp.evaluation.perplexity import perplexity
+from svdexp.models.structure import checkpointed_blocks
+from svdexp.schema import require, require_positive
+from svdexp.training.base import Lesson
+from svdexp.training.cost import descent, factor_numbers
+from svdexp.training.descent import Curve, Descent, Schedule
+from svdexp.training.student import Student
+
+
+@dataclass(frozen=True)
+class Distill(Schedule):
+    """Knowledge distillation on the calibration windows.
+
+    Attributes:
+        seq_len: tokens an item, cut from the windows.
+        temperature: T.
+        labels: λ, the share of the cross-entropy with the text's own next tokens.
+        hidden: μ, the weight of the hidden states.
+        checkpointing: compute activations again in the backward pass instead of keeping them.
+    """
+
+    seq_len: int = 512
+    temperature: float = 1.0
+    labels: float = 0.0
+    hidden: float = 0.0
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(f"{self.knob}.seq_len", self.seq_len)
+        require(0 < self.temperature < math.inf, f"{self.knob}.temperature must be positive, not {self.temperature}")
+        require(0 <= self.labels <= 1, f"{self.knob}.labels is a share, from 0 to 1, not {self.labels}")
+        require(0 <= self.hidden < math.inf, f"{self.knob}.hidden must not be negative, but is {self.hidden}")
+
+    @property
+    def knob(self) -> str:
+        """Where these options stand in the configuration."""
+        return "method.training.distill"
+
+    def cost(self, workload: Workload) -> Work:
+        """The dense model forward, the compressed one forward and backward, on every item."""
+        count = workload.windows * (workload.length // self.seq_len)
+        tokens = self.steps_over(count) * self.batch * self.seq_len
+        teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
+        return descent(workload, tokens, self.seq_len, factor_numbers(workload)) + teacher
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the dense model's outputs count."""
+        return self.labels < 1 or self.hidden > 0
+
+    def __call__(self, lesson: Lesson) -> Curve:
+        """Train all factors."""
+        student = lesson.student
+        windows, held_out = self.split(lesson.windows)
+        items = cut(windows, self.seq_len, self.knob)
+        descent = Descent(
+            schedule=self,
+            parameters=student.factors(),
+            loss=lambda index: self.loss(student, items[index]),
+            count=len(items),
+            score=lambda: perplexity_of(student, held_out),
+            seed=lesson.seed,
+            what="distillation",
+        )
+        return descent.run(lesson.shelf(part=""))
+
+    def loss(self, student: Student, tokens: torch.Tensor) -> torch.Tensor:
+        """The loss on one sequence (L,), a scalar."""
+        batch = tokens[None].to(student.model.device)
+        with student.precision():
+            if self.needs_teacher:
+                with student.as_teacher() as teacher:
+                    wanted = self.run(teacher, batch)
+            with checkpointed_blocks(student.model) if self.checkpointing else nullcontext():
+                found = self.run(student.model, batch)
+        T, logits = self.temperature, found.logits[0, :-1].float()
+        total: torch.Tensor = logits.new_zeros(())
+        if self.labels < 1:
+            p, q = (torch.log_softmax(x[0, :-1].float() / T, -1) for x in (wanted.logits, found.logits))
+            divergence = nn.functional.kl_div(q, p, reduction="sum", log_target=True) / len(p)
+            total = total + (1 - self.labels) * T**2 * divergence
+        if self.labels > 0:
+            total = total + self.labels * nn.functional.cross_entropy(logits, batch[0, 1:])
+        if self.hidden > 0:
+            total = total + self.hidden * hidden_error(found.hidden_states, wanted.hidden_states)
+        return total
+
+    def run(self, model: Any, batch: torch.Tensor) -> Any:
+        """Logits, and the hidden states if they count."""
+        return model(batch, use_cache=False, output_hidden_states=self.hidden > 0)
+
+
+def hidden_error(found: Any, wanted: Any) -> torch.Tensor:
+    """Mean over the blocks of ‖h − h_dense‖² / ‖h_dense‖²; the embeddings, which come first, are the same."""
+    errors = [
+        (h.float() - target.float()).square().sum() / target.float().square().sum()
+        for h, target in zip(found[1:], wanted[1:], strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def cut(windows: torch.Tensor, length: int, knob: str) -> torch.Tensor:
+    """Windows (N, L) as items of `length` tokens; the rest of each window is left out.
+
+    Raises:
+        UserError: a window is shorter.
+    """
+    L = windows.shape[1]
+    require(length <= L, f"{knob}.seq_len={length} is longer than calibration.seq_len={L}")
+    return windows[:, : L // length * length].reshape(-1, length)
+
+
+def perplexity_of(student: Student, windows: torch.Tensor) -> float:
+    """The student's, on windows (N, L)."""
+    with student.precision():
+        return perplexity(student.model, windows, None, None).value

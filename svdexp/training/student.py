@@ -1,0 +1,65 @@
+"""The compressed model while it is trained, beside what it was."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.structure import replace
+
+
+class Student:
+    """A model whose compressed layers are plain factors, and the dense layers that they replaced.
+
+    Attributes:
+        model: the compressed model. Factors are float32; where the model is not, `precision` autocasts.
+        dense: the dense layers, by name.
+    """
+
+    def __init__(self, model: PreTrainedModel, dense: Mapping[str, nn.Module]):
+        self.model, self.dense = model, dense
+        self._before: dict[nn.Parameter, torch.Tensor] = {}
+
+    @property
+    def layers(self) -> dict[str, LowRankLinear]:
+        """The compressed layers, by name."""
+        found = {name: self.model.get_submodule(name) for name in self.dense}
+        return {name: layer for name, layer in found.items() if isinstance(layer, LowRankLinear)}
+
+    def factors(self) -> list[nn.Parameter]:
+        """All A and B."""
+        named = (item for layer in self.layers.values() for item in layer.named_parameters())
+        return [parameter for key, parameter in named if key.endswith(".weight")]
+
+    def remember(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keep the values of parameters that the dense model has too, before they are trained."""
+        ours = {parameter for layer in self.layers.values() for parameter in layer.parameters()}
+        for parameter in parameters:
+            if parameter not in ours:
+                self._before.setdefault(parameter, parameter.detach().clone())
+
+    @contextmanager
+    def as_teacher(self) -> Iterator[PreTrainedModel]:
+        """Within this context the model is the dense one, without a second copy of what both share."""
+        compressed = dict(self.layers)
+        trained = {parameter: parameter.detach().clone() for parameter in self._before}
+        self._exchange({name: self.dense[name] for name in compressed}, self._before)
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self._exchange(compressed, trained)
+
+    def precision(self) -> torch.autocast:
+        """The format that the model computes in."""
+        dtype = self.model.dtype
+        return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _exchange(self, layers: Mapping[str, nn.Module], values: Mapping[nn.Parameter, torch.Tensor]) -> None:
+        for name, layer in layers.items():
+            replace(self.model, name, layer)
+        for parameter, value in values.items():
+            parameter.data.copy_(value)

@@ -1,0 +1,44 @@
+"""Reading a context once gives lm-eval's own log-likelihoods."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
+
+from svdexp.evaluation.shared_contexts import SharedContexts
+
+TOKENS = [
+    ([5, 6, 7, 8, 9, 10], [3, 4, 5]),
+    ([5, 6, 7, 8, 9, 10], [3]),
+    ([11, 12], [13, 14]),  # alone
+    ([10, 9, 8, 7, 6, 5], [3, 4, 5, 6]),  # another context of the same length
+    ([10, 9, 8, 7, 6, 5], [12]),
+    ([10, 9, 8, 7, 6, 5], [3, 5]),
+    ([5, 6, 7, 8, 9, 10], [7, 8, 9, 10, 11, 12]),
+    ([20], [21]),  # one token each
+    ([20], [22]),
+    (list(range(3, 63)), [4, 5, 6, 7, 8, 9, 10]),  # beyond the context of 64
+    (list(range(3, 63)), [4]),
+]
+REQUESTS = [(("", ""), context, continuation) for context, continuation in TOKENS]
+
+
+def test_log_likelihoods_are_those_of_lm_eval(model: PreTrainedModel, tokenizer: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)  # so that probabilities differ
+    wrap = {"pretrained": model, "tokenizer": copy.deepcopy(tokenizer), "batch_size": 3}
+    expected = HFLM(**wrap)._loglikelihood_tokens(list(REQUESTS), disable_tqdm=True)
+    found = SharedContexts(**wrap)._loglikelihood_tokens(list(REQUESTS), disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
+
+
+def test_a_context_is_read_once(llama: PreTrainedModel, tokenizer: Any) -> None:
+    lengths: list[int] = []
+    llama.register_forward_pre_hook(lambda module, args: lengths.append(args[0].numel()))
+    SharedContexts(pretrained=llama, tokenizer=copy.deepcopy(tokenizer))._loglikelihood_tokens(REQUESTS[:2])
+    assert lengths == [6, 4], "six tokens of context, then two continuations without their last tokens, padded to two"

@@ -1,0 +1,28 @@
+"""What a sweeper that searches is told of a finished run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from svdexp.command import objective
+from svdexp.errors import UserError
+
+
+@pytest.fixture
+def _finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"ppl/pydoc": 11.5, "method": "svd"}))
+    place = OmegaConf.create({"runtime": {"output_dir": str(tmp_path)}})
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: place))
+
+
+@pytest.mark.usefixtures("_finished")
+def test_the_figure_that_was_asked_for() -> None:
+    assert objective(OmegaConf.create({"objective": "ppl/pydoc", "dry_run": False})) == 11.5
+    assert objective(OmegaConf.create({"objective": None, "dry_run": False})) is None
+    assert objective(OmegaConf.create({"objective": "ppl/pydoc", "dry_run": True})) is None
+    for key in ("method", "ppl/wikitext2"):
+        with pytest.raises(UserError, match=f"objective={key} is no figure"):
+            objective(OmegaConf.create({"objective": key, "dry_run": False}))

@@ -1,0 +1,248 @@
+"""Distillation and block refinement: their losses against plain formulas, and what they do to a model."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Uniform
+from svdexp.cache import Cache, Shelf
+from svdexp.compress import Compression, compress
+from svdexp.errors import UserError
+from svdexp.factorisation import InputMoment
+from svdexp.method import Method
+from svdexp.models.low_rank import factors_of
+from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import replace as put
+from svdexp.storage import ElasticStorage, FactorStorage, PivotStorage, RemapStorage, Storage
+from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
+from tests.conftest import VOCABULARY, tiny_model
+
+DISTILL = Distill(steps=30, batch=3, seq_len=12, lr=3e-3, check_every=10)
+REFINE = BlockRefine(steps=30, batch=3, lr=3e-3, check_every=10)
+PLAIN = Method("svd_llm", InputMoment(), Uniform(), PivotStorage())
+
+
+def loud(model: PreTrainedModel) -> PreTrainedModel:
+    """With matrices so large that blocks matter, as they do in a trained model."""
+    for layer in find_layers(model, Targets()):
+        weight_of(model.get_submodule(layer.name)).mul_(8)
+    return model
+
+
+def speech(model: PreTrainedModel) -> torch.Tensor:
+    """(24, 24) tokens drawn from the model itself, so that there is something to learn from them."""
+    torch.manual_seed(4)
+    tokens = torch.randint(VOCABULARY, (24, 1))
+    for _ in range(23):
+        tokens = torch.cat([tokens, torch.multinomial((3 * model(tokens).logits[:, -1]).softmax(-1), 1)], dim=1)
+    return tokens
+
+
+def method_of(**trainings: Training) -> Method:
+    return replace(PLAIN, training=trainings)
+
+
+def student_of(model: PreTrainedModel, rank: int = 6) -> Student:
+    """Every layer at a rank, by plain SVD."""
+    dense: dict[str, nn.Module] = {}
+    for layer in find_layers(model, Targets()):
+        dense[layer.name] = module = model.get_submodule(layer.name)
+        U, sigma, Vh = torch.linalg.svd(weight_of(module))
+        low_rank = LowRankLinear(layer.n, rank, layer.m, bias=module.bias is not None)
+        with torch.no_grad():
+            low_rank.rank_out.weight.copy_(U[:, :rank] * sigma[:rank])
+            low_rank.rank_in.weight.copy_(Vh[:rank])
+            if module.bias is not None:
+                low_rank.rank_out.bias.copy_(module.bias)
+        put(model, layer.name, low_rank.requires_grad_(False))
+    return Student(model, dense)
+
+
+def test_the_teacher_is_the_dense_model_and_leaves_no_trace(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    dense = model(windows).logits
+    student = student_of(model)
+    student.remember(model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)  # as if trained, norms and embeddings included
+    before = model(windows).logits
+    with student.as_teacher() as teacher:
+        assert torch.equal(teacher(windows).logits, dense)
+    assert torch.equal(model(windows).logits, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"labels": 0.3}, {"labels": 1.0}, {"hidden": 0.7}])
+def test_the_distillation_loss(llama: PreTrainedModel, windows: torch.Tensor, options: dict[str, Any]) -> None:
+    teacher = copy.deepcopy(llama).double()
+    student = student_of(llama)
+    found = replace(DISTILL, **options).loss(student, windows[0])
+    wanted = teacher(windows[:1], output_hidden_states=True)
+    given = llama.double()(windows[:1], output_hidden_states=True)
+    T, labels = options.get("temperature", 1.0), options.get("labels", 0.0)
+    p, q = ((x.logits[0, :-1] / T).softmax(-1) for x in (wanted, given))
+    expected = (1 - labels) * T**2 * (p * (p / q).log()).sum(-1).mean()
+    logp = given.logits[0, :-1].log_softmax(-1)
+    expected = expected - labels * logp[range(23), windows[0, 1:]].mean()
+    states = zip(given.hidden_states, wanted.hidden_states, strict=True)
+    errors = [((a - b) ** 2).sum() / (b**2).sum() for a, b in states]
+    expected = expected + options.get("hidden", 0.0) * sum(errors[1:]) / 3
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_changes_no_gradient(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    student = student_of(llama)
+    gradients = []
+    for checkpointing in (False, True):
+        for factor in student.factors():
+            factor.requires_grad_(True).grad = None
+        replace(DISTILL, checkpointing=checkpointing).loss(student, windows[0]).backward()
+        gradients.append([factor.grad.clone() for factor in student.factors()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+def divergence(model: PreTrainedModel, dense: torch.Tensor, windows: torch.Tensor) -> float:
+    p, q = dense.log_softmax(-1), model(windows).logits.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
+def test_training_brings_any_model_nearer_to_the_dense_one(model: PreTrainedModel, storage: Storage) -> None:
+    windows = speech(loud(model))
+    dense = model(windows).logits
+    plain = copy.deepcopy(model)
+    before = compress(plain, windows, replace(PLAIN, storage=storage), 0.6)
+    trained = replace(method_of(block_refine=REFINE, distill=DISTILL), storage=storage)
+    after = compress(model, windows, trained, 0.6)
+    assert after.ranks == before.ranks
+    assert after.layer_bits == before.layer_bits
+    assert list(after.training) == ["block_refine", "distill"]
+    assert divergence(model, dense, windows) < 0.9 * divergence(plain, dense, windows)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_refinement_lowers_the_error_of_the_first_block(llama: PreTrainedModel) -> None:
+    windows = speech(loud(llama))
+
+    def output(model: PreTrainedModel) -> torch.Tensor:
+        return model(windows, output_hidden_states=True).hidden_states[1]
+
+    target = output(llama)
+    plain = copy.deepcopy(llama)
+    compress(plain, windows, PLAIN, 0.5)
+    compress(llama, windows, method_of(block_refine=REFINE), 0.5)
+    assert (output(llama) - target).square().mean() < 0.7 * (output(plain) - target).square().mean()
+
+
+def test_what_is_not_in_a_block_stays(llama: PreTrainedModel) -> None:
+    windows = speech(loud(llama))
+    outside = {name: p.clone() for name, p in llama.named_parameters() if ".layers." not in name}
+    norm = llama.model.layers[0].input_layernorm.weight.clone()
+    compress(llama, windows, method_of(block_refine=REFINE, distill=DISTILL), 0.5)
+    assert all(torch.equal(llama.get_parameter(name), value) for name, value in outside.items())
+    assert not torch.equal(llama.model.layers[0].input_layernorm.weight, norm), "all parameters of a block are refined"
+
+
+@pytest.mark.parametrize("storage", [PivotStorage(), RemapStorage()])
+def test_half_precision_models_train_in_float32(windows: torch.Tensor, storage: Storage) -> None:
+    model = tiny_model("llama_gqa").to(torch.bfloat16)
+    trained = replace(method_of(block_refine=REFINE, distill=DISTILL), storage=storage)
+    done = compress(model, windows, trained, 0.6)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    losses = [entry[1] for entry in done.training["distill"][1:]]
+    assert losses[-1] < losses[0]
+
+
+def interrupted(path: Path, windows: torch.Tensor, method: Method, looks: int) -> None:
+    """A run that is killed after some looks at held-out text."""
+    import svdexp.training.descent as module
+
+    plain = module.Shelf.put
+    left = [looks]
+
+    def put_and_die(shelf: Any, item: str, tensors: Any) -> None:
+        plain(shelf, item, tensors)
+        if item == "state":
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+    module.Shelf.put = put_and_die  # type: ignore[method-assign]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compress(tiny_model("llama_gqa"), windows, method, 0.5, cache=Cache(path))
+    finally:
+        module.Shelf.put = plain  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("looks", [2, 6, 11])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(windows: torch.Tensor, tmp_path: Path, looks: int) -> None:
+    method = method_of(block_refine=REFINE, distill=DISTILL)
+
+    def result(path: Path) -> tuple[Compression, torch.Tensor]:
+        model = tiny_model("llama_gqa")
+        return compress(model, windows, method, 0.5, cache=Cache(path)), model(windows).logits
+
+    expected, logits = result(tmp_path / "whole")
+    interrupted(tmp_path / "killed", windows, method, looks)
+    found, again = result(tmp_path / "killed")
+    assert torch.equal(again, logits)
+    assert str(found.training) == str(expected.training)
+
+
+def test_elastic_storage_is_refused() -> None:
+    with pytest.raises(UserError, match=r"storage=elastic .* method\.training"):
+        replace(method_of(distill=DISTILL), storage=ElasticStorage())
+
+
+def test_items_longer_than_the_windows_are_refused(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"training\.distill\.seq_len=99 is longer than calibration\.seq_len=24"):
+        compress(llama, windows, method_of(distill=replace(DISTILL, seq_len=99)), 0.5)
+
+
+LORA = SequentialLora(text=None, epochs=4, batch=4, seq_len=12, lr=1e-2, r=2, alpha=4, check_every=4)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_adapters_are_trained_merged_and_gone(model: PreTrainedModel, sequential: bool) -> None:
+    windows = speech(loud(model))[:5]
+    windows = torch.cat([windows, windows[:1]])
+    plain = copy.deepcopy(model)
+    before = compress(plain, windows, PLAIN, 0.5)
+    method = method_of(sequential_lora=replace(LORA, sequential=sequential))
+    after = compress(model, windows, method, 0.5)
+    assert after.layer_bits == before.layer_bits
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    curve = after.training["sequential_lora"]
+    assert min(entry[2] for entry in curve) < curve[0][2], "held-out perplexity falls"
+
+
+def test_a_round_of_adapters_moves_one_factor_by_a_low_rank(llama: PreTrainedModel) -> None:
+    windows = speech(loud(llama))
+    student = student_of(llama)
+    before = {name: copy.deepcopy(factors_of(layer)) for name, layer in student.layers.items()}
+    LORA.train(["rank_out"], Lesson(student, windows, lambda **about: Shelf(), seed=0))
+    for name, layer in student.layers.items():
+        change = factors_of(layer).A - before[name].A
+        assert torch.equal(factors_of(layer).B, before[name].B)
+        assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2
+
+
+def test_a_training_may_have_a_text_of_its_own(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """With the calibration windows as that text, the result is the same as without it; with others it is not."""
+    method = method_of(distill=DISTILL)
+    results = []
+    for texts in ({}, {"distill": windows}, {"distill": windows.flip(0)}):
+        model = tiny_model("llama_gqa")
+        compress(model, windows, method, 0.5, texts=texts)
+        results.append(model(windows).logits)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
