@@ -22,7 +22,7 @@ from svdexp.models.structure import Layer, Targets, find_layers, replace, weight
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
-from svdexp.storage import ElasticStorage, largest_rank, stored_bits
+from svdexp.storage import ElasticStorage, FinishingStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
 from svdexp.training import Curve, Student, teach
 from svdexp.update import place_all
@@ -217,7 +217,8 @@ class Job:
         """One layer at a rank, for allocations that try it out; the model is not touched."""
         assert parts is not None, "an allocation that builds layers must set needs_spectra"
         part = parts.decompositions(self.group_of[name])[name]
-        return self._layer(self.model.get_submodule(name), self._factors(part, rank))
+        dense: Any = self.model.get_submodule(name)
+        return self.method.storage.layer(self._factors(part, rank), dense.bias, weight_of(dense))
 
     def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
@@ -243,6 +244,9 @@ class Job:
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         training = self._train(ranks) if self.method.training else {}
+        if isinstance(self.method.storage, FinishingStorage):
+            with self.clock("storage"):
+                self.method.storage.finish(self.model, self.layers, self.windows)
         return Compression(
             layers=self.layers,
             ranks=ranks,
@@ -265,13 +269,13 @@ class Job:
         with self.clock("storage"):
             for name, layer in student.layers.items():
                 like = weight_of(self.replaced[name])
-                replace(self.model, name, self.method.storage.layer(factors_of(layer), layer.rank_out.bias, like))
+                replace(self.model, name, self._stored(factors_of(layer), layer.rank_out.bias, like))
         return curves
 
     def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
         """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
         if not self.method.training:
-            return self._layer(dense, factors)
+            return self._stored(factors, dense.bias, weight_of(dense))
         self.replaced[name] = dense
         return low_rank_layer(factors, dense.bias, weight_of(dense).float())
 
@@ -283,8 +287,11 @@ class Job:
         W = weight_of(self.model.get_submodule(name))
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
-    def _layer(self, dense: Any, factors: Factors) -> nn.Module:
-        return self.method.storage.layer(factors, dense.bias, weight_of(dense))
+    def _stored(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
+        """The layer that is stored, or plain factors while storage waits for the finished model."""
+        if isinstance(self.method.storage, FinishingStorage):
+            return low_rank_layer(factors, bias, like)
+        return self.method.storage.layer(factors, bias, like)
 
     def _stored_bits(self) -> dict[str, int]:
         return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}

@@ -25,7 +25,7 @@ GROUPS = {
     "method/update": 2,
     "method/weighting": 5,
     "model": 13,
-    "storage": 4,
+    "storage": 10,
     "tracker": 2,
 }
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -147,6 +147,10 @@ def test_an_evaluation_composes() -> None:
         ),
         ("storage=elastic method=svd_llm_update", r"storage=elastic .* method\.update=null or storage=factors"),
         ("storage=elastic method=svd method.traversal=blockwise", r"storage=elastic .* method\.traversal=blockwise"),
+        ("storage=rtn_int4 storage.code_bits=5", r"storage\.code_bits must be one of \[3, 4, 6, 8\], not 5"),
+        ("storage=rtn_int4 storage.group_size=0", r"storage\.group_size must be at least 1"),
+        ("storage=gptq4 storage.samples=0", r"storage\.samples must be at least 1"),
+        ("storage=gptq4 storage.solver=other", r"storage\.solver"),
         ("method.allocation.rank_align=0", r"method\.allocation\.rank_align must be at least 1"),
         ("method/allocation=effective_rank method.allocation.move=1", r"method\.allocation\.move must be"),
         ("method/allocation=dynamic method.allocation.delta=2", r"method\.allocation\.delta must be"),

@@ -45,6 +45,7 @@ PARTS = [
     "method.numerics=cholesky",
     "storage=elastic",
     "storage=remap",
+    "storage=gptq4",
     "cache=null",
     "save=none eval.texts=[] eval.efficiency=null",
     "targets.include=['*.q_proj']",

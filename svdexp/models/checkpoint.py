@@ -21,7 +21,7 @@ from svdexp.models import asvd, dobi
 from svdexp.models.elastic import Elastic, read_recipe, resize
 from svdexp.models.intake import header_shapes, refuse_pickle, require_shapes, weight_files
 from svdexp.models.portable import modeling_svdexp
-from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, low_rank
+from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, entry_of, low_rank
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.schema import require
 
@@ -59,11 +59,7 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     """
     base = type(model.base_model).__name__
     model.__class__ = _class(type(model))
-    layers = {
-        name: {"storage": model.get_submodule(name).kind, "rank": rank}
-        for name, rank in ranks.items()
-        if rank is not None
-    }
+    layers = {name: entry_of(model.get_submodule(name), rank) for name, rank in ranks.items() if rank is not None}
     model.config.svdexp = {"version": VERSION, "layers": layers}
     file = modeling_svdexp.__name__.rpartition(".")[2]
     classes = {"AutoModel": PREFIX + base.removeprefix(PREFIX), AUTO_CLASS: type(model).__name__}

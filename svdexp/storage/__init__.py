@@ -3,17 +3,21 @@
 Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_layers.py.
 """
 
-from svdexp.storage.base import NUMBER_BITS, Storage, stored_bits
+from svdexp.storage.base import NUMBER_BITS, FinishingStorage, Storage, stored_bits
 from svdexp.storage.elastic import ElasticStorage, largest_rank
 from svdexp.storage.factors import FactorStorage
 from svdexp.storage.pivot import PivotStorage
+from svdexp.storage.quantised import GPTQStorage, RTNStorage
 from svdexp.storage.remap import RemapStorage
 
 __all__ = [
     "NUMBER_BITS",
     "ElasticStorage",
     "FactorStorage",
+    "FinishingStorage",
+    "GPTQStorage",
     "PivotStorage",
+    "RTNStorage",
     "RemapStorage",
     "Storage",
     "largest_rank",

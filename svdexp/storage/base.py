@@ -1,11 +1,13 @@
 """What every storage can do."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from svdexp.models.low_rank import Factors
+from svdexp.models.structure import Layer
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
 # everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
@@ -24,6 +26,14 @@ class Storage(Protocol):
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
         """The layer that replaces the dense one; `like` is the dense weight (dtype, device)."""
+
+
+@runtime_checkable
+class FinishingStorage(Storage, Protocol):
+    """A storage that looks at the inputs of its layers: until all else is done, these are plain factors."""
+
+    def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
+        """Store every LowRankLinear among `layers` of `model`, given calibration `windows` (N, L)."""
 
 
 def stored_bits(module: nn.Module) -> int:

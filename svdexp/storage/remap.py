@@ -17,9 +17,9 @@ from svdexp.errors import UserError
 from svdexp.models.low_rank import Factors, filled
 from svdexp.models.portable.svdexp_layers import RemapLinear
 from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.rounding import rounded_up
 
 CODES = 127  # the largest magnitude of an 8-bit code
-SMALLEST = 2.0**-24  # the smallest positive float16
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,17 @@ def remapped(factors: Factors) -> dict[str, torch.Tensor] | None:
     # Zero where one of the two is zero in its square part; the other then stays as it is.
     balance = torch.where((peak_out > 0) & (peak_in > 0), (peak_in / peak_out).sqrt(), 1.0)
     A, B = A * balance, B / balance[:, None]
-    scale = _rounded_up(torch.maximum(peak_out * balance, peak_in / balance) / CODES)
+    scale = rounded_up(torch.maximum(peak_out * balance, peak_in / balance) / CODES)
     rest = (A[side:] if len(A) > side else B[:, side:]).half()
     if not all(bool(part.isfinite().all()) for part in (balance, scale, rest)):
         return None
-    step = scale.double()
+    step = scale.double()  # rounded up, so that no code is beyond CODES
     return {
         "in_codes": _codes(B[:, :side] / step[:, None]),
         "out_codes": _codes(A[:side] / step),
         "rest": rest.contiguous().view(torch.int16),
         "scale": scale.view(torch.int16),
     }
-
-
-def _rounded_up(scale: torch.Tensor) -> torch.Tensor:
-    """The next float16 that is no smaller, so that no code is beyond CODES; positive."""
-    half = scale.clamp_min(SMALLEST).half()
-    return (half.view(torch.int16) + (half.double() < scale).short()).view(torch.float16)
 
 
 def _codes(values: torch.Tensor) -> torch.Tensor:

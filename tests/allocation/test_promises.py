@@ -16,7 +16,7 @@ from svdexp.allocation import (
     Uniform,
 )
 from svdexp.errors import UserError
-from svdexp.storage import FactorStorage, Storage
+from svdexp.storage import FactorStorage, RTNStorage, Storage
 from tests.allocation.fakes import FakeModel, PivotStorage
 
 SHAPES = {
@@ -69,6 +69,19 @@ def test_budget_is_met_within_two_permille(
     assert ratio * 0.998 <= ratio * budget.spent(ranks) / budget.total <= ratio
     for name, rank in ranks.items():
         assert rank is None or (1 <= rank < min(SHAPES[name]) and budget.bits(name, rank) < budget.dense(name))
+
+
+@pytest.mark.parametrize("storage", [RTNStorage(4, 32), RTNStorage(8, None)], ids=str)
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4])
+@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda a: type(a).__name__)
+def test_budget_is_met_with_codes(
+    allocation: Allocation, ratio: float, storage: RTNStorage, evidence: Evidence
+) -> None:
+    """Where four times the rank fits, some matrices get their full rank."""
+    budget = Budget(ratio, SHAPES, storage)
+    ranks = allocation(budget, evidence)
+    assert ratio * 0.998 <= ratio * budget.spent(ranks) / budget.total <= ratio
+    assert all(rank is None or 1 <= rank <= min(SHAPES[name]) for name, rank in ranks.items())
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda a: type(a).__name__)

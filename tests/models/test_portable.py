@@ -16,10 +16,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import svdexp
 from svdexp.models import checkpoint
 from svdexp.models.portable import modeling_svdexp
-from svdexp.storage import FactorStorage, PivotStorage, RemapStorage
+from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
 from tests.models.shrunk import shrunk, truncated
 
-STORAGES = {"factors": FactorStorage(), "pivot": PivotStorage(), "remap": RemapStorage()}
+STORAGES = {
+    "factors": FactorStorage(),
+    "pivot": PivotStorage(),
+    "remap": RemapStorage(),
+    "quantised": RTNStorage(6, 5),
+}
 CLASSES = {
     "llama_gqa": ("LlamaForCausalLM", "LlamaModel"),
     "mistral": ("MistralForCausalLM", "MistralModel"),
@@ -188,7 +193,7 @@ def test_the_plan_of_a_model_that_is_dense_in_places() -> None:
 
 
 def test_pivots_and_codes_have_no_plan() -> None:
-    for storage in (PivotStorage(), RemapStorage()):
+    for storage in (PivotStorage(), RemapStorage(), RTNStorage()):
         model, ranks = shrunk("llama", storage)
         checkpoint.label(model, ranks)
         assert type(model)(model.config).tp_plan == {}

@@ -20,7 +20,7 @@ from svdexp.models.low_rank import factors_of
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.models.structure import replace as put
-from svdexp.storage import ElasticStorage, FactorStorage, PivotStorage, RemapStorage, Storage
+from svdexp.storage import ElasticStorage, FactorStorage, GPTQStorage, PivotStorage, RemapStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
 from tests.conftest import VOCABULARY, tiny_model
 
@@ -150,7 +150,7 @@ def test_what_is_not_in_a_block_stays(llama: PreTrainedModel) -> None:
     assert not torch.equal(llama.model.layers[0].input_layernorm.weight, norm), "all parameters of a block are refined"
 
 
-@pytest.mark.parametrize("storage", [PivotStorage(), RemapStorage()])
+@pytest.mark.parametrize("storage", [PivotStorage(), RemapStorage(), GPTQStorage(8, None)])
 def test_half_precision_models_train_in_float32(windows: torch.Tensor, storage: Storage) -> None:
     model = tiny_model("llama_gqa").to(torch.bfloat16)
     trained = replace(method_of(block_refine=REFINE, distill=DISTILL), storage=storage)

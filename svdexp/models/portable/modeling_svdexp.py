@@ -2,11 +2,12 @@
 
 config.json says which, by their names in the causal language model:
 
-    svdexp: {"version": 1, "layers": {name: {"storage": kind, "rank": r}}}
+    svdexp: {"version": 1, "layers": {name: {"storage": kind, "rank": r, "options": {option: value}}}}
 
-and asks for `LowRankLlamaForCausalLM` where the dense model is a LlamaForCausalLM. No such class stands in this file:
-`__getattr__` makes it when it is asked for. This file and svdexp_layers.py need torch and transformers only. They
-travel with every checkpoint; svdexp itself uses these very files.
+(options only for kinds that have any) and asks for `LowRankLlamaForCausalLM` where the dense model is a
+LlamaForCausalLM. No such class stands in this file: `__getattr__` makes it when it is asked for. This file and
+svdexp_layers.py need torch and transformers only. They travel with every checkpoint; svdexp itself uses these very
+files.
 """
 
 import re
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .svdexp_layers import LAYERS, LowRankLinear
+from .svdexp_layers import LAYERS, OPTIONS, LowRankLinear
 
 PREFIX = "LowRank"
 VERSION = 1
@@ -64,10 +65,24 @@ def layer_table(config: Any) -> Table:
         raise ValueError(f"config.json has no table `svdexp` of version {VERSION}")
     layers: Table = table["layers"]
     for name, entry in layers.items():
-        known = isinstance(entry, dict) and entry.get("storage") in LAYERS
-        if not known or type(entry.get("rank")) is not int or entry["rank"] < 1:
+        if not _understood(entry):
             raise ValueError(f"the entry of {name} in config.json is not understood: {entry}")
     return layers
+
+
+def _understood(entry: Any) -> bool:
+    """Whether an entry of the table is complete; the layer looks at the values of options itself."""
+    if not isinstance(entry, dict) or entry.get("storage") not in LAYERS:
+        return False
+    options = entry.get("options", {})
+    complete = isinstance(options, dict) and options.keys() == set(OPTIONS.get(entry["storage"], ()))
+    return complete and type(entry.get("rank")) is int and entry["rank"] >= 1
+
+
+def entry_of(layer: Any, rank: int) -> dict[str, Any]:
+    """The entry in the table of a layer of one of the kinds."""
+    options = {option: getattr(layer, option) for option in OPTIONS.get(layer.kind, ())}
+    return {"storage": layer.kind, "rank": rank} | ({"options": options} if options else {})
 
 
 def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
@@ -90,9 +105,9 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
         n, m = old.weight.shape if isinstance(old, Conv1D) else old.weight.T.shape
         if entry["rank"] > min(m, n):
             raise ValueError(f"{name} of shape {(m, n)} cannot have the rank {entry['rank']} of config.json")
-        where = {"dtype": old.weight.dtype, "device": old.weight.device}
+        how = {"dtype": old.weight.dtype, "device": old.weight.device} | entry.get("options", {})
         parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, LAYERS[entry["storage"]](n, entry["rank"], m, old.bias is not None, **where))
+        setattr(modules[parent], child, LAYERS[entry["storage"]](n, entry["rank"], m, old.bias is not None, **how))
     return layers
 
 

@@ -1,0 +1,169 @@
+"""Both factors as packed integer codes: rounded to the nearest, as ASVD's weight_quant, or by GPTQ.
+
+Row i of B and column i of A are scaled against each other until the columns of A have length one. Rounding B is as good
+either way, because rows have scales of their own. A's groups reach across components, so a small column beside a large
+one would lose its digits.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.calibration import BlockwiseStatistics
+from svdexp.calibration.statistics import Gram
+from svdexp.errors import UserError
+from svdexp.estimate.work import Work, Workload
+from svdexp.models.low_rank import Factors, factors_of, filled
+from svdexp.models.portable.svdexp_layers import (
+    CODE_BITS,
+    LowRankLinear,
+    QuantisedLinear,
+    groups,
+    pack,
+    packed_bytes,
+)
+from svdexp.models.structure import Layer, replace
+from svdexp.progress import progress
+from svdexp.schema import require, require_positive
+from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
+from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest
+
+
+@dataclass(frozen=True)
+class RTNStorage:
+    """Factors rounded to the nearest code.
+
+    Attributes:
+        code_bits: of one entry.
+        group_size: how many neighbours along the input of a factor share a 16-bit scale; None: a whole row does.
+    """
+
+    code_bits: int = 4
+    group_size: int | None = 32
+
+    def __post_init__(self) -> None:
+        require(
+            self.code_bits in CODE_BITS, f"storage.code_bits must be one of {list(CODE_BITS)}, not {self.code_bits}"
+        )
+        if self.group_size is not None:
+            require_positive("storage.group_size", self.group_size)
+
+    @property
+    def grid(self) -> Grid:
+        """What entries are rounded to."""
+        return Grid(self.code_bits, self.group_size)
+
+    def bits(self, rank: int, m: int, n: int) -> int:
+        """Codes, up to whole bytes, and scales of both factors."""
+        total = 0
+        for rows, columns in ((rank, n), (m, rank)):
+            total += 8 * packed_bytes(rows * columns, self.code_bits)
+            total += NUMBER_BITS * rows * groups(columns, self.group_size)
+        return total
+
+    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+        """A layer that holds A B, rounded, and `bias` with the dtype and device of `like`.
+
+        Raises:
+            UserError: a factor is not finite, or too large for float16.
+        """
+        factors = unit_columns(factors)
+        return self._filled(to_nearest(factors.A, self.grid), to_nearest(factors.B, self.grid), bias, like)
+
+    def _filled(self, A: Rounded, B: Rounded, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+        m, rank, n = len(A.codes), *B.codes.shape
+        state = {} if bias is None else {"bias": bias.detach()}
+        for side, part in (("in", B), ("out", A)):
+            if not bool(part.scale.isfinite().all()):
+                raise UserError(
+                    f"quantised storage cannot hold a matrix of shape {(m, n)} at rank {rank}: its factors are not "
+                    "finite or beyond float16; use storage=factors"
+                )
+            state[f"{side}_codes"] = pack(part.codes.flatten(), self.code_bits)
+            state[f"{side}_scale"] = part.scale.view(torch.int16)
+        shape: dict[str, Any] = {"code_bits": self.code_bits, "group_size": self.group_size}
+        layer = QuantisedLinear(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
+        return filled(layer, state, like)
+
+
+class Solver(StrEnum):
+    """Two implementations of GPTQ."""
+
+    own = "own"  # storage/rounding.py, float64
+    gptqmodel = "gptqmodel"  # the maintained library, float32; it wants ranks that are multiples of the groups
+
+
+@dataclass(frozen=True)
+class GPTQStorage(RTNStorage):
+    """Factors whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
+
+    Where an allocation tries layers out, they are rounded to the nearest.
+
+    Attributes:
+        samples: calibration windows used, at most; the paper takes 128.
+        solver: who chooses the codes.
+    """
+
+    samples: int = 128
+    solver: Solver = Solver.own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("storage.samples", self.samples)
+        if self.solver is Solver.gptqmodel:
+            require_gptqmodel()
+
+    def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
+        """Quantise every LowRankLinear among `layers` of `model`, in place and in model order.
+
+        Layers fed by one tensor share a second moment, as the model computes it at that moment.
+        """
+        path = BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",))
+        for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
+            for names in path.sharing(group):
+                modules = {name: model.get_submodule(name) for name in names}
+                plain = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
+                if plain:
+                    statistics = path.statistics(group, plain)
+                    for name, module in plain.items():
+                        replace(model, name, self.calibrated(module, statistics[name]["gram"]))
+
+    def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
+        """The layer that holds `plain`'s product, given the second moment C (n, n) of its inputs.
+
+        A is rounded for what it gets, which is what the rounded B makes of these inputs.
+
+        Raises:
+            UserError: as `layer`.
+        """
+        solve = by_gptqmodel if self.solver is Solver.gptqmodel else gptq
+        factors = unit_columns(factors_of(plain))
+        B = solve(factors.B, C, self.grid)
+        rounded = self.grid.numbers(B)
+        A = solve(factors.A, rounded @ C.double() @ rounded.mT, self.grid)
+        return self._filled(A, B, plain.bias, plain.rank_in.weight)
+
+    def cost(self, workload: Workload) -> Work:
+        """Every block runs as for an update (update/refit.py); then inverses, and each column's error passed on."""
+        windows = min(self.samples, workload.windows)
+        runs = len(workload.inputs) / workload.blocks + 2
+        work = workload.forward(runs * (windows + 1), head=False, compressed=True)
+        work += Work(float32=windows * workload.length * sum(map(Gram.flops, workload.inputs.values())))
+        for layer in workload.layers:
+            m, n, k = layer.m, layer.n, min(layer.m, layer.n)
+            r = min(k, NUMBER_BITS * workload.ratio * m * n * k / self.bits(k, m, n))
+            algebra = 2 * (n**3 + r**3) + n * n * r + m * r * r + 2 * n * r * (n + r)
+            work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * r * (m + n)))
+        return work
+
+
+def unit_columns(factors: Factors) -> Factors:
+    """The same product with columns of A (m, r) of length one; columns of zeros stay. float64."""
+    A, B = factors.A.double(), factors.B.double()
+    length = A.norm(dim=0)
+    length = torch.where(length > 0, length, 1)
+    return Factors(A / length, B * length[:, None])

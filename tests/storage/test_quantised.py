@@ -1,0 +1,218 @@
+"""Quantised factors: bits are bytes, casts leave codes alone, checkpoints of that size, and GPTQ through the model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+import svdexp
+from svdexp.compress import compress
+from svdexp.errors import UserError
+from svdexp.models import checkpoint
+from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
+from svdexp.models.structure import Targets
+from svdexp.storage import FactorStorage, GPTQStorage, RTNStorage, stored_bits
+from svdexp.update import RefitOutput
+from tests.conftest import tiny_model
+from tests.storage.test_pivot import random_factors
+from tests.test_compress import WHITENED
+
+STORAGES = [RTNStorage(8, None), RTNStorage(6, 7), RTNStorage(4, 4), RTNStorage(3, 1), RTNStorage(4, 1000)]
+SHAPES = [(7, 5, 3), (5, 7, 3), (6, 6, 6), (9, 4, 1), (1, 8, 1), (40, 30, 29)]
+UP = "model.layers.0.mlp.up_proj"
+
+
+def build(factors: Factors, storage: RTNStorage, bias: torch.Tensor | None = None) -> QuantisedLinear:
+    return storage.layer(factors, bias, torch.empty(len(factors.A), factors.B.shape[1]))
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize(("m", "n", "rank"), SHAPES)
+def test_bits_are_those_of_the_tensors(storage: RTNStorage, m: int, n: int, rank: int) -> None:
+    layer = build(random_factors(m, n, rank), storage, torch.randn(m))
+    assert 8 * sum(buffer.nbytes for buffer in layer.buffers()) == stored_bits(layer) == storage.bits(rank, m, n)
+
+
+def test_bits_by_hand() -> None:
+    """Rank 33 of (64, 40): B has 33 × 40 codes and two scales a row, A 64 × 33 and two."""
+    assert RTNStorage(4, 32).bits(33, 64, 40) == 4 * 33 * (40 + 64) + 16 * 2 * (33 + 64)
+    assert RTNStorage(8, None).bits(33, 64, 40) == 8 * 33 * (40 + 64) + 16 * (33 + 64)
+    assert RTNStorage(6, None).bits(3, 5, 3) == 8 * 9 + 8 * 12 + 16 * 8  # 9 codes take 3 units of 3 bytes, 15 take 4
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("spread", [0, 6])
+def test_both_factors_are_within_half_a_step(storage: RTNStorage, spread: int) -> None:
+    """However much magnitudes of components differ, each column of A keeps its digits."""
+    factors = random_factors(40, 30, 20)
+    factors = Factors(factors.A * torch.logspace(0, -spread, 20, dtype=torch.float64), factors.B)
+    layer, length = build(factors, storage), factors.A.norm(dim=0)
+    for side, whole in (("out", factors.A / length), ("in", factors.B * length[:, None])):
+        error = (layer.factor(side, torch.float64) - whole).abs().amax(1)
+        assert bool((error <= whole.abs().amax(1) * 0.51 / (2 ** (storage.code_bits - 1) - 0.5) + 2.0**-25).all())
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_layer_computes_a_b_x_plus_bias(storage: RTNStorage) -> None:
+    bias, x = torch.randn(7), torch.randn(2, 4, 5)
+    layer = build(random_factors(7, 5, 3), storage, bias)
+    torch.testing.assert_close(layer(x), x @ layer.weight.T + bias)
+    assert layer.weight.shape == (7, 5)
+    assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_cast_of_the_model_leaves_what_is_stored() -> None:
+    layer = build(random_factors(9, 4, 3), RTNStorage())
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    layer.double().half().float().to(torch.bfloat16)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
+    assert all(buffer.dtype == before[name].dtype for name, buffer in layer.named_buffers())
+
+
+def test_components_of_zeros_stay_zeros() -> None:
+    factors = random_factors(6, 9, 3)
+    factors.A[:, 1] = 0
+    layer = build(factors, RTNStorage(8, None))
+    torch.testing.assert_close(layer.weight.double(), factors.A @ factors.B, rtol=0.05, atol=0.1)
+    assert build(Factors(torch.zeros(6, 3), torch.zeros(3, 9)), RTNStorage()).weight.abs().max() == 0
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e12])
+def test_what_float16_cannot_hold_is_refused(value: float) -> None:
+    factors = random_factors(9, 4, 2)
+    factors.A[8, 0] = value
+    with pytest.raises(UserError, match=r"\(9, 4\) at rank 2: .* use storage=factors"):
+        build(factors, RTNStorage())
+
+
+def test_gptq_makes_up_for_errors_on_the_layers_inputs() -> None:
+    factors, storage = random_factors(24, 32, 16), GPTQStorage(3, 8)
+    plain = low_rank_layer(factors, torch.randn(24), torch.empty(24, 32))
+    x = torch.randn(200, 32) @ torch.randn(32, 32) + 3
+    calibrated = storage.calibrated(plain, x.T @ x / 200)
+    nearest = storage.layer(factors, plain.bias, torch.empty(24, 32))
+    assert stored_bits(calibrated) == stored_bits(nearest) == storage.bits(16, 24, 32)
+    assert torch.equal(calibrated.bias, plain.bias)
+    y = plain(x)
+    assert float((calibrated(x) - y).norm()) < 0.7 * float((nearest(x) - y).norm())
+
+
+@torch.no_grad()
+def test_gptq_sees_what_the_quantised_layers_before_it_produce(
+    windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second moment of each layer is that of its inputs in the finished model: what is before it is finished."""
+    model, seen = tiny_model("llama_gqa"), {}
+    calibrated = GPTQStorage.calibrated
+
+    def spy(self: GPTQStorage, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
+        made = calibrated(self, plain, C)
+        seen[made] = C
+        return made
+
+    monkeypatch.setattr(GPTQStorage, "calibrated", spy)
+    compress(model, windows, replace(WHITENED, storage=GPTQStorage(4, 16)), 0.25)
+    inputs: dict[Any, list[torch.Tensor]] = {}
+    for layer in seen:
+        layer.register_forward_pre_hook(lambda module, args: inputs.setdefault(module, []).append(args[0][0]))
+    for window in windows:
+        model(window[None])
+    assert len(seen) == 21
+    for layer, C in seen.items():
+        X = torch.cat(inputs[layer])
+        torch.testing.assert_close(C, X.T @ X / len(X), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("storage", [RTNStorage(), GPTQStorage()], ids=["rtn", "gptq"])
+def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, storage: RTNStorage) -> None:
+    result = compress(model, windows, replace(WHITENED, storage=storage), 0.3)
+    assert 0.25 < result.achieved_ratio <= 0.3
+    for name, rank in result.ranks.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantisedLinear)
+        assert result.layer_bits[name] == storage.bits(rank or 0, *layer.weight.shape)
+    assert bool(model(windows).logits.isfinite().all())
+
+
+def test_updates_come_before_codes(windows: torch.Tensor) -> None:
+    """With 8 bits a refitted model is nearly the one in plain factors; dense layers stay dense."""
+    ranks = {"*.layers.1.*": None, "*.up_proj": 7}
+    logits = []
+    for storage in (FactorStorage(), GPTQStorage(8, None)):
+        model = tiny_model("llama_gqa")
+        method = replace(WHITENED, storage=storage, update=RefitOutput())
+        targets = Targets(ranks={**ranks, "*": 9})
+        found = compress(model, windows, method, 1.0, targets=targets)
+        assert found.ranks[UP] == 7
+        logits.append(model(windows).logits)
+    assert float((logits[1] - logits[0]).norm() / logits[0].norm()) < 0.03
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_checkpoint_holds_the_promised_bits_and_gives_the_same_logits(
+    storage: RTNStorage, windows: torch.Tensor, tmp_path: Path, tokenizer: object
+) -> None:
+    model = tiny_model("llama_gqa")
+    result = compress(model, windows, replace(WHITENED, storage=storage), 0.4)
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks)
+    with safe_open(tmp_path / "checkpoint" / "model.safetensors", "pt") as file:
+        sizes = {key: file.get_tensor(key).nbytes for key in file.keys()}  # noqa: SIM118
+    for name, rank in result.ranks.items():
+        if rank is not None:
+            shape = model.get_submodule(name).weight.shape
+            stored = 8 * sum(size for key, size in sizes.items() if key.startswith(f"{name}."))
+            assert stored == result.layer_bits[name] == storage.bits(rank, *shape)
+    loaded, _ = svdexp.load(tmp_path)
+    assert torch.equal(loaded(windows).logits, model(windows).logits)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: object) -> Path:
+    folder, model = tmp_path_factory.mktemp("saved"), tiny_model("llama_gqa")
+    windows = torch.arange(48).view(2, 24)
+    ranks = compress(model, windows, replace(WHITENED, storage=RTNStorage(4, 16)), 0.3).ranks
+    checkpoint.save(model, tokenizer, folder / "checkpoint", ranks)
+    return folder / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"code_bits": 5}, "codes have 3, 4, 6, 8 bits, not 5"),
+        ({"code_bits": 8}, "_codes has shape .*, not"),
+        ({"group_size": 0}, "a group has at least 1 code, not 0"),
+        ({"group_size": "many"}, "a group has at least 1 code, not many"),
+        ({"group_size": 3}, "_scale has shape .*, not"),
+        ({"device": "cuda"}, f"entry of {UP} in config.json is not understood"),
+        (None, f"entry of {UP} in config.json is not understood"),
+    ],
+)
+def test_a_table_that_promises_other_codes(saved: Path, tmp_path: Path, options: Any, sentence: str) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((saved / "config.json").read_text())
+    entry = config["svdexp"]["layers"][UP]
+    assert entry["options"] == {"code_bits": 4, "group_size": 16}
+    entry["options"] = entry["options"] | options if options else options
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=sentence):
+        svdexp.load(tmp_path)
+
+
+def test_scales_that_are_no_numbers(saved: Path, tmp_path: Path) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(saved / "model.safetensors")
+    tensors[f"{UP}.out_scale"][0, 0] = torch.tensor([torch.nan], dtype=torch.float16).view(torch.int16)[0]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{UP} is damaged: its scales are not finite"):
+        svdexp.load(tmp_path)
