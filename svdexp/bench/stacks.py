@@ -42,7 +42,7 @@ STACKS = {"SmolLM2-135M's shape": DEMO, "4 blocks of hidden size 2048": WIDE}
 def random_model(config: LlamaConfig) -> PreTrainedModel:
     """A model with random weights."""
     model: PreTrainedModel = LlamaForCausalLM(config)
-    model.train(False)
+    model.train(False).requires_grad_(False)
     return model
 
 

@@ -27,7 +27,7 @@ def test_every_figure_is_in_the_offline_run(
     assert done.returncode == 0, done.stderr
     assert "wandb" not in done.stdout + done.stderr
     assert not [path for path in (tmp_path / "home").rglob("*") if "wandb" in path.name]
-    (run_dir,) = (tmp_path / "grid").glob("0_*")
+    (run_dir,) = (path.parent for path in (tmp_path / "grid").glob("*/results.json"))
     run, results = Tracked(run_dir), read(run_dir)
 
     figures = {key: value for key, value in results.items() if isinstance(value, int | float | str)}
