@@ -15,6 +15,7 @@ from svdexp.allocation.budget import Budget
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
 from svdexp.cache import Shelf
+from svdexp.data.order import batch_of
 from svdexp.errors import UserError
 from svdexp.factorisation.activation import changed_outputs, soft_truncate
 from svdexp.models.structure import checkpointed_blocks
@@ -113,14 +114,8 @@ class Training:
         )
 
     def batch(self, step: int) -> list[int]:
-        """The indices of the sequences of `step`: every epoch is a permutation of its own, drawn with the seed."""
-        count, size = len(self.sequences), self.options.accumulation
-        positions = range(step * size, min((step + 1) * size, self.options.epochs * count))
-        orders: dict[int, list[int]] = {}
-        for epoch in {position // count for position in positions}:
-            generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-            orders[epoch] = torch.randperm(count, generator=generator).tolist()
-        return [orders[position // count][position % count] for position in positions]
+        """The indices of the sequences of `step`."""
+        return batch_of(step, self.options.accumulation, len(self.sequences), self.seed, self.options.epochs)
 
     def task_gradient(self, batch: Sequence[int], step: int) -> float:
         """Adds the gradient of the mean exp(cross-entropy) over `batch` to γ's, and returns that mean."""

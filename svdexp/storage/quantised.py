@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.calibration import BlockwiseStatistics
-from svdexp.calibration.statistics import Gram
 from svdexp.errors import UserError
+from svdexp.estimate.compressed_path import compressed_path
 from svdexp.estimate.work import Work, Workload
 from svdexp.models.low_rank import Factors, factors_of, filled
 from svdexp.models.portable.svdexp_layers import (
@@ -148,11 +148,8 @@ class GPTQStorage(RTNStorage):
         return self._filled(A, B, plain.bias, plain.rank_in.weight)
 
     def cost(self, workload: Workload) -> Work:
-        """Every block runs as for an update (update/refit.py); then inverses, and each column's error passed on."""
-        windows = min(self.samples, workload.windows)
-        runs = len(workload.inputs) / workload.blocks + 2
-        work = workload.forward(runs * (windows + 1), head=False, compressed=True)
-        work += Work(float32=windows * workload.length * sum(map(Gram.flops, workload.inputs.values())))
+        """The inputs, then inverses, and each column's error passed on."""
+        work = compressed_path(workload, self.samples)
         for layer in workload.layers:
             m, n, k = layer.m, layer.n, min(layer.m, layer.n)
             r = min(k, NUMBER_BITS * workload.ratio * m * n * k / self.bits(k, m, n))

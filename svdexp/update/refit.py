@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.calibration import BlockwiseStatistics
-from svdexp.calibration.statistics import Gram
+from svdexp.estimate.compressed_path import compressed_path
 from svdexp.estimate.work import Work, Workload, eigh_flops
 from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer
@@ -39,11 +39,8 @@ class RefitOutput:
         return Refit(BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",)))
 
     def cost(self, workload: Workload) -> Work:
-        """Every block runs once per distinct input in it, once to find those and once to move on; then the algebra."""
-        windows = min(self.samples, workload.windows)
-        runs = len(workload.inputs) / workload.blocks + 2
-        work = workload.forward(runs * (windows + 1), head=False, compressed=True)
-        work += Work(float32=windows * workload.length * sum(map(Gram.flops, workload.inputs.values())))
+        """The inputs, then the algebra."""
+        work = compressed_path(workload, self.samples)
         for layer in workload.layers:
             m, n, r = layer.m, layer.n, workload.rank(layer)
             products = 2 * n * n * r + 2 * m * n * r + 2 * n * r * r + 2 * r**3 + 2 * m * r * r
