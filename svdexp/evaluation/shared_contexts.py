@@ -6,6 +6,7 @@ count for more, and lm-eval's own way is faster.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -21,6 +22,9 @@ from svdexp.progress import progress
 # lm-eval's ((context, continuation), context tokens, continuation tokens)
 Request = tuple[tuple[str, str], list[int], list[int]]
 Answer = tuple[float, bool]
+
+# So many tokens take about as long as what a pass costs beside its tokens: reading all weights once.
+PADDING = 32
 
 
 class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
@@ -67,20 +71,34 @@ class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
         owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=self.device)
         logits = first[owner, (lengths - lengths.min())[owner]][:, None]
         continuations = [continuation for group in groups for _, _, continuation in group]
-        if max(map(len, continuations)) > 1:  # nothing follows a last token
-            tokens = self._padded([continuation[:-1] for continuation in continuations])
-            steps = torch.arange(tokens.shape[1], device=self.device)
-            seen = torch.arange(int(lengths.max()), device=self.device) < lengths[owner, None]
-            cache.batch_select_indices(owner)
-            later = model(
-                tokens,
-                attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1).long(),
-                position_ids=lengths[owner, None] + steps,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            logits = torch.cat([logits, later], dim=1)
-        return [answer(row, torch.tensor(tokens)) for row, tokens in zip(logits, continuations, strict=True)]
+        answers: dict[int, Answer] = {}
+        for part in alike([len(continuation) - 1 for continuation in continuations]):
+            tokens = [continuations[index] for index in part]
+            found = logits[part]
+            if len(tokens[0]) > 1:  # nothing follows a last token
+                later = self._read_on(cache, lengths, owner[part], [row[:-1] for row in tokens])
+                found = torch.cat([found, later], dim=1)
+            answers |= {index: answer(*row) for index, *row in zip(part, found, map(torch.tensor, tokens), strict=True)}
+        return [answers[index] for index in range(len(continuations))]
+
+    def _read_on(
+        self, cache: DynamicCache, lengths: torch.Tensor, owner: torch.Tensor, rows: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Logits (R, T, V) of R `rows` of at most T tokens, each behind one context in `cache`, that of `owner` (R,).
+
+        The cache, whose contexts have `lengths`, stays as it is.
+        """
+        tokens = self._padded(rows)
+        steps = torch.arange(tokens.shape[1], device=self.device)
+        seen = torch.arange(int(lengths.max()), device=self.device) < lengths[owner, None]
+        logits: torch.Tensor = self.model(
+            tokens,
+            attention_mask=torch.cat([seen, torch.ones_like(tokens, dtype=torch.bool)], dim=1).long(),
+            position_ids=lengths[owner, None] + steps,
+            past_key_values=selected(cache, owner),
+            use_cache=True,
+        ).logits
+        return logits
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         longest = max(map(len, rows))
@@ -104,6 +122,27 @@ def batches_of(groups: Sequence[Sequence[int]], requests: Sequence[Request], pad
         batches[-1].append(group)
         tokens += more
     return batches
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of `lengths`, longest first, in parts which padding to their longest makes at most PADDING longer."""
+    parts: list[list[int]] = []
+    padding = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        padding += lengths[parts[-1][0]] - lengths[index] if parts else 0
+        if not parts or padding > PADDING:
+            parts.append([])
+            padding = 0
+        parts[-1].append(index)
+    return parts
+
+
+def selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+    """Another cache with `rows` of `cache`, which stays as it is."""
+    part = copy(cache)
+    part.layers = [copy(layer) for layer in cache.layers]
+    part.batch_select_indices(rows)
+    return part
 
 
 def cache_kinds(model: Any) -> set[type]:

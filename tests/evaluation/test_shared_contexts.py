@@ -8,7 +8,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
-from svdexp.evaluation.shared_contexts import SharedContexts
+from svdexp.evaluation.shared_contexts import PADDING, SharedContexts, alike
 
 TOKENS = [
     ([5, 6, 7, 8, 9, 10], [3, 4, 5]),
@@ -44,3 +44,25 @@ def test_a_context_is_read_once(llama: PreTrainedModel, tokenizer: Any) -> None:
     llama.register_forward_pre_hook(lambda module, args: lengths.append(args[0].numel()))
     SharedContexts(pretrained=llama, tokenizer=copy.deepcopy(tokenizer))._loglikelihood_tokens(REQUESTS[:2])
     assert lengths == [6, 4], "six tokens of context, then two continuations without their last tokens, padded to two"
+
+
+def test_long_continuations_are_read_apart_from_short_ones(llama: PreTrainedModel, tokenizer: Any) -> None:
+    """40 tokens beside 2 would be padding for the most part; the log-likelihoods are lm-eval's still."""
+    context = [5, 6, 7]
+    requests = [(("", ""), context, [3 + (i * k) % 90 for k in range(n)]) for i, n in enumerate([41, 3, 40, 2, 1, 3])]
+    wrap = {"pretrained": llama, "tokenizer": copy.deepcopy(tokenizer), "batch_size": 1}
+    expected = HFLM(**wrap)._loglikelihood_tokens(list(requests), disable_tqdm=True)
+    shapes: list[tuple[int, ...]] = []
+    llama.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    found = SharedContexts(**wrap)._loglikelihood_tokens(list(requests), disable_tqdm=True)
+    assert shapes == [(1, 3), (2, 40), (4, 2)]
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
+
+
+def test_parts_hold_every_index_once_and_little_padding() -> None:
+    lengths = [0, 7, 40, 39, 8, 8, 0, 1, 40, 5, 5, 5]
+    parts = alike(lengths)
+    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
+    assert all(sum(lengths[part[0]] - lengths[index] for index in part) <= PADDING for part in parts)
+    assert [lengths[part[0]] for part in parts] == [40, 8, 0]
