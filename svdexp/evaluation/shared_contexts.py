@@ -66,10 +66,10 @@ class SharedContexts(HFLM):  # type: ignore[misc]  # lm-eval has no types
         cache = DynamicCache(config=model.config)
         contexts = [group[0][1] for group in groups]
         lengths = torch.tensor([len(context) for context in contexts], device=self.device)
-        kept = int(lengths.max() - lengths.min()) + 1
-        first = model(self._padded(contexts), past_key_values=cache, use_cache=True, logits_to_keep=kept).logits
+        ends, end = torch.unique(lengths - 1, return_inverse=True)
+        first = model(self._padded(contexts), past_key_values=cache, use_cache=True, logits_to_keep=ends).logits
         owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=self.device)
-        logits = first[owner, (lengths - lengths.min())[owner]][:, None]
+        logits = first[owner, end[owner]][:, None]
         continuations = [continuation for group in groups for _, _, continuation in group]
         answers: dict[int, Answer] = {}
         for part in alike([len(continuation) - 1 for continuation in continuations]):
