@@ -25,7 +25,7 @@ demo: $(READY)  ## compress SmolLM2-135M to 80 % and compare it with the dense m
 	$(BIN)/python -m svdexp
 
 test: $(READY)  ## run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(READY)  ## ruff: style and common mistakes
 	$(BIN)/ruff check .

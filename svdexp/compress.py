@@ -22,9 +22,9 @@ from svdexp.models.structure import Layer, Targets, find_layers, replace, weight
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import Traversal
-from svdexp.storage import ElasticStorage, FinishingStorage, largest_rank, stored_bits
+from svdexp.storage import ElasticStorage, FinishingStorage, WholeStorage, largest_rank, stored_bits
 from svdexp.timing import StageClock
-from svdexp.training import Curve, Student, teach
+from svdexp.training import Student, Trained, teach
 from svdexp.update import place_all
 
 
@@ -34,7 +34,7 @@ class Compression:
 
     Attributes:
         layers: the targeted layers, in the model's order.
-        ranks: per layer; None stayed dense.
+        ranks: per layer; None was not factorised.
         errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1]; empty where
             there is no weighting.
         damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
@@ -42,7 +42,7 @@ class Compression:
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
-        training: the curve of each training, by its name.
+        training: what became of each training, by its name.
     """
 
     layers: Sequence[Layer]
@@ -54,7 +54,7 @@ class Compression:
     layer_bits: dict[str, int]
     elastic: Elastic | None = None
     curves: RankCurves | None = None
-    training: Mapping[str, Curve] = field(default_factory=dict)
+    training: Mapping[str, Trained] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:
@@ -126,6 +126,8 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     if fixed and isinstance(method.storage, ElasticStorage):
         raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")
     budget.without(fixed)
+    if method.weighting is None and method.update is None and any(fixed.values()):
+        raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
     return layers, budget, fixed
 
 
@@ -244,9 +246,8 @@ class Job:
                 repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         training = self._train(ranks) if self.method.training else {}
-        if isinstance(self.method.storage, FinishingStorage):
-            with self.clock("storage"):
-                self.method.storage.finish(self.model, self.layers, self.windows)
+        with self.clock("storage"):
+            self._finish(ranks)
         return Compression(
             layers=self.layers,
             ranks=ranks,
@@ -259,18 +260,28 @@ class Job:
             training=training,
         )
 
-    def _train(self, ranks: Ranks) -> dict[str, Curve]:
+    def _train(self, ranks: Ranks) -> dict[str, Trained]:
         """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
         student = Student(self.model, self.replaced)
         about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
         shelf = partial(self.cache.shelf, "training", **about, source=self.source)
         with self.clock("training"):
-            curves = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
+            trained = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
         with self.clock("storage"):
             for name, layer in student.layers.items():
                 like = weight_of(self.replaced[name])
                 replace(self.model, name, self._stored(factors_of(layer), layer.rank_out.bias, like))
-        return curves
+        return trained
+
+    def _finish(self, ranks: Ranks) -> None:
+        """What storage does when all factors stand: matrices without, and what waits for the finished model."""
+        storage = self.method.storage
+        if isinstance(storage, FinishingStorage):
+            storage.finish(self.model, self.layers, self.windows)
+        elif isinstance(storage, WholeStorage):
+            for name in (name for name, rank in ranks.items() if rank is None):
+                dense: Any = self.model.get_submodule(name)
+                replace(self.model, name, storage.whole(weight_of(dense), dense.bias))
 
     def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
         """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""

@@ -28,7 +28,6 @@ from svdexp.material import calibration_windows, check_inputs, evaluation_window
 from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import (
-    load_model,
     load_skeleton,
     load_tokenizer,
     resolve_device,
@@ -42,6 +41,7 @@ from svdexp.schema import Config, EvaluateConfig, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages, note_weights
+from svdexp.sweeps.converted import dense_model
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
@@ -84,7 +84,7 @@ def carry_out(
         lessons = training_windows(method, tokenizer)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
-        model = load_model(config.model, dtype, device)
+        model = dense_model(config, dtype, device)
     note_weights(config, model)
     targets = Targets(**vars(config.targets))
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed

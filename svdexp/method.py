@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from svdexp.allocation import REPEATABLE, Allocation
+from svdexp.allocation import REPEATABLE, Allocation, Whole
 from svdexp.calibration import GRADIENT_STATISTICS
 from svdexp.errors import UserError
 from svdexp.factorisation import Weighting
@@ -19,7 +19,8 @@ class Method:
 
     Attributes:
         name: what the record calls it.
-        weighting: statistics → L and R of ‖L (W − A B) R‖; None where the update makes the factors by itself.
+        weighting: statistics → L and R of ‖L (W − A B) R‖; None where the update makes the factors by itself, or there
+            are none.
         allocation: budget and evidence → ranks.
         storage: what a rank costs, and the layer that holds it.
         update: repair after truncation, or None.
@@ -55,8 +56,9 @@ class Method:
     def _require_own_factors(self) -> None:
         """Without a weighting there is nothing to decompose."""
         require(
-            self.update is not None and self.update.makes_factors,
-            "method.weighting=null needs an update that makes factors by itself, such as method/update=ipca",
+            isinstance(self.allocation, Whole) or (self.update is not None and self.update.makes_factors),
+            "method.weighting=null needs an update that makes factors by itself, such as method/update=ipca, or "
+            "method/allocation=whole, which wants none",
         )
         require(
             not self.allocation.needs_spectra,

@@ -13,6 +13,7 @@ from svdexp.allocation import Ranks
 from svdexp.card import card
 from svdexp.disk import whole_folder, write_atomically
 from svdexp.errors import UserError
+from svdexp.models.autogptq import convert
 from svdexp.models.checkpoint import architecture_of, checkpoint_of, empty_model, load, write
 from svdexp.models.merge import merge
 from svdexp.models.origin import Origin, origin
@@ -40,6 +41,8 @@ def publish(config: ExportConfig) -> None:
     ranks = _ranks(run_dir, model)
     if config.format is Format.dense:
         merge(model)
+    elif config.format is Format.gptq:
+        convert(model)
     with whole_folder(target) as partial:
         write(model, tokenizer, partial)
         describe(partial, model, ranks, results, made_from, config.format)

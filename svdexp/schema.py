@@ -88,6 +88,7 @@ class Format(StrEnum):
 
     hf = "hf"  # the compressed model with the code that transformers needs to load it
     dense = "dense"  # W' = A B in place of every factorised W, for tools that know no low rank
+    gptq = "gptq"  # quantised factors in AutoGPTQ's layout, for GPTQModel's kernels
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -15,6 +15,7 @@ from svdexp.allocation.learned import Learned
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
 from svdexp.allocation.uniform import Uniform
+from svdexp.allocation.whole import Whole
 
 # The closed list of allocations that a checkpoint may name: those that look at budget and spectra alone.
 REPEATABLE: dict[str, type[Repeatable]] = {
@@ -39,6 +40,7 @@ __all__ = [
     "SensitivityMetric",
     "TruncationLoss",
     "Uniform",
+    "Whole",
     "allocate",
     "fixed_ranks",
 ]

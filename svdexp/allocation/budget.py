@@ -16,9 +16,9 @@ from svdexp.allocation.curves import RankCurves
 from svdexp.cache import Shelf
 from svdexp.errors import UserError
 from svdexp.schema import require_positive
-from svdexp.storage import NUMBER_BITS, Storage
+from svdexp.storage import NUMBER_BITS, Storage, whole_bits
 
-# Module name → rank; None keeps the layer dense.
+# Module name → rank; None does not factorise the matrix: it stays dense, or whole in a form of the storage.
 Ranks = dict[str, int | None]
 
 
@@ -96,12 +96,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The sizes that a matrix of one shape can have, cheapest first; the last rung is the dense matrix.
+    """The sizes that a matrix of one shape can have, cheapest first; the last rung is the whole matrix.
 
-    A rank is a rung only if every larger rank, and dense, costs more.
+    A rank is a rung only if every larger rank, and whole, costs more.
 
     Attributes:
-        ranks: (K,) ascending; the dense rung stands at the rank from which on dense is no dearer.
+        ranks: (K,) ascending; the last rung stands at the rank from which on the whole matrix is no dearer.
         bits: (K,) strictly ascending.
     """
 
@@ -110,11 +110,11 @@ class Ladder:
 
     @property
     def top(self) -> int:
-        """The dense rung."""
+        """The rung of the whole matrix."""
         return len(self.ranks) - 1
 
     def rank(self, rung: int) -> int | None:
-        """The rank at `rung`; None is dense."""
+        """The rank at `rung`; None is whole."""
         return None if rung == self.top else self.ranks[rung]
 
     def rung(self, rank: float | None) -> int:
@@ -171,15 +171,14 @@ class Budget:
         return f"ratio={self.ratio:g}" + (" (all that targets.ranks leave to the other layers)" if self.fixed else "")
 
     def dense(self, name: str) -> int:
-        """Bits of the dense matrix."""
+        """Bits of the dense matrix, of which `ratio` is a part."""
         m, n = self.shapes[name]
         return m * n * NUMBER_BITS
 
     def bits(self, name: str, rank: int | None) -> int:
-        """Bits at `rank`; None is dense."""
-        if rank is None:
-            return self.dense(name)
-        return self.storage.bits(rank, *self.shapes[name])
+        """Bits at `rank`; None is whole."""
+        shape = self.shapes[name]
+        return whole_bits(self.storage, *shape) if rank is None else self.storage.bits(rank, *shape)
 
     @property
     def total(self) -> float:
@@ -207,7 +206,7 @@ class Budget:
         return ranks
 
     def largest_rank(self, name: str, bits: float) -> int | None:
-        """The largest rank that costs at most `bits`; None where dense fits.
+        """The largest rank that costs at most `bits`; None where all of the matrix fits.
 
         Raises:
             UserError: not even the lowest rank fits.
@@ -226,7 +225,7 @@ class Budget:
         """Ranks in proportion to `wanted` (real-valued, per layer) that fill the budget.
 
         One factor scales all of them, found by bisection. Each is rounded down to a rung: at least the lowest,
-        and dense from where a rank would cost as much. What rounding left is spent where it took most.
+        and whole from where a rank would cost as much. What rounding left is spent where it took most.
 
         Raises:
             UserError: the lowest rungs together exceed the budget.
@@ -244,7 +243,7 @@ class Budget:
 
         low, high = 0.0, max(self.ladder(name).ranks[-1] / rank for name, rank in wants.items())
         if self.spent(scaled(high)) <= self.total:
-            return scaled(high)  # all dense
+            return scaled(high)  # all whole
         for _ in range(100):
             middle = (low + high) / 2
             low, high = (middle, high) if self.spent(scaled(middle)) <= self.total else (low, middle)
@@ -278,7 +277,7 @@ class Budget:
     def _build_ladder(self, m: int, n: int) -> Ladder:
         step = self.rank_align if self.rank_align <= min(m, n) else 1
         rungs: list[tuple[int, int]] = []
-        cheapest = dense = m * n * NUMBER_BITS
+        cheapest = whole = whole_bits(self.storage, m, n)
         for rank in range(min(m, n) // step * step, 0, -step):
             bits = self.storage.bits(rank, m, n)
             if bits < cheapest:
@@ -286,7 +285,7 @@ class Budget:
                 cheapest = bits
         rungs.reverse()
         last = rungs[-1][0] if rungs else 0
-        ranks, bits_of = zip(*rungs, (last + step, dense), strict=True)
+        ranks, bits_of = zip(*rungs, (last + step, whole), strict=True)
         return Ladder(ranks, bits_of)
 
 

@@ -18,6 +18,7 @@ from svdexp.cache import Shelf
 from svdexp.data.order import batch_of
 from svdexp.errors import UserError
 from svdexp.factorisation.activation import changed_outputs, soft_truncate
+from svdexp.gradients import mean_gradient
 from svdexp.models.structure import checkpointed_blocks
 from svdexp.processes import Processes
 from svdexp.progress import progress
@@ -93,7 +94,6 @@ class Training:
         """
         options = self.options
         batch = self.batch(step)
-        self.optimizer.zero_grad()
         perplexity = self.task_gradient(batch, step)
         if not math.isfinite(perplexity):
             raise UserError(
@@ -118,18 +118,13 @@ class Training:
         return batch_of(step, self.options.accumulation, len(self.sequences), self.seed, self.options.epochs)
 
     def task_gradient(self, batch: Sequence[int], step: int) -> float:
-        """Adds the gradient of the mean exp(cross-entropy) over `batch` to γ's, and returns that mean."""
-        total = torch.zeros((), dtype=torch.float64)
-        with self.truncated(), torch.random.fork_rng():
-            for index in self.processes.share(batch):
-                torch.manual_seed(self.seed + 1_000_003 * step + index)  # of the randomised SVD
-                loss = torch.exp(self.cross_entropy(self.sequences[index])) / len(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
-        if self.gamma.grad is None:  # fewer sequences than processes
-            self.gamma.grad = torch.zeros_like(self.gamma)
-        self.gamma.grad = self.processes.add_up(self.gamma.grad)
-        return float(self.processes.add_up(total))
+        """Sets γ's gradient to that of the mean exp(cross-entropy) over `batch`, and returns that mean."""
+
+        def perplexity(index: int) -> torch.Tensor:
+            return torch.exp(self.cross_entropy(self.sequences[index]))
+
+        with self.truncated():
+            return mean_gradient([self.gamma], batch, perplexity, self.seed + 1_000_003 * step, self.processes)
 
     def truncated(self) -> AbstractContextManager[Any]:
         """Every layer's outputs are truncated at its γ."""

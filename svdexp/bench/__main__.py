@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from svdexp.bench import decompositions, layers, stacks
+from svdexp.bench import decompositions, layers, stacks, training
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     table = Table(title="speed against the plain way (above 1 is faster)", title_justify="left")
     for heading in ("what", "plain way", "shape", "ratio"):
         table.add_column(heading)
-    for row in chain(decompositions.rows(), layers.rows(), stacks.rows()):
+    for row in chain(decompositions.rows(), layers.rows(), stacks.rows(), training.rows()):
         table.add_row(row.what, row.plain, row.shape, f"{row.ratio:.2f}")
     Console().print(table)
 

@@ -23,6 +23,7 @@ from svdexp.models.intake import header_shapes, refuse_pickle, require_shapes, w
 from svdexp.models.portable import modeling_svdexp
 from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, entry_of, low_rank
 from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.structure import is_linear
 from svdexp.schema import require
 
 SHARD_SIZE = "4GB"
@@ -55,15 +56,23 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
 def label(model: PreTrainedModel, ranks: Ranks) -> None:
     """Let `model`, some of whose layers were replaced, be of the class that has such layers, and its config say so.
 
-    From then on `save_pretrained` writes what transformers loads alone. A rank of None is dense.
+    From then on `save_pretrained` writes what transformers loads alone. A matrix whose rank is None is dense, or whole
+    in a form of the storage.
     """
     base = type(model.base_model).__name__
     model.__class__ = _class(type(model))
-    layers = {name: entry_of(model.get_submodule(name), rank) for name, rank in ranks.items() if rank is not None}
+    modules = {name: model.get_submodule(name) for name in ranks}
+    layers = {name: entry_of(module, ranks[name]) for name, module in modules.items() if not is_linear(module)}
     model.config.svdexp = {"version": VERSION, "layers": layers}
     file = modeling_svdexp.__name__.rpartition(".")[2]
     classes = {"AutoModel": PREFIX + base.removeprefix(PREFIX), AUTO_CLASS: type(model).__name__}
     model.config.auto_map = {auto_class: f"{file}.{name}" for auto_class, name in classes.items()}
+
+
+def unlabel(model: PreTrainedModel) -> None:
+    """Let a model that `label` named, and that has no replaced layer any more, be of its original architecture."""
+    model.__class__ = architecture_of(model.config)
+    del model.config.svdexp, model.config.auto_map
 
 
 def is_compressed(folder: Path) -> bool:
@@ -147,6 +156,8 @@ def _source(
         half = dobi.DTYPE if dtype == "auto" else dtype
         return source | {"pretrained_model_name_or_path": None, "state_dict": state, "dtype": half}
     files = weight_files(folder)
+    quantised = getattr(config, "quantization_config", None) is not None
+    require(not quantised, f"checkpoint {folder} is quantised by another library; load it with transformers")
     if asvd.is_asvd(vars(config)):
         config.svdexp = {"version": VERSION, "layers": asvd.take_table(config)}
         state = asvd.read(files)

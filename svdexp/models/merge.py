@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.models.checkpoint import architecture_of, empty_model
+from svdexp.models.checkpoint import architecture_of, empty_model, unlabel
 from svdexp.models.structure import filled_dense, replace
 
 
@@ -16,11 +16,9 @@ def merge(model: PreTrainedModel) -> None:
     W' is computed in float32, then rounded to the model's format.
     """
     config, dtype = model.config, model.dtype
-    dense = architecture_of(config)
-    skeleton = empty_model(dense, config)
+    skeleton = empty_model(architecture_of(config), config)
     for name in config.svdexp["layers"]:
         layer: Any = model.get_submodule(name).float()
         bias = None if layer.bias is None else layer.bias.to(dtype)
         replace(model, name, filled_dense(skeleton.get_submodule(name), layer.weight.to(dtype), bias))
-    model.__class__ = dense
-    del config.svdexp, config.auto_map
+    unlabel(model)

@@ -27,7 +27,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Targets:
     """Which linear layers to compress: fnmatch patterns over module names; the head only when asked.
 
-    `ranks` maps patterns to ranks, None for dense, that no allocation may change.
+    `ranks` maps patterns to ranks that no allocation may change; None does not factorise.
     """
 
     include: Sequence[str] = ("*",)

@@ -29,11 +29,27 @@ class Storage(Protocol):
 
 
 @runtime_checkable
+class WholeStorage(Storage, Protocol):
+    """A storage with a form of its own for matrices that are not factorised; others leave them dense."""
+
+    def whole_bits(self, m: int, n: int) -> int:
+        """Stored bits of such a matrix."""
+
+    def whole(self, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+        """The layer that holds all of W (m, n) and `bias`, with its dtype and device."""
+
+
+@runtime_checkable
 class FinishingStorage(Storage, Protocol):
-    """A storage that looks at the inputs of its layers: until all else is done, these are plain factors."""
+    """A storage that looks at the inputs of its layers: until all else is done, these are plain factors or dense."""
 
     def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
-        """Store every LowRankLinear among `layers` of `model`, given calibration `windows` (N, L)."""
+        """Store all `layers` of `model`, given calibration `windows` (N, L)."""
+
+
+def whole_bits(storage: Storage, m: int, n: int) -> int:
+    """Stored bits of an (m, n) matrix that is not factorised."""
+    return storage.whole_bits(m, n) if isinstance(storage, WholeStorage) else m * n * NUMBER_BITS
 
 
 def stored_bits(module: nn.Module) -> int:

@@ -1,4 +1,7 @@
-"""Both factors as packed integer codes: rounded to the nearest, as ASVD's weight_quant, or by GPTQ.
+"""Factors, or whole matrices, as packed integer codes: rounded to the nearest, as ASVD's weight_quant, or by GPTQ.
+
+A matrix that is not factorised is quantised as it is: from the rank on where factors would take as many bits, that is
+the better use of them.
 
 Row i of B and column i of A are scaled against each other until the columns of A have length one. Rounding B is as good
 either way, because rows have scales of their own. A's groups reach across components, so a small column beside a large
@@ -25,7 +28,7 @@ from svdexp.models.portable.svdexp_layers import (
     pack,
     packed_bytes,
 )
-from svdexp.models.structure import Layer, replace
+from svdexp.models.structure import Layer, replace, weight_of
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
 from svdexp.storage.base import NUMBER_BITS
@@ -59,11 +62,11 @@ class RTNStorage:
 
     def bits(self, rank: int, m: int, n: int) -> int:
         """Codes, up to whole bytes, and scales of both factors."""
-        total = 0
-        for rows, columns in ((rank, n), (m, rank)):
-            total += 8 * packed_bytes(rows * columns, self.code_bits)
-            total += NUMBER_BITS * rows * groups(columns, self.group_size)
-        return total
+        return self.whole_bits(rank, n) + self.whole_bits(m, rank)
+
+    def whole_bits(self, m: int, n: int) -> int:
+        """Codes, up to whole bytes, and scales of one matrix."""
+        return 8 * packed_bytes(m * n, self.code_bits) + NUMBER_BITS * m * groups(n, self.group_size)
 
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
         """A layer that holds A B, rounded, and `bias` with the dtype and device of `like`.
@@ -74,14 +77,25 @@ class RTNStorage:
         factors = unit_columns(factors)
         return self._filled(to_nearest(factors.A, self.grid), to_nearest(factors.B, self.grid), bias, like)
 
-    def _filled(self, A: Rounded, B: Rounded, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
-        m, rank, n = len(A.codes), *B.codes.shape
+    def whole(self, W: torch.Tensor, bias: torch.Tensor | None) -> QuantisedLinear:
+        """A layer that holds W (m, n), rounded, and `bias`.
+
+        Raises:
+            UserError: as `layer`.
+        """
+        return self._filled(to_nearest(W, self.grid), None, bias, W)
+
+    def _filled(self, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+        """The layer of A B; without B, of A alone."""
+        m, n = len(A.codes), (B or A).codes.shape[1]
+        rank = len(B.codes) if B else None
         state = {} if bias is None else {"bias": bias.detach()}
-        for side, part in (("in", B), ("out", A)):
+        for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
             if not bool(part.scale.isfinite().all()):
+                at = "" if rank is None else f" at rank {rank}"
                 raise UserError(
-                    f"quantised storage cannot hold a matrix of shape {(m, n)} at rank {rank}: its factors are not "
-                    "finite or beyond float16; use storage=factors"
+                    f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "
+                    "beyond float16; use storage=factors"
                 )
             state[f"{side}_codes"] = pack(part.codes.flatten(), self.code_bits)
             state[f"{side}_scale"] = part.scale.view(torch.int16)
@@ -118,22 +132,19 @@ class GPTQStorage(RTNStorage):
             require_gptqmodel()
 
     def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
-        """Quantise every LowRankLinear among `layers` of `model`, in place and in model order.
+        """Quantise `layers` of `model`, factors and dense ones, in place and in model order.
 
         Layers fed by one tensor share a second moment, as the model computes it at that moment.
         """
         path = BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",))
         for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
             for names in path.sharing(group):
-                modules = {name: model.get_submodule(name) for name in names}
-                plain = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-                if plain:
-                    statistics = path.statistics(group, plain)
-                    for name, module in plain.items():
-                        replace(model, name, self.calibrated(module, statistics[name]["gram"]))
+                statistics = path.statistics(group, names)
+                for name in names:
+                    replace(model, name, self.calibrated(model.get_submodule(name), statistics[name]["gram"]))
 
-    def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
-        """The layer that holds `plain`'s product, given the second moment C (n, n) of its inputs.
+    def calibrated(self, plain: Any, C: torch.Tensor) -> QuantisedLinear:
+        """The layer that holds the matrix of `plain`, factors or dense, given the second moment C (n, n) of its inputs.
 
         A is rounded for what it gets, which is what the rounded B makes of these inputs.
 
@@ -141,6 +152,9 @@ class GPTQStorage(RTNStorage):
             UserError: as `layer`.
         """
         solve = by_gptqmodel if self.solver is Solver.gptqmodel else gptq
+        if not isinstance(plain, LowRankLinear):
+            W = weight_of(plain)
+            return self._filled(solve(W, C, self.grid), None, plain.bias, W)
         factors = unit_columns(factors_of(plain))
         B = solve(factors.B, C, self.grid)
         rounded = self.grid.numbers(B)
@@ -152,9 +166,11 @@ class GPTQStorage(RTNStorage):
         work = compressed_path(workload, self.samples)
         for layer in workload.layers:
             m, n, k = layer.m, layer.n, min(layer.m, layer.n)
-            r = min(k, NUMBER_BITS * workload.ratio * m * n * k / self.bits(k, m, n))
-            algebra = 2 * (n**3 + r**3) + n * n * r + m * r * r + 2 * n * r * (n + r)
-            work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * r * (m + n)))
+            spent = NUMBER_BITS * workload.ratio * m * n
+            r = 0.0 if spent >= self.whole_bits(m, n) else min(k, spent * k / self.bits(k, m, n))
+            rows = r or m  # of what comes first
+            algebra = 2 * (n**3 + r**3) + n * n * rows + m * r * r + 2 * n * r * (n + r)
+            work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * (rows * n + r * m)))
         return work
 
 

@@ -49,8 +49,12 @@ def record(
         "update": part_name(config.method.update),
         "storage": part_name(config.storage),
         "training": {
-            name: {"options": part_name(config.method.training[name]), "curve": without_nan(curve)}
-            for name, curve in compression.training.items()
+            name: {
+                "options": part_name(config.method.training[name]),
+                "tokens": part.tokens,
+                "curve": without_nan(part.curve),
+            }
+            for name, part in compression.training.items()
         },
         "targets": asdict(config.targets),
         "calibration": asdict(config.calibration),

@@ -17,7 +17,8 @@ from svdexp.compress import Compression
 from svdexp.schema import Config
 from svdexp.tracking.depth import gamma_rows, mean_gamma, over_depth, spectrum_rows
 from svdexp.tracking.layers import LayerRow, layer_rows
-from svdexp.tracking.record import Results
+from svdexp.tracking.record import Results, without_nan
+from svdexp.training import Curve
 
 SECONDS_TO_UPLOAD = 300.0  # at the end of an online run; what is missing then stays on disk for `wandb sync`
 
@@ -92,6 +93,8 @@ class WandbSession:
             rows = layer_rows(compression)
             if compression.curves is not None:
                 self.log_curves(compression.curves, {row["name"]: row["projection"] for row in rows})
+            for name, part in compression.training.items():
+                self.log_training(f"training/{name}", part.curve)
             self.run.log(self.pictures(results, rows, compression))
             self.log_files()
 
@@ -130,6 +133,13 @@ class WandbSession:
             values = {f"learned_ranks/{key}": line[step] for key, line in lines.items()}
             self.run.log({"learned_ranks/step": step} | values)
         self.run.log({"gamma": wandb.Table(["layer", "step", "gamma"], gamma_rows(curves))})
+
+    def log_training(self, key: str, curve: Curve) -> None:
+        """How factors were trained: a history over the looks at held-out text."""
+        self.run.define_metric(f"{key}/*", step_metric=f"{key}/step")
+        for step, loss, score in without_nan(curve):
+            values = {"step": step, "held_out": score} | ({} if loss is None else {"loss": loss})
+            self.run.log({f"{key}/{name}": value for name, value in values.items()})
 
     def log_files(self) -> None:
         """Artifacts."""

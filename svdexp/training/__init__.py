@@ -3,11 +3,11 @@
 Add one with one file here and its YAML in conf/method/training/.
 """
 
-from svdexp.training.base import Lesson, Training, teach
+from svdexp.training.base import Lesson, Trained, Training, teach
 from svdexp.training.block_refine import BlockRefine
 from svdexp.training.descent import Curve
 from svdexp.training.distill import Distill
 from svdexp.training.sequential_lora import SequentialLora
 from svdexp.training.student import Student
 
-__all__ = ["BlockRefine", "Curve", "Distill", "Lesson", "SequentialLora", "Student", "Training", "teach"]
+__all__ = ["BlockRefine", "Curve", "Distill", "Lesson", "SequentialLora", "Student", "Trained", "Training", "teach"]

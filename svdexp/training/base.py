@@ -1,15 +1,18 @@
 """What every training can do."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from svdexp.cache import Shelf, fingerprint
 from svdexp.training.descent import Curve
 from svdexp.training.student import Student
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Training(Protocol):
     def __call__(self, lesson: Lesson) -> Curve:
         """Train in place."""
 
+    def tokens(self, curve: Curve, windows: torch.Tensor) -> int:
+        """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
+
+
+class Trained(NamedTuple):
+    """What became of a training: its curve, and how many tokens it saw."""
+
+    curve: Curve
+    tokens: int
+
 
 def teach(
     student: Student,
@@ -43,17 +56,21 @@ def teach(
     texts: Mapping[str, torch.Tensor],
     shelf: Callable[..., Shelf],
     seed: int,
-) -> dict[str, Curve]:
+) -> dict[str, Trained]:
     """All trainings, one after the other, on the calibration `windows` (N, L), or on their own of `texts`.
 
     `shelf(**ingredients)` is where an interrupted training finds its state; a training's depends on those before it.
     """
-    curves: dict[str, Curve] = {}
+    if not student.layers:
+        log.warning("method.training: no matrix was factorised, so there is nothing to train")
+        return {}
+    found: dict[str, Trained] = {}
     done: list[str] = []
     for name, training in trainings.items():
         done.append(repr(training))
         own = texts.get(name, windows)
         part = partial(shelf, trainings=list(done), text=fingerprint({"": own}))
         lesson = Lesson(student, own, part, seed)
-        curves[name] = training(lesson)
-    return curves
+        curve = training(lesson)
+        found[name] = Trained(curve, training.tokens(curve, own))
+    return found

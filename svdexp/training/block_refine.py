@@ -16,7 +16,7 @@ from svdexp.estimate.work import Work, Workload
 from svdexp.models.structure import named_blocks
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent, factor_numbers
-from svdexp.training.descent import Curve, Descent, Schedule
+from svdexp.training.descent import Curve, Descent, Schedule, joined
 from svdexp.training.student import Student
 
 
@@ -43,13 +43,13 @@ class BlockRefine(Schedule):
         return Work(model=work.model, bytes=work.bytes / workload.blocks + states)
 
     def __call__(self, lesson: Lesson) -> Curve:
-        """Train all blocks; the curve is that of the last block."""
+        """Train all blocks; the curve runs through them, and its errors are each block's own."""
         student = lesson.student
         blocks = named_blocks(student.model)
         paths = Paths(student, lesson.windows, blocks)
         curve: Curve = []
         for name in blocks:
-            curve = self.refine(name, paths, lesson)
+            curve = joined(curve, self.refine(name, paths, lesson))
             paths.advance(name)
         return curve
 

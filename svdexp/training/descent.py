@@ -11,6 +11,7 @@ from torch import nn
 from svdexp.cache import Shelf
 from svdexp.data.order import batch_of
 from svdexp.errors import UserError
+from svdexp.gradients import mean_gradient
 from svdexp.processes import Processes
 from svdexp.progress import progress
 from svdexp.schema import require, require_positive
@@ -19,6 +20,12 @@ log = logging.getLogger(__name__)
 
 # Per look at held-out text: the step, the mean loss since the last look, the held-out score.
 Curve = list[list[float]]
+
+
+def joined(curve: Curve, more: Curve) -> Curve:
+    """`more` behind `curve`, with its steps counted on."""
+    start = curve[-1][0] if curve else 0.0
+    return curve + [[start + step, loss, score] for step, loss, score in more]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,14 @@ class Schedule:
     def steps_over(self, count: int) -> int:
         """How many steps there are with `count` items."""
         return math.ceil(self.epochs * count / self.batch) if self.steps is None else self.steps
+
+    def tokens(self, curve: Curve, windows: torch.Tensor) -> int:
+        """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
+        return int(curve[-1][0]) * self.batch * self.item_length(windows)
+
+    def item_length(self, windows: torch.Tensor) -> int:
+        """Tokens of one item, by default a window."""
+        return windows.shape[1]
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of `step`, counted from 0, of `steps`."""
@@ -163,23 +178,12 @@ class Descent:
 
     def _step(self, step: int, optimizer: torch.optim.Optimizer, processes: Processes) -> float:
         batch = batch_of(step, self.schedule.batch, self.count, self.seed)
-        optimizer.zero_grad()
-        total = torch.zeros((), dtype=torch.float64)
-        for index in processes.share(batch):
-            torch.manual_seed(self.seed + 1_000_003 * step + index)  # of dropout
-            with torch.enable_grad():
-                loss = self.loss(index) / len(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        mean = float(processes.add_up(total))
+        mean = mean_gradient(self.parameters, batch, self.loss, self.seed + 1_000_003 * step, processes)
         if not math.isfinite(mean):
             raise UserError(
                 f"{self.what}: the loss of step {step + 1} is not finite; try a smaller {self.schedule.knob}.lr, "
                 "or precision=float32"
             )
-        for parameter in self.parameters:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = processes.add_up(gradient)
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.rate(step, self.steps)

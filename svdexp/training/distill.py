@@ -61,6 +61,10 @@ class Distill(Schedule):
         teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
         return descent(workload, tokens, self.seq_len, factor_numbers(workload)) + teacher
 
+    def item_length(self, windows: torch.Tensor) -> int:
+        """Tokens of one item."""
+        return self.seq_len
+
     @property
     def needs_teacher(self) -> bool:
         """Whether the dense model's outputs count."""

@@ -16,7 +16,7 @@ from svdexp.estimate.work import Work, Workload
 from svdexp.schema import require, require_positive
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent
-from svdexp.training.descent import Curve, Descent, Schedule
+from svdexp.training.descent import Curve, Descent, Schedule, joined
 from svdexp.training.distill import cut, perplexity_of
 from svdexp.training.student import Student
 
@@ -73,12 +73,15 @@ class SequentialLora(Schedule):
         adapters = sum(self.r * (layer.m + workload.rank(layer)) for layer in workload.layers)
         return descent(workload, tokens, self.seq_len, adapters) * len(ROUNDS[self.sequential])
 
+    def item_length(self, windows: torch.Tensor) -> int:
+        """Tokens of one item."""
+        return self.seq_len
+
     def __call__(self, lesson: Lesson) -> Curve:
         """Train and merge round by round; the curve runs through both."""
         curve: Curve = []
         for factors in ROUNDS[self.sequential]:
-            start = curve[-1][0] if curve else 0.0
-            curve += [[start + step, loss, score] for step, loss, score in self.train(factors, lesson)]
+            curve = joined(curve, self.train(factors, lesson))
         return curve
 
     def train(self, factors: Sequence[str], lesson: Lesson) -> Curve:

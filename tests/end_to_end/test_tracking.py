@@ -21,6 +21,8 @@ def test_every_figure_is_in_the_offline_run(
         *(word for word in tiny_job if not word.startswith("tracker")),
         *("method=svd_llm", "method/allocation=learned_quick", "method.allocation.seq_len=32"),
         "method.allocation.epochs=4",
+        *("method/training=distill", "method.training.distill.seq_len=16", "method.training.distill.steps=4"),
+        "method.training.distill.check_every=2",
         *("ratio=0.5", "tracker.tags=[night]", "tracker.checkpoint=true", "hydra.sweep.dir=grid"),
         HOME=str(tmp_path / "home"),
     )
@@ -55,6 +57,12 @@ def test_every_figure_is_in_the_offline_run(
     assert [row["learned_ranks/step"] for row in curve] == list(range(len(curve)))
     assert len(curve) > 1
     assert {"learned_ranks/perplexity", "learned_ranks/ratio", "learned_ranks/gamma/mlp.up_proj"} <= curve[0].keys()
+    trained = results["training"]["distill"]
+    assert trained["tokens"] == 4 * 4 * 16
+    looks = [row for row in run.history if "training/distill/step" in row]
+    keys = ("step", "loss", "held_out")
+    assert [[row.get(f"training/distill/{key}") for key in keys] for row in looks] == trained["curve"]
+    assert len(looks) == 3
 
 
 def test_layers_say_what_ranks_and_results_say(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ config.json says which, by their names in the causal language model:
 
     svdexp: {"version": 1, "layers": {name: {"storage": kind, "rank": r, "options": {option: value}}}}
 
-(options only for kinds that have any) and asks for `LowRankLlamaForCausalLM` where the dense model is a
-LlamaForCausalLM. No such class stands in this file: `__getattr__` makes it when it is asked for. This file and
-svdexp_layers.py need torch and transformers only. They travel with every checkpoint; svdexp itself uses these very
-files.
+(options only for kinds that have any; a rank of null is a matrix that its kind keeps whole) and asks for
+`LowRankLlamaForCausalLM` where the dense model is a LlamaForCausalLM. No such class stands in this file: `__getattr__`
+makes it when it is asked for. This file and svdexp_layers.py need torch and transformers only. They travel with every
+checkpoint; svdexp itself uses these very files.
 """
 
 import re
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .svdexp_layers import LAYERS, OPTIONS, LowRankLinear
+from .svdexp_layers import LAYERS, OPTIONS, WHOLE, LowRankLinear
 
 PREFIX = "LowRank"
 VERSION = 1
@@ -76,10 +76,12 @@ def _understood(entry: Any) -> bool:
         return False
     options = entry.get("options", {})
     complete = isinstance(options, dict) and options.keys() == set(OPTIONS.get(entry["storage"], ()))
-    return complete and type(entry.get("rank")) is int and entry["rank"] >= 1
+    if entry.get("rank") is None:
+        return complete and entry["storage"] in WHOLE
+    return complete and type(entry["rank"]) is int and entry["rank"] >= 1
 
 
-def entry_of(layer: Any, rank: int) -> dict[str, Any]:
+def entry_of(layer: Any, rank: int | None) -> dict[str, Any]:
     """The entry in the table of a layer of one of the kinds."""
     options = {option: getattr(layer, option) for option in OPTIONS.get(layer.kind, ())}
     return {"storage": layer.kind, "rank": rank} | ({"options": options} if options else {})
@@ -103,7 +105,7 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
         if not isinstance(old, nn.Linear | Conv1D):
             raise ValueError(f"{name} of config.json is not a linear layer of {type(model).__name__}")
         n, m = old.weight.shape if isinstance(old, Conv1D) else old.weight.T.shape
-        if entry["rank"] > min(m, n):
+        if entry["rank"] is not None and entry["rank"] > min(m, n):
             raise ValueError(f"{name} of shape {(m, n)} cannot have the rank {entry['rank']} of config.json")
         how = {"dtype": old.weight.dtype, "device": old.weight.device} | entry.get("options", {})
         parent, _, child = name.rpartition(".")

@@ -186,6 +186,8 @@ class RemapLinear(nn.Module):
 class QuantisedLinear(nn.Module):
     """y = A (B x) + b with factors kept as integer codes, rounded in groups, that become numbers when they are used.
 
+    Where `rank` is None, W' is not factorised and A holds all of it.
+
     An entry of a factor is scale · (code − 2^(code_bits − 1)). `group_size` neighbours in a row, along the factor's
     inputs, share a scale, and what is left at the end of a row is a group, too; None makes each row one group. Codes
     are packed row by row (`pack`), scales (rows, groups) are float16 in int16's clothes, as in RemapLinear.
@@ -193,14 +195,16 @@ class QuantisedLinear(nn.Module):
 
     kind: ClassVar[str] = "quantised"
 
-    def __init__(self, n: int, rank: int, m: int, bias: bool, *, code_bits: int, group_size: int | None, **kwargs: Any):
+    def __init__(
+        self, n: int, rank: int | None, m: int, bias: bool, *, code_bits: int, group_size: int | None, **kwargs: Any
+    ):
         super().__init__()
         if code_bits not in CODE_BITS:
             raise ValueError(f"codes have {', '.join(map(str, CODE_BITS))} bits, not {code_bits}")
         if group_size is not None and (type(group_size) is not int or group_size < 1):
             raise ValueError(f"a group has at least 1 code, not {group_size}")
         self.code_bits, self.group_size = code_bits, group_size
-        self.shapes = {"in": (rank, n), "out": (m, rank)}
+        self.shapes = {"out": (m, n)} if rank is None else {"in": (rank, n), "out": (m, rank)}
         for side, (rows, columns) in self.shapes.items():
             packed, scales = packed_bytes(rows * columns, code_bits), (rows, groups(columns, group_size))
             device = kwargs.get("device")
@@ -209,7 +213,7 @@ class QuantisedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
 
     def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
-        """B (r, n), side "in", or A (m, r), side "out", as numbers of `dtype`."""
+        """B (r, n), side "in", or A (m, r) or W' (m, n), side "out", as numbers of `dtype`."""
         rows, columns = self.shapes[side]
         codes = unpack(self.get_buffer(f"{side}_codes"), rows * columns, self.code_bits).view(rows, columns)
         scale = self.get_buffer(f"{side}_scale").view(torch.float16).to(dtype)
@@ -217,13 +221,15 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A B, (m, n), float32."""
-        return self.factor("out", torch.float32) @ self.factor("in", torch.float32)
+        """A B, or what A holds alone, (m, n), float32."""
+        A = self.factor("out", torch.float32)
+        return A @ self.factor("in", torch.float32) if "in" in self.shapes else A
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
-        inner = nn.functional.linear(x, self.factor("in", x.dtype))
-        return nn.functional.linear(inner, self.factor("out", x.dtype), self.bias)
+        if "in" in self.shapes:
+            x = nn.functional.linear(x, self.factor("in", x.dtype))
+        return nn.functional.linear(x, self.factor("out", x.dtype), self.bias)
 
     def validate(self) -> None:
         """Check what a file may have put into the scales.
@@ -308,5 +314,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     RemapLinear.kind: RemapLinear,
     QuantisedLinear.kind: QuantisedLinear,
 }
+# The kinds that can keep a matrix whole, with a rank of None.
+WHOLE = (QuantisedLinear.kind,)
 # The options of each kind that has any: arguments of its constructor, and attributes of its layers.
 OPTIONS: dict[str, tuple[str, ...]] = {QuantisedLinear.kind: ("code_bits", "group_size")}

@@ -1,0 +1,29 @@
+"""No matrix is factorised: what a storage makes of a whole one, such as plain quantisation, to compare with."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from svdexp.allocation.budget import Budget, Ranks, SpectralEvidence
+from svdexp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every matrix without a rank. The storage decides the size, which must be within the ratio."""
+
+    needs_spectra: ClassVar[bool] = False
+
+    def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
+        """`evidence` is not looked at.
+
+        Raises:
+            UserError: whole matrices take more than the budget.
+        """
+        ranks: Ranks = dict.fromkeys(budget.shapes)
+        if budget.spent(ranks) > budget.total:
+            share = budget.ratio * budget.spent(ranks) / budget.total
+            raise UserError(
+                f"{budget.request} is too small: this storage keeps whole matrices in {share:.4f} of their bits; "
+                "method.allocation=Whole makes no factors"
+            )
+        return ranks
