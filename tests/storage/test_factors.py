@@ -20,3 +20,10 @@ def test_layer_computes_a_b_x_plus_bias() -> None:
     layer = FactorStorage().layer(Factors(A, B), bias, torch.empty(7, 5))
     torch.testing.assert_close(layer(x), x @ (A @ B).T + bias)
     assert all(type(child) is nn.Linear for child in layer.children())
+
+
+def test_children_without_weights_are_no_obstacle() -> None:
+    """Libraries that put layers of their own in the children's places ask for every attribute on the way."""
+    layer = FactorStorage().layer(Factors(torch.randn(7, 3), torch.randn(3, 5)), None, torch.empty(7, 5))
+    layer.rank_in = nn.Identity()
+    assert layer.weight is None

@@ -31,9 +31,10 @@ class LowRankLinear(nn.Module):
         self.rank_out = nn.Linear(rank, m, bias=bias, **kwargs)
 
     @property
-    def weight(self) -> torch.Tensor:
-        """A B, (m, n)."""
-        return self.rank_out.weight @ self.rank_in.weight
+    def weight(self) -> torch.Tensor | None:
+        """A B, (m, n); None where another library has put layers without weights in the children's places."""
+        A, B = (getattr(side, "weight", None) for side in (self.rank_out, self.rank_in))
+        return None if A is None or B is None else A @ B
 
     @property
     def bias(self) -> torch.Tensor | None:
