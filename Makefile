@@ -25,7 +25,7 @@ demo: $(READY)  ## compress SmolLM2-135M to 80 % and compare it with the dense m
 	$(BIN)/python -m svdexp
 
 test: $(READY)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff: style and common mistakes
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Evidence, RankCurves, Ranks, allocate, fixed_ranks
+from svdexp.allocation import Budget, Evidence, RankCurves, Ranks, Whole, allocate, fixed_ranks
 from svdexp.cache import Cache, fingerprint, model_fingerprint
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.errors import UserError
@@ -125,9 +125,11 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     fixed = fixed_ranks(targets.ranks, budget.shapes)
     if fixed and isinstance(method.storage, ElasticStorage):
         raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")
-    budget.without(fixed)
-    if method.weighting is None and method.update is None and any(fixed.values()):
-        raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
+    rest = budget.without(fixed)
+    if isinstance(method.allocation, Whole):
+        if any(fixed.values()):
+            raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
+        method.allocation.require_room(rest)
     return layers, budget, fixed
 
 

@@ -14,16 +14,16 @@ class Whole:
     needs_spectra: ClassVar[bool] = False
 
     def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
-        """`evidence` is not looked at.
+        """`evidence` is not looked at."""
+        self.require_room(budget)
+        return dict.fromkeys(budget.shapes)
 
-        Raises:
-            UserError: whole matrices take more than the budget.
-        """
-        ranks: Ranks = dict.fromkeys(budget.shapes)
-        if budget.spent(ranks) > budget.total:
-            share = budget.ratio * budget.spent(ranks) / budget.total
+    def require_room(self, budget: Budget) -> None:
+        """Raise UserError where whole matrices take more than `budget`."""
+        spent = budget.spent(dict.fromkeys(budget.shapes))
+        if spent > budget.total:
+            share = budget.ratio * spent / budget.total
             raise UserError(
                 f"{budget.request} is too small: this storage keeps whole matrices in {share:.4f} of their bits; "
                 "method.allocation=Whole makes no factors"
             )
-        return ranks
