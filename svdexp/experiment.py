@@ -40,7 +40,7 @@ from svdexp.publish import describe
 from svdexp.schema import Config, EvaluateConfig, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
-from svdexp.sweeps.cached import cached_stages, note_weights
+from svdexp.sweeps.cached import cached_stages
 from svdexp.sweeps.converted import dense_model
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
@@ -85,7 +85,6 @@ def carry_out(
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = dense_model(config, dtype, device)
-    note_weights(config, model)
     targets = Targets(**vars(config.targets))
     layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))

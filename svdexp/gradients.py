@@ -13,6 +13,7 @@ def mean_gradient(
     batch: Sequence[int],
     loss: Callable[[int], torch.Tensor],
     seed: int,
+    step: int,
     processes: Processes,
 ) -> float:
     """Leave the gradient of the mean loss over `batch` in the parameters, the same in every process.
@@ -21,7 +22,7 @@ def mean_gradient(
         parameters: what is trained.
         batch: indices of the items of this step.
         loss: of one item, by its index; a scalar.
-        seed: of what a loss draws at random, together with the index; a step should have its own.
+        seed, step: of what a loss draws at random, together with the index.
         processes: which share the items.
 
     Returns:
@@ -32,7 +33,7 @@ def mean_gradient(
         parameter.grad = None
     with torch.random.fork_rng(), torch.enable_grad():
         for index in processes.share(batch):
-            torch.manual_seed(seed + index)
+            torch.manual_seed(seed + 1_000_003 * step + index)
             part = loss(index) / len(batch)
             part.backward()  # type: ignore[no-untyped-call]
             total += float(part.detach())

@@ -124,7 +124,7 @@ class Training:
             return torch.exp(self.cross_entropy(self.sequences[index]))
 
         with self.truncated():
-            return mean_gradient([self.gamma], batch, perplexity, self.seed + 1_000_003 * step, self.processes)
+            return mean_gradient([self.gamma], batch, perplexity, self.seed, step, self.processes)
 
     def truncated(self) -> AbstractContextManager[Any]:
         """Every layer's outputs are truncated at its γ."""

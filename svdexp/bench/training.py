@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from svdexp.bench.layers import layer
-from svdexp.bench.stacks import DEMO, random_model
+from svdexp.bench.stacks import DEMO, compressed, random_model
 from svdexp.bench.timing import Row, speedup
 from svdexp.gradients import mean_gradient
-from svdexp.models.structure import Targets, find_layers, replace
+from svdexp.models.structure import Targets, find_layers
 from svdexp.processes import Processes
 from svdexp.training import Distill, Student
 
@@ -18,18 +17,16 @@ KEPT, TOKENS = 0.6, 512
 
 def distillation() -> float:
     """One optimiser step on one item of TOKENS tokens, in SmolLM2-135M's shape."""
-    model, options = random_model(DEMO), Distill(batch=1, seq_len=TOKENS)
-    dense = {target.name: model.get_submodule(target.name) for target in find_layers(model, Targets())}
-    for target in find_layers(model, Targets()):
-        replace(model, target.name, layer("factors", target.m, target.n, KEPT))
-    student, teacher = Student(model, dense), random_model(DEMO)
+    model, teacher, options = compressed(DEMO, "factors", KEPT), random_model(DEMO), Distill(batch=1, seq_len=TOKENS)
+    dense = {target.name: teacher.get_submodule(target.name) for target in find_layers(teacher, Targets())}
+    student = Student(model, dense)
     factors, items = student.factors(), torch.randint(DEMO.vocab_size, (1, TOKENS))
     for factor in factors:
         factor.requires_grad_(True)
     optimizer = torch.optim.AdamW(factors, lr=options.lr)
 
     def ours() -> None:
-        mean_gradient(factors, [0], lambda index: options.loss(student, items[index]), 0, Processes())
+        mean_gradient(factors, [0], lambda index: options.loss(student, items[index]), 0, 0, Processes())
         nn.utils.clip_grad_norm_(factors, options.clip)
         optimizer.step()
 

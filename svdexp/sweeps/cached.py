@@ -24,6 +24,12 @@ def note_weights(config: Config, model: PreTrainedModel) -> None:
         write_atomically(note, model_fingerprint(model))
 
 
+def noted_weights(config: Config, dtype: torch.dtype) -> str | None:
+    """The fingerprint that was noted of the model's files in `dtype`, if there is one."""
+    note = _note(config, config.cache, dtype) if config.cache else None
+    return note.read_text() if note and note.is_file() else None
+
+
 def cached_stages(
     config: Config, method: Method, model: PreTrainedModel, layers: Sequence[Layer], windows: Callable[[], torch.Tensor]
 ) -> str:
@@ -33,11 +39,11 @@ def cached_stages(
     """
     if not (config.cache and method.weighting and measures_dense(method)):
         return "in the cache: nothing that a dry run looks for"
-    note = _note(config, config.cache, model.dtype)
-    if not note.is_file():
+    weights = noted_weights(config, model.dtype)
+    if weights is None:
         return "in the cache: nothing of this model"
     source = {
-        "model": note.read_text(),
+        "model": weights,
         "windows": fingerprint({"": windows()}),
         "layers": [layer.name for layer in layers],
     }

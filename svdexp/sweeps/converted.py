@@ -15,19 +15,24 @@ from svdexp.errors import UserError
 from svdexp.models.loading import load_model, locate
 from svdexp.processes import Processes
 from svdexp.schema import Config
+from svdexp.sweeps.cached import note_weights, noted_weights
 from svdexp.sweeps.identity import digest
 
 log = logging.getLogger(__name__)
 
-FINGERPRINT = "fingerprint"  # beside the weights: of the model that was kept
-
 
 def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The dense model of a run, from the cache if its GGUF file was converted before.
+    """The dense model of a run, from the cache if its GGUF file was converted before; its fingerprint is noted there.
 
     Raises:
         UserError: as `load_model`.
     """
+    model = _kept_or_read(config, dtype, device)
+    note_weights(config, model)
+    return model
+
+
+def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     source = locate(config.model)
     if source.gguf_file is None or not config.cache:
         return load_model(config.model, dtype, device)
@@ -38,11 +43,12 @@ def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> Pre
     if folder.is_dir():
         try:
             model = load_model(kept, dtype, device)
-            if model_fingerprint(model) == (folder / FINGERPRINT).read_text():
+            if model_fingerprint(model) == noted_weights(config, dtype):
                 return model
-        except (OSError, UserError) as error:
+        except UserError as error:
             log.debug("%s", error)
         log.warning("%s is damaged and made again", folder)
+        shutil.rmtree(folder, ignore_errors=True)
     model = load_model(config.model, dtype, device)
     if Processes().main:
         keep(model, folder)
@@ -54,10 +60,9 @@ def keep(model: PreTrainedModel, folder: Path) -> None:
     partial = beside(folder)
     try:
         model.save_pretrained(partial)
-        (partial / FINGERPRINT).write_text(model_fingerprint(model))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except Exception as error:  # a full disk has many types; another process may have been first
+        if not folder.exists():  # another process may have been first
+            partial.rename(folder)
+    except Exception as error:  # a full disk has many types
         log.warning("%s cannot be kept: %s", folder, error)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -178,7 +178,7 @@ class Descent:
 
     def _step(self, step: int, optimizer: torch.optim.Optimizer, processes: Processes) -> float:
         batch = batch_of(step, self.schedule.batch, self.count, self.seed)
-        mean = mean_gradient(self.parameters, batch, self.loss, self.seed + 1_000_003 * step, processes)
+        mean = mean_gradient(self.parameters, batch, self.loss, self.seed, step, processes)
         if not math.isfinite(mean):
             raise UserError(
                 f"{self.what}: the loss of step {step + 1} is not finite; try a smaller {self.schedule.knob}.lr, "
