@@ -16,7 +16,7 @@ CONF = Path(config_dir())
 GROUPS = {
     "calibration": 9,
     "eval": 7,
-    "experiment": 11,
+    "experiment": 12,
     "hydra/launcher": 3,
     "hydra/sweeper": 1,
     "method": 13,
