@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 from svdexp.cache import Cache
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
-from svdexp.evaluation import continuations, load_exams, protocols
-from svdexp.experiment import evaluate
+from svdexp.evaluation import continuations, evaluate, load_exams, protocols
 from svdexp.material import check_evaluation, evaluation_windows
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype

@@ -2,6 +2,7 @@
 
 from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
+from svdexp.evaluation.figures import evaluate
 from svdexp.evaluation.generation import continuations
 from svdexp.evaluation.passage import Passage, Protocol, check_texts, passage, protocols, reading_of
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
@@ -18,6 +19,7 @@ __all__ = [
     "check_tasks",
     "check_texts",
     "continuations",
+    "evaluate",
     "load_exams",
     "measure_efficiency",
     "passage",

@@ -23,7 +23,7 @@ DEATHS = {
     "shelving statistics": (KRON, Death("svdexp.cache:Path.replace", 5), []),
     "decomposition": (KRON, Death("svdexp.factorisation.workbench:decompose", 10), []),
     "rank training": (LEARNED, Death("svdexp.allocation.rank_training:Training.step", 7), ["calibration"]),
-    "evaluation": (KRON, Death("svdexp.experiment:perplexity", 2), ["calibration", "factorisation"]),
+    "evaluation": (KRON, Death("svdexp.evaluation.figures:perplexity", 2), ["calibration", "factorisation"]),
     "writing the checkpoint": (
         KRON,
         Death("transformers:PreTrainedModel.save_pretrained", after=True),

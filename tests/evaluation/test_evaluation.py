@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 from svdexp.cache import Cache
 from svdexp.errors import UserError
-from svdexp.evaluation import measure_efficiency, perplexity
+from svdexp.evaluation import evaluate, measure_efficiency, perplexity
 from svdexp.evaluation.efficiency import peak_memory, percentiles
-from svdexp.experiment import evaluate
 from svdexp.material import evaluation_windows
 from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
 

@@ -11,8 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from svdexp.cache import Cache
 from svdexp.errors import UserError
-from svdexp.evaluation import check_texts, passage
-from svdexp.experiment import evaluate
+from svdexp.evaluation import check_texts, evaluate, passage
 from svdexp.material import evaluation_windows
 from svdexp.schema import Bos, Config, Cut, EvalConfig, MethodConfig, ModelConfig
 from tests.conftest import WORDS

@@ -1,0 +1,77 @@
+"""All figures of one model: perplexities, accuracies, speed and size, dense and compressed alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.cache import Cache, Shelf, fingerprint, model_fingerprint
+from svdexp.evaluation.accuracy import accuracies
+from svdexp.evaluation.efficiency import measure_efficiency, require_context
+from svdexp.evaluation.passage import Passage
+from svdexp.evaluation.perplexity import perplexity
+from svdexp.evaluation.tasks import Exam
+from svdexp.models.structure import stored_bytes
+from svdexp.processes import Processes
+from svdexp.schema import Config, EvaluateConfig
+
+
+def evaluate(
+    model: PreTrainedModel,
+    texts: Mapping[str, Passage],
+    config: Config | EvaluateConfig,
+    cache: Cache,
+    what: str,
+    exams: Sequence[Exam] = (),
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    """Figures of one model: ppl/TEXT and acc/TASK, their standard errors and counts, those of `Efficiency`,
+    params, bytes.
+
+    Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
+    Tasks need the tokenizer. Of processes that share the run, each measures its part of every text, and the main one
+    all the rest.
+    """
+    figures: dict[str, Any] = {}
+    if config.eval.efficiency:
+        require_context(model.config, config.eval.efficiency)
+    weights = model_fingerprint(model) if texts or exams else None
+    for name, text in texts.items():
+        tokens = fingerprint({"windows": text.windows, "scored": text.scored})
+        shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))
+        bar = f"perplexity of the {what} model, {name}"
+        found = kept_perplexity(model, text, config.eval.batch_size, bar, shelf)
+        figures[f"ppl/{name}"] = found["value"].item()
+        figures[f"ppl_stderr/{name}"] = found["stderr"].item()
+        figures[f"ppl_tokens/{name}"] = int(found["tokens"].item())
+    if not Processes().main:
+        return figures
+    figures |= accuracies(
+        model, tokenizer, exams, batch_size=config.eval.batch_size, cache=cache, weights=weights, what=what
+    )
+    if config.eval.efficiency is not None:
+        speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
+        figures |= speed.figures()
+    figures["params"] = sum(p.numel() for p in model.parameters())
+    figures["bytes"] = stored_bytes(model)
+    return figures
+
+
+def kept_perplexity(
+    model: PreTrainedModel, text: Passage, batch_size: int | None, bar: str, shelf: Shelf
+) -> dict[str, torch.Tensor]:
+    """The fields of `Perplexity`, from the shelf or measured and put there; in every process the same."""
+    processes = Processes()
+    known = processes.agree(shelf.get("perplexity"))
+    if known is None:
+        result = perplexity(model, text.windows, batch_size, bar, text.scored, processes)
+        known = {key: torch.tensor(value, dtype=torch.float64) for key, value in vars(result).items()}
+        if processes.main:
+            shelf.put("perplexity", known)
+    return known
+
+
+def surroundings(model: PreTrainedModel) -> dict[str, str | None]:
+    """What changes a perplexity beside weights and windows: each device and each attention rounds in its own way."""
+    return {"device": model.device.type, "attention": model.config._attn_implementation}
