@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_skeleton, load_tokenizer, resolve_device, resolve_dtype
 from svdexp.models.origin import origin
+from svdexp.models.spreading import BALANCED, is_spread, settled
 from svdexp.models.structure import Targets
 from svdexp.processes import Processes
 from svdexp.publish import describe
@@ -70,7 +72,8 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     lessons = training_windows(method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
-    model = dense_model(config, resolve_dtype(config.precision, device), device)
+    load = partial(dense_model, config, resolve_dtype(config.precision, device))
+    model = settled(load, device, config.device == BALANCED)
     return Material(model, tokenizer, windows, lessons, texts, exams)
 
 
@@ -152,7 +155,7 @@ def verify_checkpoint(folder: Path, model: PreTrainedModel, windows: torch.Tenso
     Raises:
         RuntimeError: they differ by more than rounding.
     """
-    reloaded, _ = checkpoint.load(folder, device=model.device)
+    reloaded = settled(lambda device: checkpoint.load(folder, device=device)[0], model.device, is_spread(model))
     tokens = windows.to(model.device)
     expected, found = model(tokens).logits, reloaded(tokens).logits
     difference = float((expected - found).abs().max())

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from svdexp.evaluation import continuations, evaluate, load_exams, protocols
 from svdexp.material import check_evaluation, evaluation_windows
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import EvaluateConfig, ModelConfig
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
@@ -39,7 +41,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         tokenizer = load_tokenizer(source)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
-        model = load(source, dtype, device)
+        model = settled(partial(load, source, dtype), device, config.device == BALANCED)
     with clock("evaluate"):
         cache = Cache(Path(config.cache) if config.cache else None)
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.quantization_config import GgufConfig
 
 from svdexp.errors import UserError
-from svdexp.schema import ModelConfig, Precision
+from svdexp.models.spreading import BALANCED
+from svdexp.schema import ModelConfig, Precision, require
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,15 @@ def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, or the CPU; of processes that share a run each has a CUDA device of its own.
 
+    `balanced` is the first of those that a model is spread over.
+
     Raises:
         UserError: no such device here.
     """
+    if name == BALANCED:
+        require(torch.cuda.is_available(), f"device={name} spreads the model over CUDA devices; there is none here")
+        require("LOCAL_RANK" not in os.environ, f"device={name}: processes that share a run hold a whole model each")
+        name = "cuda:0"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (place := os.environ.get("LOCAL_RANK")):
