@@ -56,9 +56,9 @@ def draw(axis: Axes, panel: Panel, phase: str, looks: Mapping[str, Style]) -> li
     best = front(speed, perplexity)
     steps = [[values[i] for i in best] for values in (speed, perplexity)]
     axis.step(*steps, where="post", color="0.6", linewidth=4, alpha=0.5, zorder=1, label="not beaten in both")
-    for name, part in panel.rows.groupby("series"):
-        look, shown = pick(looks[str(name)], "color", "marker"), part[part[panel.key] <= top]
-        axis.plot(shown[key], shown[panel.key], linestyle="", label=str(name), **look)  # named even if none is shown
+    for name in sorted(panel.rows["series"].unique()):  # named even if none of its runs is inside
+        part, look = inside[inside["series"] == name], pick(looks[name], "color", "marker")
+        axis.plot(part[key], part[panel.key], linestyle="", label=name, **look)
     for i in best:
         axis.annotate(ratios[i], (speed[i], perplexity[i]), (4, 4), textcoords="offset points", fontsize=7)
     if known:
