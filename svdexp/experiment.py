@@ -2,9 +2,7 @@
 
 import json
 import logging
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -13,13 +11,13 @@ from svdexp.cache import Cache
 from svdexp.compress import compress, plan
 from svdexp.disk import write_atomically
 from svdexp.estimate.forecast import forecast
-from svdexp.evaluation import Exam, Passage, continuations, evaluate, load_exams, protocols
-from svdexp.material import calibration_windows, check_inputs, evaluation_windows, training_windows, window_counts
+from svdexp.evaluation import continuations, evaluate, protocols
+from svdexp.material import calibration_windows, check_inputs, read, window_counts
 from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_skeleton, load_tokenizer, resolve_device, resolve_dtype
 from svdexp.models.origin import origin
-from svdexp.models.spreading import BALANCED, is_spread, settled
+from svdexp.models.spreading import is_spread, settled
 from svdexp.models.structure import Targets
 from svdexp.processes import Processes
 from svdexp.publish import describe
@@ -27,7 +25,6 @@ from svdexp.schema import Config, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages
-from svdexp.sweeps.converted import dense_model
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
@@ -52,29 +49,6 @@ def run(config: Config, run_dir: Path) -> Results | None:
         tracker = NoTracker()
     with tracked(tracker, config, run_dir) as track:
         return carry_out(config, method, device, run_dir, track, cell)
-
-
-class Material(NamedTuple):
-    """What a run reads: the model, its tokenizer, calibration windows (N, L), the trainings' own, and what is asked."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    windows: torch.Tensor
-    lessons: dict[str, torch.Tensor]
-    texts: dict[str, Passage]
-    exams: list[Exam]
-
-
-def read(config: Config, method: Method, device: torch.device) -> Material:
-    """Everything that a run needs from files; the model last, because it takes longest."""
-    tokenizer = load_tokenizer(config.model)
-    windows = calibration_windows(config, tokenizer)
-    lessons = training_windows(method, tokenizer)
-    texts = evaluation_windows(config, tokenizer)
-    exams = load_exams(config.eval, config.seed)
-    load = partial(dense_model, config, resolve_dtype(config.precision, device))
-    model = settled(load, device, config.device == BALANCED)
-    return Material(model, tokenizer, windows, lessons, texts, exams)
 
 
 def carry_out(

@@ -1,16 +1,20 @@
 """What a run reads: checked before anything is loaded, then cut into token windows."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
-from svdexp.evaluation import Passage, check_tasks, check_texts, passage, require_context
+from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
-from svdexp.models.loading import load_config, load_tokenizer, locate
+from svdexp.models.loading import load_config, load_tokenizer, locate, resolve_dtype
+from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling
+from svdexp.sweeps.converted import dense_model
 from svdexp.training import SequentialLora
 
 
@@ -34,6 +38,29 @@ def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
     # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
     if part.efficiency is not None and locate(model).gguf_file is None:
         require_context(load_config(model), part.efficiency)
+
+
+class Material(NamedTuple):
+    """What a run reads: the model, its tokenizer, calibration windows (N, L), the trainings' own, and what is asked."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    windows: torch.Tensor
+    lessons: dict[str, torch.Tensor]
+    texts: dict[str, Passage]
+    exams: list[Exam]
+
+
+def read(config: Config, method: Method, device: torch.device) -> Material:
+    """Everything that a run needs from files; the model last, because it takes longest."""
+    tokenizer = load_tokenizer(config.model)
+    windows = calibration_windows(config, tokenizer)
+    lessons = training_windows(method, tokenizer)
+    texts = evaluation_windows(config, tokenizer)
+    exams = load_exams(config.eval, config.seed)
+    load = partial(dense_model, config, resolve_dtype(config.precision, device))
+    model = settled(load, device, config.device == BALANCED)
+    return Material(model, tokenizer, windows, lessons, texts, exams)
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:

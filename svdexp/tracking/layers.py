@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from svdexp.compress import Compression
+from svdexp.compression import Compression
 
 LayerRow = dict[str, Any]
 

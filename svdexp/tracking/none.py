@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdexp.compress import Compression
+from svdexp.compression import Compression
 from svdexp.schema import Config
 from svdexp.tracking.record import Results
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.compress import Compression
+from svdexp.compression import Compression
 from svdexp.schema import Config
 from svdexp.timing import StageClock, peak_rss_bytes
 from svdexp.tracking.provenance import commit, versions

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from svdexp.compress import Compression
+from svdexp.compression import Compression
 from svdexp.schema import Config
 from svdexp.tracking.record import Results
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.allocation import RankCurves
-from svdexp.compress import Compression
+from svdexp.compression import Compression
 from svdexp.schema import Config
 from svdexp.tracking.depth import gamma_rows, mean_gamma, over_depth, spectrum_rows
 from svdexp.tracking.layers import LayerRow, layer_rows

@@ -14,8 +14,9 @@ from svdexp.allocation.dynamic import block_importance, layer_importance, wanted
 from svdexp.allocation.effective_rank import move_ranks
 from svdexp.allocation.spectra import effective_rank, stable_rank, tails
 from svdexp.allocation.truncation_loss import removed_ratios
-from svdexp.compress import Method, compress
+from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
+from svdexp.method import Method
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 

@@ -13,10 +13,11 @@ from svdexp.allocation import Allocation, Budget, Evidence, Ranks, Sensitivity, 
 from svdexp.allocation.sensitivity import Cut, meet_budget, ranks_of
 from svdexp.allocation.trial import trial_perplexity, truncated_layers
 from svdexp.cache import Cache
-from svdexp.compress import Method, compress
+from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
+from svdexp.method import Method
 from svdexp.models.structure import Targets
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
 from svdexp.cache import Cache, Shelf
-from svdexp.compress import Compression, compress
+from svdexp.compress import compress
+from svdexp.compression import Compression
 from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
