@@ -21,7 +21,7 @@ GROUPS = {
     "hydra/sweeper": 1,
     "method": 13,
     "method/allocation": 12,
-    "method/training": 3,
+    "method/training": 4,
     "method/update": 2,
     "method/weighting": 5,
     "model": 13,
