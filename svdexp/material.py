@@ -1,4 +1,4 @@
-"""What a run reads: checked before anything is loaded, then cut into token windows."""
+"""What a run reads: checked before anything is loaded; then the model, and texts as token windows."""
 
 from collections.abc import Sequence
 from functools import partial
