@@ -1,11 +1,12 @@
-"""The command in processes that are forked from one that has imported everything, so that a run takes a second.
+"""The commands in processes that are forked from one that has imported everything, so that a run takes a second.
 
-`Command.run` is `python -m svdexp WORDS` in a folder. A run may be killed: at the `count`-th call of a function, before
-or after it did its work.
+`run` is `python -m PROGRAM WORDS` in a folder. A run may be killed: at the `count`-th call of a function, before or after
+it did its work.
 """
 
 import importlib
 import multiprocessing
+import runpy
 import os
 import signal
 import sys
@@ -55,26 +56,26 @@ class Outcome:
     output: str
 
 
-def run(folder: Path, words: Sequence[str], death: Death | None = None) -> Outcome:
-    """`python -m svdexp WORDS` in `folder`."""
+def run(
+    folder: Path, words: Sequence[str], death: Death | None = None, program: str = "svdexp", **variables: str
+) -> Outcome:
+    """`python -m PROGRAM WORDS` in `folder`; keyword arguments are environment variables."""
     printed = folder / "printed.txt"
-    process = CONTEXT.Process(target=_run, args=(folder, list(words), death, printed))
+    process = CONTEXT.Process(target=_run, args=(folder, program, list(words), death, printed, variables))
     process.start()
     process.join(300)
     return Outcome(process.exitcode, printed.read_text())
 
 
-def _run(folder: Path, words: list[str], death: Death | None, printed: Path) -> None:
+def _run(
+    folder: Path, program: str, words: list[str], death: Death | None, printed: Path, variables: dict[str, str]
+) -> None:
     with printed.open("w") as file:
         for channel in (1, 2):
             os.dup2(file.fileno(), channel)
     os.chdir(folder)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.argv = ["svdexp", *words]
-    from svdexp.__main__ import main
-    from svdexp.command import cli
-    from svdexp.schema import Config
-
+    os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
+    sys.argv = [program, *words]
     if death:
         death.arrange()
-    sys.exit(cli(main, Config))
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
