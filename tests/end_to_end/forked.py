@@ -1,13 +1,13 @@
 """The commands in processes that are forked from one that has imported everything, so that a run takes a second.
 
-`run` is `python -m PROGRAM WORDS` in a folder. A run may be killed: at the `count`-th call of a function, before or after
-it did its work.
+`run` is `python -m PROGRAM WORDS` in a folder. A run may be killed: at the `count`-th call of a function, before or
+after it did its work.
 """
 
 import importlib
 import multiprocessing
-import runpy
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Sequence
@@ -78,4 +78,7 @@ def _run(
     sys.argv = [program, *words]
     if death:
         death.arrange()
+    package = hasattr(importlib.import_module(program), "__path__")
+    # runpy warns of what has been imported already
+    sys.modules.pop(f"{program}.__main__" if package else program, None)
     runpy.run_module(program, run_name="__main__", alter_sys=True)
