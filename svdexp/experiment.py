@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.material import calibration_windows, check_inputs, read, window_counts
 from svdexp.method import Method
 from svdexp.models import checkpoint
-from svdexp.models.loading import load_skeleton, load_tokenizer, resolve_device, resolve_dtype
+from svdexp.models.loading import load_skeleton, resolve_device, resolve_dtype
 from svdexp.models.origin import origin
 from svdexp.models.spreading import is_spread, settled
 from svdexp.models.structure import Targets
@@ -25,6 +26,7 @@ from svdexp.schema import Config, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages
+from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
@@ -117,9 +119,8 @@ def preview(config: Config, run_dir: Path) -> None:
     layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(forecast(config, method, model, layers, window_counts(config), device))
     print(state_of(config, run_dir))
-    print(
-        cached_stages(config, method, model, layers, lambda: calibration_windows(config, load_tokenizer(config.model)))
-    )
+    tokenizer = partial(tokenizer_of, config.model, config.cache)
+    print(cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer())))
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, re
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
-from svdexp.models.loading import load_config, load_tokenizer, locate, resolve_dtype
+from svdexp.models.loading import load_config, locate, resolve_dtype
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling
-from svdexp.sweeps.converted import dense_model
+from svdexp.sweeps.converted import dense_model, tokenizer_of
 from svdexp.training import SequentialLora
 
 
@@ -53,7 +53,7 @@ class Material(NamedTuple):
 
 def read(config: Config, method: Method, device: torch.device) -> Material:
     """Everything that a run needs from files; the model last, because it takes longest."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = tokenizer_of(config.model, config.cache)
     windows = calibration_windows(config, tokenizer)
     lessons = training_windows(method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
@@ -111,5 +111,5 @@ def window_counts(config: Config) -> list[int]:
     """How many windows of each text will be evaluated."""
     counts = [config.eval.windows_of(name)[0] for name in config.eval.texts]
     if None in counts:
-        return [len(part) for part in evaluation_windows(config, load_tokenizer(config.model)).values()]
+        return [len(part) for part in evaluation_windows(config, tokenizer_of(config.model, config.cache)).values()]
     return [count for count in counts if count is not None]

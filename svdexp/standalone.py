@@ -14,9 +14,10 @@ from svdexp.errors import UserError
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
 from svdexp.material import check_evaluation, evaluation_windows
 from svdexp.models import checkpoint
-from svdexp.models.loading import load_model, load_tokenizer, locate, resolve_device, resolve_dtype
+from svdexp.models.loading import load_model, locate, resolve_device, resolve_dtype
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import EvaluateConfig, ModelConfig
+from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock
 from svdexp.tracking import Results, circumstances, commit, show_one
@@ -38,7 +39,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     clock = StageClock()
 
     with clock("load"):
-        tokenizer = load_tokenizer(source)
+        tokenizer = tokenizer_of(source, config.cache)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = settled(partial(load, source, dtype), device, config.device == BALANCED)

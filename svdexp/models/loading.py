@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.quantization_config import GgufConfig
 
 from svdexp.errors import UserError
+from svdexp.models.gguf_tokenizer import amend_tokenizer
 from svdexp.models.spreading import BALANCED
 from svdexp.schema import ModelConfig, Precision, require
 
@@ -58,7 +59,10 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """
     source = locate(config)
     with _readable_errors(config, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+        if source.gguf_file is not None:
+            amend_tokenizer(tokenizer, Path(source.location) / source.gguf_file)
+    return tokenizer
 
 
 def load_config(config: ModelConfig) -> Any:

@@ -1,24 +1,61 @@
-"""Dense models from GGUF files, kept in the cache as safetensors: reading a GGUF file takes ten times as long."""
+"""Dense models and tokenizers from GGUF files, kept in the cache as others are on disk: reading a GGUF file takes ten
+times as long."""
 
 import logging
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.cache import identity, model_fingerprint
 from svdexp.disk import beside
 from svdexp.errors import UserError
-from svdexp.models.loading import load_model, locate
+from svdexp.models import gguf_tokenizer
+from svdexp.models.loading import Source, load_model, load_tokenizer, locate
 from svdexp.processes import Processes
-from svdexp.schema import Config
+from svdexp.schema import Config, ModelConfig
 from svdexp.sweeps.cached import note_weights, noted_weights
 from svdexp.sweeps.identity import digest
 
 log = logging.getLogger(__name__)
+
+
+class Saved(Protocol):
+    """What can write itself into a folder: a model, a tokenizer."""
+
+    def save_pretrained(self, save_directory: Path) -> Any:
+        """Write it."""
+
+
+def tokenizer_of(model: ModelConfig, cache: str | None) -> Any:
+    """The tokenizer of a model, from the folder `cache` if its GGUF file was converted before.
+
+    Raises:
+        UserError: as `load_tokenizer`.
+    """
+    source = locate(model)
+    if source.gguf_file is None or not cache:
+        return load_tokenizer(model)
+    made_by = {name: version(name) for name in ("transformers", "tokenizers")}
+    made_by["svdexp"] = digest(Path(gguf_tokenizer.__file__), None)
+    folder = _folder(source, Path(cache), part="tokenizer", **made_by)
+    if folder.is_dir():
+        try:
+            (folder / "tokenizer_config.json").read_bytes()  # without it there would be a tokenizer, without BOS or EOS
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            gguf_tokenizer.warn_of_unknown(Path(source.location) / source.gguf_file)
+            return tokenizer
+        except Exception as error:  # a damaged file raises a dozen types
+            log.debug("%s", error)
+        _discard(folder)
+    tokenizer = load_tokenizer(model)
+    if Processes().main:
+        keep(tokenizer, folder)
+    return tokenizer
 
 
 def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -36,9 +73,7 @@ def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> P
     source = locate(config.model)
     if source.gguf_file is None or not config.cache:
         return load_model(config.model, dtype, device)
-    cache = Path(config.cache)
-    content = digest(Path(source.location) / source.gguf_file, cache / "contents")
-    folder = cache / "converted" / identity(content=content, dtype=str(dtype), transformers=version("transformers"))
+    folder = _folder(source, Path(config.cache), dtype=str(dtype), transformers=version("transformers"))
     kept = replace(config.model, path=str(folder), revision=None)
     if folder.is_dir():
         try:
@@ -47,15 +82,25 @@ def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> P
                 return model
         except UserError as error:
             log.debug("%s", error)
-        log.warning("%s is damaged and made again", folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder)
     model = load_model(config.model, dtype, device)
     if Processes().main:
         keep(model, folder)
     return model
 
 
-def keep(model: PreTrainedModel, folder: Path) -> None:
+def _folder(source: Source, cache: Path, **made: str) -> Path:
+    """Where a part of a GGUF file is kept, that was `made` so."""
+    content = digest(Path(source.location) / str(source.gguf_file), cache / "contents")
+    return cache / "converted" / identity(content=content, **made)
+
+
+def _discard(folder: Path) -> None:
+    log.warning("%s is damaged and made again", folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(model: Saved, folder: Path) -> None:
     """Leave `model` in `folder`, if that can be written; nothing depends on it."""
     partial = beside(folder)
     try:

@@ -1,18 +1,21 @@
-"""A GGUF file is read once; what was kept is the same model, and a damaged copy is made again."""
+"""A GGUF file is read once; what was kept is the same model and tokenizer, and a damaged copy is made again."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import PreTrainedModel
 
 from svdexp.cache import model_fingerprint
-from svdexp.models.loading import load_model
+from svdexp.models.loading import load_model, load_tokenizer
 from svdexp.schema import Config, ModelConfig
 from svdexp.sweeps import converted
-from svdexp.sweeps.converted import dense_model
+from svdexp.sweeps.converted import dense_model, tokenizer_of
 from tests.conftest import tiny_model
+from tests.models.gguf_files import learnt_tokenizer, write_header
 
 CPU = torch.device("cpu")
 
@@ -72,3 +75,74 @@ def test_without_a_place_to_keep_it(job: tuple[Config, list[str]], caplog: pytes
     dense_model(config, torch.float32, CPU)
     assert "cannot be kept" in caplog.text
     assert read == [config.model.path] * 2
+
+
+TEXT = "rank 12 of  34\n  <|end|>  5"
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelConfig, list[str]]:
+    """A GGUF file whose tokenizer begins texts with BOS, and the paths that tokenizers are converted from."""
+    tokenizer = learnt_tokenizer(Sequence([Digits(individual_digits=True), ByteLevel(False)]), [TEXT] * 9)
+    file = write_header(tmp_path / "tiny.gguf", tokenizer, "smollm", **{"tokenizer.ggml.add_bos_token": True})
+    converted_from: list[str] = []
+
+    def converter(config: ModelConfig) -> Any:
+        converted_from.append(config.path)
+        return load_tokenizer(config)
+
+    monkeypatch.setattr(converted, "load_tokenizer", converter)
+    return ModelConfig("tiny", str(file)), converted_from
+
+
+def test_the_tokenizer_is_converted_once(words: tuple[ModelConfig, list[str]], tmp_path: Path) -> None:
+    config, converted_from = words
+    cache = str(tmp_path / "cache")
+    first, second, third = (tokenizer_of(config, cache) for _ in range(3))
+    assert converted_from == [config.path]
+    for kept in (second, third):
+        assert kept(TEXT)["input_ids"] == first(TEXT)["input_ids"]
+        assert kept(TEXT)["input_ids"][0] == kept.bos_token_id == first.bos_token_id
+        assert kept.eos_token_id == first.eos_token_id
+    tokenizer_of(config, None)
+    assert len(converted_from) == 2
+
+
+@pytest.mark.parametrize("damaged", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_converted_again(
+    words: tuple[ModelConfig, list[str]], tmp_path: Path, damaged: str
+) -> None:
+    config, converted_from = words
+    cache = str(tmp_path / "cache")
+    expected = tokenizer_of(config, cache)
+    (kept,) = Path(cache).rglob(damaged)
+    kept.unlink()
+    for _ in range(2):
+        found = tokenizer_of(config, cache)
+        assert found(TEXT)["input_ids"] == expected(TEXT)["input_ids"]
+        assert found.bos_token_id == expected.bos_token_id
+    assert len(converted_from) == 2
+
+
+def test_another_way_of_amending_converts_again(
+    words: tuple[ModelConfig, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, converted_from = words
+    cache = str(tmp_path / "cache")
+    tokenizer_of(config, cache)
+    (tmp_path / "newer.py").write_text("# another version")
+    monkeypatch.setattr(converted.gguf_tokenizer, "__file__", str(tmp_path / "newer.py"))
+    tokenizer_of(config, cache)
+    assert len(converted_from) == 2
+
+
+def test_a_kept_tokenizer_is_warned_of_too(
+    words: tuple[ModelConfig, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, _ = words
+    tokenizer = learnt_tokenizer(ByteLevel(False), [TEXT] * 9)
+    write_header(Path(config.path), tokenizer, "someone-elses")
+    for _ in range(2):
+        caplog.clear()
+        tokenizer_of(config, str(tmp_path / "cache"))
+        assert "names the pre-tokenizer someone-elses, which is unknown here" in caplog.text
