@@ -4,6 +4,8 @@ import copy
 import os
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported: without it, seconds of retries
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,8 +21,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 VOCABULARY = 96
 WORDS = ["the", "rank", "of", "a", "matrix", "is", "number", "its", "independent", "rows", "and", "columns"]

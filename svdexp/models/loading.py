@@ -137,17 +137,30 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device computes it natively, else float32, which beats emulation."""
+    """`auto` is bfloat16 where the device computes it natively, else float32, which beats emulation.
+
+    The tests' SVDEXP_TEST_PRECISION says what `auto` is on a CPU, so that one machine shows both, in every process.
+
+    Raises:
+        UserError: SVDEXP_TEST_PRECISION is neither bfloat16 nor float32.
+    """
     if precision is not Precision.auto:
-        dtype = getattr(torch, precision.value)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return _named(precision.value)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and (forced := os.environ.get("SVDEXP_TEST_PRECISION")):
+        require(forced in ("bfloat16", "float32"), f"SVDEXP_TEST_PRECISION is bfloat16 or float32, not {forced}")
+        return _named(forced)
     native = device.type == "cpu" and any(
         torch.cpu.get_capabilities().get(feature, False) for feature in ("amx_bf16", "avx512_bf16", "bf16")
     )
     return torch.bfloat16 if native else torch.float32
+
+
+def _named(dtype: str) -> torch.dtype:
+    found = getattr(torch, dtype)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def _in_package(uri: str) -> Path:

@@ -13,10 +13,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+PRELOADED = (
+    *("svdexp.experiment", "svdexp.standalone", "svdexp.publish", "svdexp.report.write", "svdexp.sweeps.identity"),
+    *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "datasets", "peft", "wandb"),
+)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["svdexp.__main__", "svdexp.experiment", "svdexp.sweeps.identity"])
+CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
 @dataclass(frozen=True)
@@ -50,31 +55,48 @@ class Death:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and what it printed on both channels."""
+    """How a run ended, and what it printed."""
 
     returncode: int | None
-    output: str
+    stdout: str
+    stderr: str = ""
+
+    @property
+    def output(self) -> str:
+        """What it printed on both channels, mistakes last."""
+        return self.stdout + self.stderr
 
 
 def run(
     folder: Path, words: Sequence[str], death: Death | None = None, program: str = "svdexp", **variables: str
 ) -> Outcome:
-    """`python -m PROGRAM WORDS` in `folder`; keyword arguments are environment variables."""
-    printed = folder / "printed.txt"
-    process = CONTEXT.Process(target=_run, args=(folder, program, list(words), death, printed, variables))
-    process.start()
-    process.join(300)
-    return Outcome(process.exitcode, printed.read_text())
+    """`python -m PROGRAM WORDS` in `folder`, without a hub; keyword arguments are environment variables.
+
+    A variable that a library reads while it is imported was read before: such a run needs an interpreter of its own.
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
+    with TemporaryDirectory() as printed:
+        channels = [Path(printed) / name for name in ("stdout", "stderr")]
+        process = CONTEXT.Process(target=_run, args=(folder, program, list(words), death, channels, environment))
+        process.start()
+        process.join()  # without a limit, which a busy machine would reach
+        return Outcome(process.exitcode, *(path.read_text() for path in channels))
 
 
 def _run(
-    folder: Path, program: str, words: list[str], death: Death | None, printed: Path, variables: dict[str, str]
+    folder: Path,
+    program: str,
+    words: list[str],
+    death: Death | None,
+    channels: Sequence[Path],
+    environment: dict[str, str],
 ) -> None:
-    with printed.open("w") as file:
-        for channel in (1, 2):
-            os.dup2(file.fileno(), channel)
+    for number, path in enumerate(channels, start=1):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), number)
     os.chdir(folder)
-    os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
+    os.environ.clear()
+    os.environ.update(environment)
     sys.argv = [program, *words]
     if death:
         death.arrange()

@@ -1,16 +1,13 @@
 """Dobi-SVD from the command line, and rank training that is killed in the middle."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import Svdexp, read
+from tests.end_to_end.forked import Death, run
 
 TRAINING = ["method/allocation=learned_quick", "method.allocation.seq_len=32", "method.allocation.epochs=40"]
 
@@ -41,19 +38,12 @@ def test_training_that_is_killed_ends_at_the_same_ranks(
     undisturbed = svdexp_command(*words, "hydra.run.dir=undisturbed", "cache=one")
     assert undisturbed.returncode == 0, undisturbed.stderr
 
-    command = [sys.executable, "-m", "svdexp", *words, "hydra.run.dir=killed", "cache=two"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "two").rglob("learned_ranks/*/state.safetensors")):
-        assert process.poll() is None, "it ended before a state was saved"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    death = Death("svdexp.allocation.rank_training:Training.step", 4)
+    killed = run(tmp_path, [*words, "hydra.run.dir=killed", "cache=two"], death)
+    assert killed.returncode == -signal.SIGKILL, killed.output
+    assert list((tmp_path / "two").rglob("learned_ranks/*/state.safetensors"))
 
     resumed = svdexp_command(*words, "hydra.run.dir=resumed", "cache=two")
     assert resumed.returncode == 0, resumed.stderr
-    assert "learned ranks: going on after step" in (tmp_path / "resumed" / "svdexp.log").read_text()
+    assert "learned ranks: going on after step 3 of " in (tmp_path / "resumed" / "svdexp.log").read_text()
     assert ranks_of(tmp_path / "resumed") == ranks_of(tmp_path / "undisturbed")

@@ -1,12 +1,10 @@
 """Evaluation from the command line: accuracies and continuations of a run, and models measured as they are."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp, read
 from tests.end_to_end.test_bad_input import assert_one_sentence
 from tests.evaluation.task_rows import write_local
@@ -16,10 +14,8 @@ from tests.evaluation.task_rows import write_local
 def evaluate_command(tmp_path: Path) -> Svdexp:
     """`python -m svdexp.evaluate WORDS` in an empty folder, without a hub and without local data."""
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "SVDEXP_DATA": ""}
-        command = [sys.executable, "-m", "svdexp.evaluate", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    def run(*words: str) -> forked.Outcome:
+        return forked.run(tmp_path, words, program="svdexp.evaluate", SVDEXP_DATA="")
 
     return run
 

@@ -1,9 +1,6 @@
 """Exports from the command line: a run's card, both forms, and mistakes in one sentence."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from svdexp.models.loading import locate
 from svdexp.models.origin import Origin, origin
 from svdexp.schema import ExportConfig, ModelConfig
 from svdexp.storage import FactorStorage
+from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp
 from tests.end_to_end.test_bad_input import assert_one_sentence
 from tests.models.shrunk import shrunk
@@ -27,10 +25,8 @@ from tests.models.shrunk import shrunk
 LICENCE = "---\nlicense: apache-2.0\n---\n# A tiny model\n"
 
 
-def export_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "svdexp.export", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+def export_command(folder: Path, *words: str) -> forked.Outcome:
+    return forked.run(folder, words, program="svdexp.export")
 
 
 def test_a_run_and_its_exports(

@@ -104,12 +104,12 @@ def test_blockwise_runs(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: P
     assert read(tmp_path / "here")["dtype"] == "bfloat16"
 
 
-def test_help_and_cfg_answer_quickly(svdexp_command: Svdexp) -> None:
-    shown = svdexp_command("--help")
+def test_help_and_cfg_answer_quickly(fresh_command: Svdexp) -> None:
+    shown = fresh_command("--help")
     assert shown.returncode == 0
     assert "svd_llm" in shown.stdout
     assert "wikitext2_local" in shown.stdout
-    job = svdexp_command("--cfg", "job")
+    job = fresh_command("--cfg", "job")
     assert yaml.safe_load(job.stdout)["ratio"] == 0.8
 
 

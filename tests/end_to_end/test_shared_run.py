@@ -11,7 +11,7 @@ from tests.end_to_end.conftest import Svdexp, read
 def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "svdexp"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run([*launcher, *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_two_processes_leave_what_one_leaves(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def words(tiny_job: list[str], tmp_path: Path) -> list[str]:
 def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
     blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
-    assert blank.output.endswith("\nnot finished\nin the cache: nothing of this model\n")
+    assert blank.stdout.endswith("\nnot finished\nin the cache: nothing of this model\n")
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
     assert first.returncode == 1
     assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
@@ -31,7 +31,7 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.output
     assert shown.output.count("Estimate") == 2
     assert f"finished: {known}" in shown.output
-    assert shown.output.endswith("in the cache: gram of 3 of 3 blocks, decompositions of 3 of 3 blocks\n")
+    assert shown.stdout.endswith("in the cache: gram of 3 of 3 blocks, decompositions of 3 of 3 blocks\n")
     assert "not finished" in shown.output
 
     extended = run(tmp_path, [*words, "ratio=0.4,0.5"])
@@ -62,7 +62,7 @@ def test_results_are_never_overwritten(words: list[str], text_file: Path, tmp_pa
     kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     other = run(tmp_path, [*words, "ratio=0.6"])
     assert other.returncode == 1
-    assert other.output.startswith(f"svdexp: {tmp_path}/run holds results of another configuration, or of other cont")
+    assert other.stderr.startswith(f"svdexp: {tmp_path}/run holds results of another configuration, or of other cont")
     assert {path: path.read_bytes() for path in kept} == kept
     same = run(tmp_path, [*words, "ratio=0.5", "eval.batch_size=1"])
     assert same.returncode == 0

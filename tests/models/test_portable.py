@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 def reports(folders: Path) -> dict[str, dict[str, Any]]:
     """What the other process says of each case."""
     words = [sys.executable, str(Path(__file__).with_name("elsewhere.py")), *(str(folders / case) for case in CASES)]
-    done = subprocess.run(words, cwd=folders, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, cwd=folders, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {Path(report.pop("folder")).name: report for report in found}

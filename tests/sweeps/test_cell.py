@@ -19,12 +19,12 @@ from svdexp.sweeps import cell as module
 from tests.two_processes import free_port, join_two
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from svdexp.sweeps.cell import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -114,7 +114,8 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
 
 
 def test_a_lock_lasts_as_long_as_its_process(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(HeldError, match=str(tmp_path)):
