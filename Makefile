@@ -39,5 +39,5 @@ check: lint types test  ## everything that must be green before a commit
 bench: $(READY)  ## speed as ratios measured in one run
 	$(BIN)/python -m svdexp.bench
 
-clean:  ## remove the environment, caches and everything under outputs/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache outputs/*
+clean:  ## remove the environment and what tools leave; runs and their cache, in outputs/, stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,8 @@
 """Command line: `python -m svdexp [key=value …]`, with all that Hydra offers (--help, --cfg job, --multirun)."""
 
+import svdexp.interruption  # noqa: F401
+
+# isort: split
 import sys
 from pathlib import Path
 

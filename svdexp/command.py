@@ -1,21 +1,25 @@
 """What the commands share: where conf/ is, and how a mistake becomes one line on standard error and exit code 1."""
 
-import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.errors import UserError
+from svdexp.interruption import interruptible
+from svdexp.masking import masked_words
+from svdexp.reading import read_object
 from svdexp.schema import Config, EvaluateConfig
 from svdexp.sweeps import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
 
@@ -41,17 +45,23 @@ def guarded(
 
     Raises:
         UserError: in a sweep, for whatever went wrong; the sweep goes on with its other cells.
+        KeyboardInterrupt: says what is kept.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     dry = bool(OmegaConf.select(cfg, "dry_run"))
+    sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
     try:
+        refuse_half_a_sweep()
         config = check(cfg)
         if dry:
             work(config, folder)
         else:
             carry_out(cfg, config, folder, work)
         return
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*kept(cfg)) from None
+    except Exception as raised:
+        error = as_mistake(raised)
         if not dry and not sibling() and not isinstance(error, OccupiedError):
             note_failure(folder, error, one_sentence(error))
         if os.environ.get("SVDEXP_DEBUG"):
@@ -67,12 +77,42 @@ def guarded(
     raise failure.with_traceback(None)
 
 
+def refuse_half_a_sweep() -> None:
+    """Raise UserError for a single run of a configuration that is a sweep, unless every swept key has its value."""
+    hydra = HydraConfig.get()
+    swept = hydra.sweeper.get("params") or {}
+    given = {override.get_key_element() for override in OverridesParser.create().parse_overrides(hydra.overrides.task)}
+    open_keys = [key for key in swept if key not in given]
+    if hydra.mode is RunMode.RUN and open_keys:
+        chosen = hydra.runtime.choices.get("experiment")
+        name = f"experiment={chosen}" if chosen else "this configuration"
+        raise UserError(f"{name} is a sweep: add -m, or give one value for each of {', '.join(open_keys)}")
+
+
+def kept(cfg: DictConfig) -> list[str]:
+    """What an interrupted job leaves for the next start."""
+    cache = OmegaConf.select(cfg, "cache")
+    return [f"finished stages are in {cache} and will be reused"] if cache and not sibling() else []
+
+
+def as_mistake(error: Exception) -> Exception:
+    """The error; one of memory that is not there, which has many types, as a sentence for the user."""
+    words = " ".join(str(error).split())
+    signs = (isinstance(error, MemoryError), "OutOfMemoryError" in type(error).__name__, "allocate memory" in words)
+    if not any(signs):
+        return error
+    return UserError(
+        f"out of memory{f' ({words})' if words else ''}: try less at a time (eval.batch_size, "
+        "eval.efficiency.batch_size, calibration.seq_len, eval.seq_len); dry_run=true estimates what a run takes"
+    )
+
+
 def objective(cfg: DictConfig) -> float | None:
     """The figure of the finished run that the configuration names, for a sweeper that searches."""
     key = cfg.objective
     if key is None or cfg.dry_run or sibling():
         return None
-    results = json.loads((Path(HydraConfig.get().runtime.output_dir) / RESULTS).read_text())
+    results = read_object(Path(HydraConfig.get().runtime.output_dir) / RESULTS)
     if not isinstance(results.get(key), int | float):
         raise UserError(f"objective={key} is no figure in the run's results.json")
     return float(results[key])
@@ -87,8 +127,9 @@ def alone(job: Callable[[], object]) -> None:
     """Do what is no cell. A mistake ends the program here, before Hydra adds lines of its own."""
     try:
         job()
-    except UserError as error:
-        if os.environ.get("SVDEXP_DEBUG"):
+    except Exception as raised:
+        error = as_mistake(raised)
+        if not isinstance(error, UserError) or os.environ.get("SVDEXP_DEBUG"):
             raise
         end(error)
 
@@ -118,14 +159,34 @@ def cli(main: Callable[[], object], schema: type) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if sibling():
         sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
+    return interruptible(lambda: explained(main))
+
+
+def explained(main: Callable[[], object]) -> int:
+    """Run `main`; the exit code. Whatever Hydra raises before there is a job is a mistake in what it was given."""
     try:
+        refuse_null_groups(sys.argv[1:])
         main()
-    except KNOWN as error:
-        if os.environ.get("SVDEXP_DEBUG"):
+    except Exception as error:
+        if os.environ.get("SVDEXP_DEBUG") or not (isinstance(error, KNOWN) or outside_jobs(error)):
             raise
         print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("svdexp: interrupted; finished stages are in the cache and will be reused", file=sys.stderr)
-        return 130
     return 0
+
+
+def refuse_null_groups(words: Sequence[str]) -> None:
+    """Raise UserError for GROUP=null, which Hydra takes in a defaults list but not on a command line."""
+    for word in words:
+        key, _, value = word.partition("=")
+        group = Path(config_dir(), key.strip("+ ").partition("@")[0])
+        if value.strip() == "null" and group.is_dir():
+            choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+            name = group.relative_to(config_dir())
+            raise UserError(f"{word}: the group takes one of {choices}; ~{name} leaves it out")
+
+
+def outside_jobs(error: Exception) -> bool:
+    """Whether no job of ours raised it."""
+    jobs = (guarded.__code__, alone.__code__)
+    return not any(frame.f_code in jobs for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -1,5 +1,8 @@
 """Command line: `python -m svdexp.evaluate path=MODEL [eval=full …]` measures a model as it is, without compressing."""
 
+import svdexp.interruption  # noqa: F401
+
+# isort: split
 import sys
 from pathlib import Path
 

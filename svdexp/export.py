@@ -1,5 +1,8 @@
 """Command line: `python -m svdexp.export path=RUN to=FOLDER` writes a checkpoint that others load without svdexp."""
 
+import svdexp.interruption  # noqa: F401
+
+# isort: split
 import sys
 
 import hydra

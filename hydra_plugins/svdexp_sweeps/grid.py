@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 
 from svdexp.errors import UserError
+from svdexp.masking import masked_config
+from svdexp.schema import require
 from svdexp.sweeps import HeldError, wait_for
 
 
@@ -17,9 +20,11 @@ class Grid(BasicSweeper):
         """Carry out all cells.
 
         Raises:
-            UserError: some failed, after all were tried.
+            UserError: there are none, or some failed, after all were tried.
         """
         assert self.launcher is not None
+        assert self.config is not None
+        self.config = masked_config(self.config)  # what becomes multirun.yaml; the launcher has its own
         launch = self.launcher.launch
         outcomes: list[JobReturn] = []
 
@@ -37,6 +42,18 @@ class Grid(BasicSweeper):
                 f"the first is {folder_of(first)}: {error_of(first)}"
             )
         return outcomes
+
+    @staticmethod
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """The cells, in batches.
+
+        Raises:
+            UserError: there are none, because a key has no value.
+        """
+        for override in overrides:
+            values = override.sweep_string_iterator() if override.is_discrete_sweep() else ["one"]
+            require(any(True for _ in values), f"{override.input_line} gives no value, so the sweep has no cells")
+        return BasicSweeper.split_arguments(overrides, max_batch_size)
 
 
 def in_the_end(launch: Any, cells: Sequence[Sequence[str]], number: int) -> list[JobReturn]:

@@ -1,6 +1,5 @@
 """hydra/launcher=local_gpus: a queue over the GPUs of this machine, each cell in a process of its own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from hydra_plugins.svdexp_sweeps.grid import error_of
 from hydra_plugins.svdexp_sweeps.launching import Cell, launch_unfinished, log
 from svdexp.command import BUSY
 from svdexp.errors import UserError
-from svdexp.schema import require_positive
-from svdexp.sweeps import FAILED, HeldError
+from svdexp.schema import require, require_positive
+from svdexp.sweeps import FAILED, HeldError, said_by
 
 
 class LocalGpus(Launcher):
@@ -68,6 +67,7 @@ def find_slots(count: int | None) -> list[Slot]:
         UserError: there is none.
     """
     if count is not None:
+        require(type(count) is int, f"hydra.launcher.slots must be a number of CPU workers, not {count}")
         require_positive("hydra.launcher.slots", count)
         share = max(1, len(os.sched_getaffinity(0)) // count)
         threads = os.environ.get("OMP_NUM_THREADS", str(share))
@@ -124,7 +124,7 @@ def run(start: Sequence[str], cell: Cell, slot: Slot) -> JobReturn:
         return cell.outcome()
     if code == BUSY:
         return cell.outcome(HeldError(str(cell.folder)))
-    if (note := cell.folder / FAILED).is_file():
-        return cell.outcome(UserError(json.loads(note.read_text())["error"]))
+    if (cell.folder / FAILED).is_file():
+        return cell.outcome(UserError(said_by(cell.folder)))
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return cell.lost(f"its process {how}; see {cell.folder / 'console.log'}")

@@ -1,16 +1,33 @@
-"""`python -m svdexp.bench`: print every ratio. Above 1 means that svdexp's way is faster."""
+"""Command line: `python -m svdexp.bench` prints every ratio. Above 1 means that svdexp's way is faster."""
 
-from itertools import chain
+from svdexp.interruption import interruptible
 
-import torch
-from rich.console import Console
-from rich.table import Table
+# isort: split
+import argparse
+import sys
+from collections.abc import Sequence
 
-from svdexp.bench import decompositions, layers, stacks, training
 
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     """Print every ratio."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svdexp.bench", description="Measures speed as ratios: above 1, svdexp's way is faster."
+    )
+    parser.parse_args(words)
+    show()
+    return 0
+
+
+def show() -> None:
+    """Measure and print."""
+    from itertools import chain
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from svdexp.bench import decompositions, layers, stacks, training
+
     torch.manual_seed(0)
     table = Table(title="speed against the plain way (above 1 is faster)", title_justify="left")
     for heading in ("what", "plain way", "shape", "ratio"):
@@ -21,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(interruptible(main))

@@ -5,6 +5,9 @@ falling ratio. Where papers print a perplexity of the same model, method, storag
 it beside the measured one. With --to, writes tables and pictures instead (docs/report.md).
 """
 
+from svdexp.interruption import interruptible
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -51,4 +54,4 @@ def show(records: Sequence[Record], gone: Sequence[Missing]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interruptible(main))

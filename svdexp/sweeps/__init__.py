@@ -8,6 +8,7 @@ from svdexp.sweeps.cell import (
     carry_out,
     is_finished,
     note_failure,
+    said_by,
     state_of,
     wait_for,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "is_finished",
     "note_failure",
     "register_names",
+    "said_by",
     "state_of",
     "wait_for",
 ]

@@ -6,6 +6,7 @@ operating system frees it when the process ends, however it ends.
 
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,11 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
+from svdexp.masking import masked_config, masked_words
+from svdexp.reading import read_object
 from svdexp.schema import Config, EvaluateConfig, Save
 
 log = logging.getLogger(__name__)
 
 RESULTS, FAILED, LOCK = "results.json", "failed.json", ".lock"
+VERIFIED = "reload_max_logit_difference"  # of results.json, where there is a checkpoint
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
 Decision = TypeVar("Decision")
@@ -115,32 +119,49 @@ def wait_for(folder: Path) -> None:
 
 
 def configurations(cfg: DictConfig) -> dict[str, Any]:
-    """What Hydra keeps of a job, by the names of its files."""
-    return {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
+    """What Hydra keeps of a job, by the names of its files; what may be a token is masked."""
+    hydra: Any = HydraConfig.instance().cfg
+    overrides = masked_words(HydraConfig.get().overrides.task)
+    return {"config": cfg, "hydra": masked_config(hydra), "overrides": OmegaConf.create(overrides)}
 
 
 def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
-    """Whether the folder has the results that the configuration asks for, and the checkpoint if it wants one.
+    """Whether the folder has the results that the configuration asks for, and the checkpoint, whole, if it wants one.
 
     Raises:
         OccupiedError: it has results of something else.
         UserError: a local file of the configuration is not there.
     """
-    try:
-        found = json.loads((folder / RESULTS).read_text()).get("cell")
-    except FileNotFoundError:
+    if not (folder / RESULTS).exists():
         return False
-    except (OSError, ValueError, AttributeError):
-        found = None
+    try:
+        results = read_object(folder / RESULTS)
+    except UserError:
+        results = {}
     from svdexp.sweeps.identity import identity_of  # imports torch
 
-    if found != identity_of(config):
+    if results.get("cell") != identity_of(config):
         raise OccupiedError(
             f"{folder} holds results of another configuration, or of other contents of its files; "
             "choose another hydra.run.dir (in a sweep hydra.sweep.dir), or delete that folder"
         )
+    difference = results.get(VERIFIED, 0.0)
+    if isinstance(difference, float) and math.isnan(difference):
+        return False
     wanted = isinstance(config, Config) and config.save is not Save.none
-    return not wanted or (folder / "checkpoint" / "config.json").is_file()
+    return not wanted or ((folder / "checkpoint").is_dir() and is_whole(folder / "checkpoint"))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are there, and none with weights is cut short; else a warning says which."""
+    from svdexp.models.whole import require_whole  # imports torch
+
+    try:
+        require_whole(checkpoint)
+    except UserError as error:
+        log.warning("not finished: %s", error)
+        return False
+    return True
 
 
 def note_failure(folder: Path, error: Exception, sentence: str) -> None:
@@ -149,6 +170,14 @@ def note_failure(folder: Path, error: Exception, sentence: str) -> None:
     if not isinstance(error, UserError):
         note |= {"type": type(error).__name__, "traceback": "".join(traceback.format_exception(error))}
     write_atomically(folder / FAILED, json.dumps(note, indent=1))
+
+
+def said_by(folder: Path) -> str:
+    """What a failed cell's note says."""
+    try:
+        return str(read_object(folder / FAILED)["error"])
+    except (UserError, KeyError):
+        return f"{folder / FAILED} cannot be read"
 
 
 def state_of(config: Config | EvaluateConfig, folder: Path) -> str:
@@ -160,5 +189,5 @@ def state_of(config: Config | EvaluateConfig, folder: Path) -> str:
     except OccupiedError as error:
         return str(error)
     if (folder / FAILED).is_file():
-        return f"failed: {json.loads((folder / FAILED).read_text())['error']}"
+        return f"failed: {said_by(folder)}"
     return "not finished"

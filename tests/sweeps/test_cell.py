@@ -12,10 +12,13 @@ import torch
 from omegaconf import OmegaConf
 
 from svdexp.errors import UserError
+from svdexp.models import checkpoint
 from svdexp.processes import Processes
 from svdexp.schema import Config, Save
+from svdexp.storage import FactorStorage
 from svdexp.sweeps import HeldError, OccupiedError, carry_out, is_finished, note_failure, state_of, wait_for
 from svdexp.sweeps import cell as module
+from tests.models.shrunk import shrunk
 from tests.two_processes import free_port, join_two
 
 HOLD = """
@@ -58,12 +61,26 @@ def test_finished_cells_are_skipped(tmp_path: Path) -> None:
     carry_out(OmegaConf.create(), config(), tmp_path, forbidden)
 
 
-def test_a_checkpoint_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_asked_for_must_be_whole(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     carry(tmp_path)
     assert not is_finished(config(save=Save.checkpoint), tmp_path)
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    assert caplog.messages == []
+    model, ranks = shrunk("opt", FactorStorage())
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", ranks)
     assert is_finished(config(save=Save.checkpoint), tmp_path)
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not is_finished(config(save=Save.checkpoint), tmp_path)
+    assert "model.safetensors is damaged or cut short" in caplog.messages[0]
+    assert is_finished(config(), tmp_path)
+
+
+@pytest.mark.parametrize(("difference", "finished"), [("NaN", False), ("0.0", True), ("1e-6", True), ("null", True)])
+def test_a_verification_without_a_number_is_no_end(difference: str, finished: bool, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(f'{{"cell": "seed 0", "reload_max_logit_difference": {difference}}}')
+    assert is_finished(config(), tmp_path) == finished
 
 
 @pytest.mark.parametrize("found", ["{}", '{"cell": "seed 1"}', "[]", "{"])

@@ -1,4 +1,7 @@
-"""A program like `python -m svdexp` whose cells take a fraction of a second: ratio=1 fails, seed=7 is killed."""
+"""A program like `python -m svdexp` whose cells take a fraction of a second.
+
+ratio=1 fails, seed=7 is killed, seed=9 is interrupted; the environment variable that TOY_TELLS names is printed.
+"""
 
 import json
 import os
@@ -23,10 +26,14 @@ def job(config: Config, run_dir: Path) -> None:
     begin = time.time()
     if config.seed == 7:
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.seed == 9:
+        os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.5)
     if config.ratio == 1:
         raise RuntimeError("a defect")
-    slot = [os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("OMP_NUM_THREADS")]
+    if name := os.environ.get("TOY_TELLS"):
+        print(f"{name} is {os.environ.get(name)}")
+    slot = [os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS")]
     (run_dir / "times.json").write_text(json.dumps({"begin": begin, "end": time.time(), "slot": slot}))
 
 
