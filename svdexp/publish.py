@@ -1,6 +1,5 @@
 """One export, top-down: checkpoint → model → folder with its card → hub."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from svdexp.models.checkpoint import architecture_of, checkpoint_of, empty_model
 from svdexp.models.merge import merge
 from svdexp.models.origin import Origin, origin
 from svdexp.models.structure import weight_of
+from svdexp.reading import read_object
 from svdexp.schema import ExportConfig, Format, ModelConfig, require
 from svdexp.tracking import Results
 
@@ -68,19 +68,39 @@ def describe(
 
 
 def _results(run_dir: Path) -> Results | None:
+    """The run's record, of which a card can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
     path = run_dir / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_object(path)
+    try:
+        card(None, {}, {}, found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no whole record of a run, so no card can be written of it: {type(error).__name__}: {error}"
+        ) from error
+    return found
 
 
 def _ranks(run_dir: Path, model: PreTrainedModel) -> Ranks:
-    """Those that the run left, which name dense layers, too; or those of the model."""
+    """Those that the run left, which name dense layers, too; or those of the model.
+
+    Raises:
+        UserError: the run's file is not of this model.
+    """
     path = run_dir / "ranks.json"
-    found: Ranks = (
-        json.loads(path.read_text())
-        if path.is_file()
-        else {name: entry["rank"] for name, entry in model.config.svdexp["layers"].items()}
-    )
-    return found
+    if not path.is_file():
+        return {name: entry["rank"] for name, entry in model.config.svdexp["layers"].items()}
+    ranks = read_object(path)
+    modules = dict(model.named_modules())
+    for name, rank in ranks.items():
+        right = name in modules and (rank is None or (type(rank) is int and rank >= 1))
+        require(right, f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}")
+    return ranks
 
 
 def _origin(run_dir: Path) -> Origin | None:

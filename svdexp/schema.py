@@ -16,6 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.errors import UserError
 
+LARGEST_SEED = 2**32 - 1  # numpy's; and seeds are multiplied before torch gets them, which takes 64 bits
+LARGEST_INTEGER = 2**63 - 1
+
 
 class Traversal(StrEnum):
     """Where calibration statistics come from."""
@@ -105,6 +108,24 @@ def require_positive(knob: str, value: float) -> None:
 def require_ratio(ratio: float) -> None:
     """Raise UserError unless `ratio` is in (0, 1]."""
     require(0 < ratio <= 1, f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {ratio:g}")
+
+
+def require_seed(seed: int) -> None:
+    """Raise UserError unless every generator takes `seed`."""
+    require(0 <= seed <= LARGEST_SEED, f"seed must be from 0 to {LARGEST_SEED}, not {seed}")
+
+
+def require_integers(values: Any, knob: str) -> None:
+    """Raise UserError for an integer in nested `values` that has no 64 bits to fit in, as tensors and files want it."""
+    inside: Mapping[Any, Any] = {}
+    if isinstance(values, Mapping):
+        inside = values
+    elif isinstance(values, list):
+        inside = dict(enumerate(values))
+    for key, value in inside.items():
+        require_integers(value, f"{knob}.{key}" if knob else str(key))
+    huge = isinstance(values, int) and not -LARGEST_INTEGER <= values <= LARGEST_INTEGER
+    require(not huge, f"{knob}={values} does not fit into 64 bits")
 
 
 def spelt_out(separator: str) -> str:
@@ -301,6 +322,7 @@ class Config:
     dry_run: bool = False  # print what the run would take, and stop
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         require_ratio(self.ratio)
         wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
         require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
@@ -317,6 +339,9 @@ class EvaluateConfig:
     device: str = "auto"
     precision: Precision = Precision.auto
     cache: str | None = MISSING
+
+    def __post_init__(self) -> None:
+        require_seed(self.seed)
 
 
 @dataclass
@@ -358,6 +383,7 @@ def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:
         UserError: a value is missing, out of range, or contradicts another.
     """
     try:
+        require_integers(OmegaConf.to_container(cfg), "")
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error

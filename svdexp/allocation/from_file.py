@@ -1,12 +1,12 @@
 """Ranks from a ranks.json that an earlier run wrote: any run can be replayed, with any weighting."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from svdexp import reading
 from svdexp.allocation.budget import Budget, Evidence, Ranks
 from svdexp.errors import UserError
 
@@ -38,10 +38,6 @@ class FromFile:
             raise UserError(f"method.allocation.path={self.path} keeps {share:.4f}, more than {budget.request}")
         return ranks
 
-    def require_room(self, budget: Budget) -> None:
-        """Raise UserError where the file cannot be read; which layers it must name is known later."""
-        read_ranks(Path(self.path))
-
 
 def read_ranks(path: Path) -> Ranks:
     """Parse a ranks.json.
@@ -62,9 +58,6 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: missing, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"method.allocation.path={path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"method.allocation.path={path} is not an object of module names")
-    return found
+        return reading.read_object(path)
+    except UserError as error:
+        raise UserError(f"method.allocation.path={error}") from error

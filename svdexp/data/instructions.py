@@ -1,10 +1,10 @@
 """Instruction data in the layout of Alpaca: as plain text, or as conversations in a model's chat template."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from svdexp.errors import UserError
+from svdexp.reading import parse_json
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:
     The user says the instruction and, on the next line, the input; the assistant answers with the output.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: the tokenizer has no chat template, or one that does not take such conversations.
     """
     if not tokenizer.chat_template:
         raise UserError("calibration.chat=true, but the model's tokenizer has no chat template")
@@ -37,7 +37,13 @@ def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:
         ]
         for row in rows
     ]
-    return "".join(tokenizer.apply_chat_template(conversations, tokenize=False))
+    try:
+        return "".join(tokenizer.apply_chat_template(conversations, tokenize=False))
+    except Exception as error:  # a template is a program, which may raise whatever it likes
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"calibration.chat=true, but the chat template of the model's tokenizer fails: {reason}"
+        ) from error
 
 
 def parse_rows(text: str, source: str, *, per_line: bool) -> list[Row]:
@@ -54,8 +60,8 @@ def parse_rows(text: str, source: str, *, per_line: bool) -> list[Row]:
     if per_line:
         # Not splitlines(), which also splits at separators that JSON allows within a string.
         lines = [(f"line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        return [_row(_load(line, source, where), source, where) for where, line in lines]
-    items = _load(text, source, "it")
+        return [_row(parse_json(line, f"{source}: {where}"), source, where) for where, line in lines]
+    items = parse_json(text, f"{source}: it")
     if not isinstance(items, list):
         raise UserError(f"{source}: it is not an array of objects")
     return [_row(item, source, f"row {number}") for number, item in enumerate(items, 1)]
@@ -63,13 +69,6 @@ def parse_rows(text: str, source: str, *, per_line: bool) -> list[Row]:
 
 def _lines(*parts: str) -> str:
     return "\n".join(filter(None, parts))
-
-
-def _load(text: str, source: str, where: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source}: {where} is not JSON: {error}") from error
 
 
 def _row(item: object, source: str, where: str) -> Row:

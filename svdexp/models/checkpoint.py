@@ -6,7 +6,6 @@ from a folder and unpickles nothing but tensors. It also reads what Dobi-SVD's a
 asvd.py).
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from svdexp.models.portable import modeling_svdexp
 from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, entry_of, low_rank
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import is_linear
+from svdexp.reading import read_object
 from svdexp.schema import require
 
 SHARD_SIZE = "4GB"
@@ -80,9 +80,9 @@ def is_compressed(folder: Path) -> bool:
     if (folder / dobi.REMAPPED).is_file():
         return True
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json")
         return "svdexp" in config or asvd.is_asvd(config)
-    except (OSError, ValueError):
+    except UserError:
         return False  # for transformers to say what is wrong
 
 

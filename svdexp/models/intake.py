@@ -1,14 +1,13 @@
 """What is looked at in a checkpoint before transformers reads it, for it may come from anywhere."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from svdexp.errors import UserError
+from svdexp.reading import read_object
 from svdexp.schema import require
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -36,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
             refuse_pickle(path)
         raise UserError(f"checkpoint {folder} has no weights: neither {WEIGHTS} nor {INDEX}")
     # transformers would follow these to other weights than the folder's.
-    config = _json(folder / "config.json")
+    config = read_object(folder / "config.json")
     require("transformers_weights" not in config, f"checkpoint {folder}: config.json may not set transformers_weights")
     require(not (folder / "adapter_config.json").exists(), f"checkpoint {folder} holds an adapter; merge it first")
     for path in weights:
@@ -74,19 +73,10 @@ def _names(folder: Path) -> list[str]:
         return [WEIGHTS]
     if not (folder / INDEX).is_file():
         return []
-    table = _json(folder / INDEX).get("weight_map")
+    table = read_object(folder / INDEX).get("weight_map")
     require(isinstance(table, dict) and bool(table), f"checkpoint {folder}: {INDEX} has no weight_map")
     assert isinstance(table, dict)
     for name in table.values():
         inside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
         require(inside, f"checkpoint {folder}: {INDEX} names {name!r}, which is no safetensors file of this folder")
     return sorted(set(table.values()))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    require(isinstance(found, dict), f"{path} is not a table")
-    return dict(found)

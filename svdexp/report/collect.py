@@ -1,6 +1,5 @@
 """Find what runs left: records, layers, and cells without a record."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.errors import UserError
+from svdexp.reading import read_json
 
 Record = dict[str, Any]
 
@@ -46,10 +46,7 @@ def load(path: Path) -> Any:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    return read_json(path)
 
 
 def missing(folders: Iterable[Path]) -> list[Missing]:

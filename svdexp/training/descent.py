@@ -68,6 +68,8 @@ class Schedule:
         for key in ("warmup", "floor", "held_out"):
             value = getattr(self, key)
             require(0 <= value <= 1, f"{self.knob}.{key} is a share, from 0 to 1, not {value}")
+        decay = self.weight_decay
+        require(0 <= decay < math.inf, f"{self.knob}.weight_decay must not be negative, but is {decay}")
 
     @property
     def knob(self) -> str:
@@ -80,23 +82,12 @@ class Schedule:
         Raises:
             UserError: there is only one window, or all are held out.
         """
-        apart = self._apart(len(windows))
-        return windows[:-apart], windows[-apart:]
-
-    def _apart(self, count: int) -> int:
-        """How many of `count` windows are held out."""
-        apart = max(1, round(self.held_out * count))
+        apart = max(1, round(self.held_out * len(windows)))
         require(
-            apart < count,
-            f"{self.knob}.held_out={self.held_out} of {count} calibration windows leaves none to learn from",
+            apart < len(windows),
+            f"{self.knob}.held_out={self.held_out} of {len(windows)} calibration windows leaves none to learn from",
         )
-        return apart
-
-    def check(self, count: int, length: int) -> None:
-        """Raise UserError where `count` windows of `length` tokens are too few, or shorter than an item."""
-        self._apart(count)
-        item = self.item_length(length)
-        require(item <= length, f"{self.knob}.seq_len={item} is longer than calibration.seq_len={length}")
+        return windows[:-apart], windows[-apart:]
 
     def steps_over(self, count: int) -> int:
         """How many steps there are with `count` items."""
@@ -104,11 +95,11 @@ class Schedule:
 
     def tokens(self, curve: Curve, windows: torch.Tensor) -> int:
         """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
-        return int(curve[-1][0]) * self.batch * self.item_length(windows.shape[1])
+        return int(curve[-1][0]) * self.batch * self.item_length(windows)
 
-    def item_length(self, length: int) -> int:
-        """Tokens of one item, by default a window of `length`."""
-        return length
+    def item_length(self, windows: torch.Tensor) -> int:
+        """Tokens of one item, by default a window."""
+        return windows.shape[1]
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of `step`, counted from 0, of `steps`."""

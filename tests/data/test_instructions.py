@@ -50,6 +50,21 @@ def test_rows_in_a_chat_template(chatty: Any) -> None:
     assert chat_text(ROWS, chatty) == "<user>Add.\n1 and 2</s><assistant>3</s><user>Say hi.</s><assistant>hi</s>"
 
 
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ raise_exception('roles must\nalternate') }}", "fails: roles must alternate$"),
+        ("{% for m in messages %}", "fails: .*endfor"),
+        ("{{ messages[0].tool.name }}", "fails: .*has no attribute 'tool'"),
+        ("{{ 1 / 0 }}", "fails: division by zero"),
+    ],
+)
+def test_a_template_that_fails_is_a_sentence(template: str, sentence: str, chatty: Any) -> None:
+    chatty.chat_template = template
+    with pytest.raises(UserError, match=rf"^calibration\.chat=true, but the chat template of .* {sentence}"):
+        chat_text(ROWS, chatty)
+
+
 def test_line_separators_within_a_string_end_no_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "a\u2028b", "output": "c"}', encoding="utf-8")

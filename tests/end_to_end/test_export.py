@@ -105,6 +105,43 @@ def test_mistakes_are_found_before_anything_is_loaded(
         publish.publish(ExportConfig(**{"path": "nowhere", "to": "out"} | options))
 
 
+RECORD = {
+    "achieved_ratio": 0.5,
+    "ratio": 0.5,
+    **dict.fromkeys(("method", "weighting", "allocation", "update", "storage", "dtype", "device", "command"), "x"),
+    "calibration": {"text": "pydoc", "samples": 4, "seq_len": 8, "sampling": "first"},
+    "targets": {},
+    "seed": 0,
+    "commit": None,
+    "versions": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("results.json", "{", r"results\.json cannot be read: it is not JSON"),
+        ("results.json", "[" * 100_000, r"results\.json cannot be read: it is nested too deeply"),
+        ("results.json", "[]", r"results\.json is not an object"),
+        ("results.json", "{}", r"results\.json is no whole record of a run.*KeyError: "),
+        ("results.json", json.dumps(RECORD | {"achieved_ratio": "x"}), r"results\.json is no whole record of a run"),
+        ("results.json", json.dumps(RECORD | {"targets": []}), r"results\.json is no whole record of a run"),
+        ("ranks.json", "[]", r"ranks\.json is not an object"),
+        ("ranks.json", '{"elsewhere": 3}', r"ranks\.json does not belong .* elsewhere cannot have the rank 3"),
+        ("ranks.json", '{"model.decoder.layers.0.fc1": "3"}', r"fc1 cannot have the rank 3"),
+        ("ranks.json", '{"model.decoder.layers.0.fc1": 0}', r"fc1 cannot have the rank 0"),
+    ],
+)
+def test_malformed_files_of_a_run(name: str, content: str, sentence: str, tokenizer: Any, tmp_path: Path) -> None:
+    model, ranks = shrunk("opt", FactorStorage())
+    checkpoint.save(model, tokenizer, tmp_path / "run" / "checkpoint", ranks)
+    (tmp_path / "run" / "results.json").write_text(json.dumps(RECORD))
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        publish.publish(ExportConfig(path=str(tmp_path / "run"), to=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
 class Hub:
     """What is asked of a hub."""
 

@@ -108,7 +108,7 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
         ('{"question": 3, "choices": ["b", "c"], "answer": 0}', "line 2: no row"),
         ('{"question": "a?", "answer": 0}', "line 2: no row"),
         ("[]", "line 2: no row"),
-        ("{", "cannot be read"),
+        ("{", "line 2 is not JSON"),
         (b"\xff", "cannot be read"),
     ],
 )

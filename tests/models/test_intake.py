@@ -83,7 +83,7 @@ def test_a_table_that_promises_other_shapes(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
 def test_json_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    refused(folder, "cannot be read|not a table")
+    refused(folder, "cannot be read|is not an object")
 
 
 @pytest.mark.parametrize(

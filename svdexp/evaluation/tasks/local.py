@@ -6,7 +6,6 @@ NAME/dev.jsonl.
 """
 
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.errors import UserError
+from svdexp.reading import parse_json
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def read_rows(name: str, path: Path) -> list[Row]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = parse_json(line, f"{path}, line {number}")
                     if not isinstance(row, dict) or not row.keys() >= set(wording.keys) or not wording.accepts(row):
                         raise UserError(f"{path}, line {number}: no row of {name}, which is {', '.join(wording.keys)}")
                     rows.append({key: row[key] for key in wording.keys})
