@@ -1,12 +1,14 @@
 """The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Ranks, Whole, allocate, fixed_ranks
+from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Ranks, Whole, allocate, fixed_ranks
 from svdexp.cache import Cache
 from svdexp.compression import Compression
 from svdexp.errors import UserError
@@ -17,6 +19,24 @@ from svdexp.models.structure import Layer, Targets, find_layers
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage
 from svdexp.timing import StageClock
+
+log = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What a model, a method and a ratio come to, before anything is computed.
+
+    Attributes:
+        layers: the layers to compress.
+        budget: of all of them.
+        fixed: the ranks among them that the targets fix.
+        notes: sentences on what the user may not expect.
+    """
+
+    layers: list[Layer]
+    budget: Budget
+    fixed: Ranks
+    notes: list[str]
 
 
 def compress(
@@ -45,10 +65,13 @@ def compress(
         texts: by the name of a training, token ids (N, L) that it learns from instead of the calibration windows.
 
     Raises:
-        UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, or several
-            processes without a cache on disk.
+        UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, windows too short
+            for a training, or several processes without a cache on disk.
     """
-    layers, budget, fixed = plan(model, method, ratio, targets or Targets())
+    check_windows(method, windows, texts or {})
+    layers, budget, fixed, notes = plan(model, method, ratio, targets or Targets())
+    for note in notes:
+        log.warning("%s", note)
     job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts or {})
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
@@ -66,11 +89,20 @@ def compress(
     return done
 
 
-def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> tuple[list[Layer], Budget, Ranks]:
-    """The layers to compress, the budget of all of them, and the ranks among them that `targets` fixes.
+def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError where calibration `windows` (N, L), or a training's own of `texts`, are too few or too short."""
+    for name, training in method.training.items():
+        training.check(*texts.get(name, windows).shape)
+    if isinstance(method.allocation, Learned):
+        method.allocation.check(windows.shape[1])
+
+
+def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> Plan:
+    """The plan for `model`, which may be on the meta device.
 
     Raises:
-        UserError: what cannot be compressed, and fixed ranks that do not fit a layer or the budget.
+        UserError: what cannot be compressed, fixed ranks that do not fit a layer or the budget, and a budget that the
+            shapes alone rule out.
     """
     layers = find_layers(model, targets)
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
@@ -78,8 +110,9 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     if fixed and isinstance(method.storage, ElasticStorage):
         raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")
     rest = budget.without(fixed)
-    if isinstance(method.allocation, Whole):
-        if any(fixed.values()):
-            raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
+    if isinstance(method.allocation, Whole) and any(fixed.values()):
+        raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
+    if rest.shapes and isinstance(method.allocation, Foreseen):
         method.allocation.require_room(rest)
-    return layers, budget, fixed
+    note = method.allocation.unaligned(rest) if isinstance(method.allocation, Aligned) else None
+    return Plan(layers, budget, fixed, [note] if note else [])

@@ -13,7 +13,14 @@ from svdexp.compress import compress, plan
 from svdexp.disk import write_atomically
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import continuations, evaluate, protocols
-from svdexp.material import calibration_windows, check_inputs, read, window_counts
+from svdexp.material import (
+    calibration_windows,
+    check_inputs,
+    check_lengths,
+    read,
+    window_counts,
+    window_lengths,
+)
 from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_skeleton, resolve_device, resolve_dtype
@@ -116,7 +123,10 @@ def preview(config: Config, run_dir: Path) -> None:
     device = resolve_device(config.device)
     check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
-    layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    check_lengths(model, window_lengths(config, method))
+    layers, _, _, notes = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    for note in notes:
+        print(note)
     print(forecast(config, method, model, layers, window_counts(config), device))
     print(state_of(config, run_dir))
     tokenizer = partial(tokenizer_of, config.model, config.cache)

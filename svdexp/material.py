@@ -1,21 +1,26 @@
 """What a run reads: checked before anything is loaded; then the model, and texts as token windows."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.allocation import Learned
 from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
 from svdexp.models.loading import load_config, locate, resolve_dtype
+from svdexp.models.positions import positions_of
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling
 from svdexp.sweeps.converted import dense_model, tokenizer_of
 from svdexp.training import SequentialLora
+
+log = logging.getLogger(__name__)
 
 
 def check_inputs(config: Config, method: Method) -> None:
@@ -29,6 +34,77 @@ def check_inputs(config: Config, method: Method) -> None:
             if part.chat:
                 require_rows(part.text, Split.calibration, part.files)
     check_evaluation(config.eval, config.model)
+    check_windows(config, method)
+
+
+def check_windows(config: Config, method: Method) -> None:
+    """Raise UserError where windows will be too few, or too short, for what is to be learnt from them."""
+    part = config.calibration
+    for training in method.training.values():
+        if isinstance(training, SequentialLora) and training.text is not None:
+            if training.samples is not None:
+                training.check(training.samples, training.seq_len)
+        else:
+            training.check(part.samples, part.seq_len)
+    if isinstance(method.allocation, Learned):
+        method.allocation.check(part.seq_len)
+
+
+def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
+    """Raise UserError where windows are longer than a model can read; warn where they are beyond what it was made for.
+
+    Args:
+        model: it may be on the meta device.
+        lengths: of the windows, by the key that says so.
+    """
+    known = positions_of(model)
+    over = {knob: length for knob, length in lengths.items() if known and length > known.count}
+    if not known or not over:
+        return
+    asked = " and ".join(f"{knob}={length}" for knob, length in over.items())
+    has = f"the {known.count} positions that {type(model).__name__} has"
+    if known.firm:
+        raise UserError(f"{asked}: windows are longer than {has}")
+    log.warning("%s: windows are longer than %s; it computes on, outside of what it was made for", asked, has)
+
+
+def evaluation_lengths(part: EvalConfig) -> dict[str, int]:
+    """The length of the windows that evaluate, by its key; nothing without texts."""
+    return {"eval.seq_len": part.seq_len} if part.texts else {}
+
+
+def window_lengths(config: Config, method: Method) -> dict[str, int]:
+    """The lengths of all windows of a run, by the keys that say so."""
+    found = {"calibration.seq_len": config.calibration.seq_len} | evaluation_lengths(config.eval)
+    for training in method.training.values():
+        if isinstance(training, SequentialLora) and training.text is not None:
+            found[f"{training.knob}.seq_len"] = training.seq_len
+    return found
+
+
+def check_ids(model: PreTrainedModel, texts: Mapping[str, torch.Tensor], tokenizer: Any) -> None:
+    """Raise UserError where a text has tokens that the model's embedding has no row for; warn where others could.
+
+    Args:
+        model: the model.
+        texts: token ids, in any shape, by what they are of.
+        tokenizer: what gave them.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for what, ids in texts.items():
+        if ids.numel() and int(ids.max()) >= rows:
+            raise UserError(
+                f"{what}: the tokenizer gives token {int(ids.max())}, but the model's embedding has {rows} rows; "
+                "is it the tokenizer of another model?"
+            )
+    if len(tokenizer) > rows:
+        log.warning("the tokenizer has %d tokens, but the model's embedding has %d rows", len(tokenizer), rows)
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The tokens of each prompt, by what `check_ids` calls it."""
+    return {f"eval.prompts, {prompt!r}": torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts}
 
 
 def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
@@ -60,6 +136,10 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     exams = load_exams(config.eval, config.seed)
     load = partial(dense_model, config, resolve_dtype(config.precision, device))
     model = settled(load, device, config.device == BALANCED)
+    check_lengths(model, window_lengths(config, method))
+    tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
+    tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}
+    check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     return Material(model, tokenizer, windows, lessons, texts, exams)
 
 

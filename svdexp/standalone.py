@@ -12,7 +12,14 @@ from svdexp.cache import Cache
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
-from svdexp.material import check_evaluation, evaluation_windows
+from svdexp.material import (
+    check_evaluation,
+    check_ids,
+    check_lengths,
+    evaluation_lengths,
+    evaluation_windows,
+    prompt_ids,
+)
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_model, locate, resolve_device, resolve_dtype
 from svdexp.models.spreading import BALANCED, settled
@@ -43,6 +50,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = settled(partial(load, source, dtype), device, config.device == BALANCED)
+        check_lengths(model, evaluation_lengths(config.eval))
+        tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
+        check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     with clock("evaluate"):
         cache = Cache(Path(config.cache) if config.cache else None)
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)

@@ -3,7 +3,7 @@
 Add one with one file here and its YAML in conf/method/allocation/.
 """
 
-from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks, Repeatable
+from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Foreseen, Ranks, Repeatable
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
@@ -24,11 +24,13 @@ REPEATABLE: dict[str, type[Repeatable]] = {
 
 __all__ = [
     "REPEATABLE",
+    "Aligned",
     "Allocation",
     "Budget",
     "Dynamic",
     "EffectiveRank",
     "Evidence",
+    "Foreseen",
     "FromFile",
     "FromGamma",
     "GlobalLoss",

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ class Allocation(Protocol):
 
     def __call__(self, budget: "Budget", evidence: "Evidence") -> Ranks:
         """Ranks within `budget`, chosen from `evidence`."""
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """An allocation that can say without evidence what is impossible."""
+
+    def require_room(self, budget: "Budget") -> None:
+        """Raise UserError for what `budget` and the options alone rule out."""
 
 
 class SpectralEvidence(Protocol):
@@ -60,6 +68,20 @@ class Aligned:
 
     def __post_init__(self) -> None:
         require_positive("method.allocation.rank_align", self.rank_align)
+
+    def require_room(self, budget: "Budget") -> None:
+        """Raise UserError where even the lowest ranks are more than `budget`."""
+        budget.aligned(self.rank_align).lowest()
+
+    def unaligned(self, budget: "Budget") -> str | None:
+        """The sentence on matrices smaller than one multiple of `rank_align`, if there are any."""
+        small = [name for name, shape in budget.shapes.items() if min(shape) < self.rank_align]
+        if not small:
+            return None
+        return (
+            f"method.allocation.rank_align={self.rank_align} is larger than {len(small)} of {len(budget.shapes)} "
+            f"matrices, the first {small[0]} of shape {budget.shapes[small[0]]}: their ranks are multiples of 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,11 @@ class Budget:
         ranks = {name: self.ladder(name).rank(0) for name in self.shapes}
         if self.spent(ranks) > self.total:
             share = self.ratio * self.spent(ranks) / self.total
+            if self.rank_align > 1 and self._loosened(lambda budget: budget.lowest()):
+                raise UserError(
+                    f"method.allocation.rank_align={self.rank_align} is too coarse for {self.request}: the lowest "
+                    f"multiple in every layer, or the whole matrix where no multiple is smaller, costs {share:.4f}"
+                )
             raise UserError(f"{self.request} is too small: the lowest rank of every layer costs {share:.4f}")
         return ranks
 
@@ -214,8 +241,19 @@ class Budget:
         ladder = self.ladder(name)
         rung = ladder.affordable(bits)
         if rung < 0:
-            raise UserError(f"{self.request} leaves {name} of shape {self.shapes[name]} without a single rank")
+            at = f"{name} of shape {self.shapes[name]} without a single rank"
+            if self.rank_align > 1 and self._loosened(lambda budget: budget.largest_rank(name, bits)):
+                raise UserError(f"method.allocation.rank_align={self.rank_align} at {self.request} leaves {at}")
+            raise UserError(f"{self.request} leaves {at}")
         return ladder.rank(rung)
+
+    def _loosened(self, attempt: Callable[["Budget"], object]) -> bool:
+        """Whether `attempt` succeeds where ranks need not be multiples of anything."""
+        try:
+            attempt(self.aligned(1))
+        except UserError:
+            return False
+        return True
 
     def uniform_rank(self, name: str) -> float:
         """The rank, not rounded, that costs `ratio` of the dense bits."""

@@ -38,6 +38,10 @@ class FromFile:
             raise UserError(f"method.allocation.path={self.path} keeps {share:.4f}, more than {budget.request}")
         return ranks
 
+    def require_room(self, budget: Budget) -> None:
+        """Raise UserError where the file cannot be read; which layers it must name is known later."""
+        read_ranks(Path(self.path))
+
 
 def read_ranks(path: Path) -> Ranks:
     """Parse a ranks.json.

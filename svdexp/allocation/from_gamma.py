@@ -40,6 +40,11 @@ class FromGamma:
                 raise UserError(f"method.allocation.path={self.path} has no positive γ for {name}")
         return budget.fit({name: wanted_rank(gammas[name], *shape) for name, shape in budget.shapes.items()})
 
+    def require_room(self, budget: Budget) -> None:
+        """Raise UserError where the file cannot be read, or even the lowest ranks are more than `budget`."""
+        read_object(Path(self.path))
+        budget.lowest()
+
 
 def wanted_rank(gamma: float, m: int, n: int) -> float:
     """The rank, not rounded, that γ means for an (m, n) matrix."""

@@ -24,7 +24,6 @@ import torch
 from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_training import Training
-from svdexp.errors import UserError
 from svdexp.estimate.work import Work, Workload, eigh_flops, svd_flops
 from svdexp.schema import require, require_positive
 
@@ -111,11 +110,15 @@ class Learned(Aligned):
             UserError: the windows are shorter.
         """
         windows = windows[: self.windows]
+        self.check(windows.shape[1])
         length = self.seq_len or windows.shape[1]
-        if length > windows.shape[1]:
-            raise UserError(f"method.allocation.seq_len={length} is longer than calibration.seq_len={windows.shape[1]}")
         per_window = windows.shape[1] // length
         return windows[:, : per_window * length].reshape(-1, length)
+
+    def check(self, length: int) -> None:
+        """Raise UserError where windows of `length` tokens are shorter than a sequence."""
+        wanted = self.seq_len or length
+        require(wanted <= length, f"method.allocation.seq_len={wanted} is longer than calibration.seq_len={length}")
 
     def steps(self, sequences: int) -> int:
         """How many optimiser steps there are; the last one may see fewer sequences than the others."""

@@ -98,6 +98,11 @@ class Sensitivity(Aligned):
             return self._meet_target(budget, evidence, cuts, self.ppl_target)
         return meet_budget(budget, cuts)
 
+    def require_room(self, budget: Budget) -> None:
+        """Raise UserError where even the lowest ranks are more than `budget`, if that is what decides."""
+        if self.ppl_target is None:
+            super().require_room(budget)
+
     def cost(self, workload: Workload) -> Work:
         """A perplexity per layer and candidate, and those of the bisection for a target."""
         cuts = len(workload.layers) * len(self.candidates)

@@ -15,6 +15,11 @@ class Uniform(Aligned):
     def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """`evidence` is not looked at."""
         budget = budget.aligned(self.rank_align)
-        return budget.fill(
-            {name: budget.largest_rank(name, budget.ratio * budget.dense(name)) for name in budget.shapes}
-        )
+        return budget.fill(self._shares(budget))
+
+    def require_room(self, budget: Budget) -> None:
+        """Raise UserError where a layer's own share is too small for its lowest rank."""
+        self._shares(budget.aligned(self.rank_align))
+
+    def _shares(self, budget: Budget) -> Ranks:
+        return {name: budget.largest_rank(name, budget.ratio * budget.dense(name)) for name in budget.shapes}

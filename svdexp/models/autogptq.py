@@ -10,10 +10,13 @@ Of a matrix (rows, columns) with codes of b bits, in groups along a row:
 A row of ours is the same stream of bits where columns are multiples of 32, so nothing is rounded again.
 """
 
+from math import gcd, lcm
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.errors import UserError
 from svdexp.models.checkpoint import architecture_of, empty_model, unlabel
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear, groups, middle, pack
 from svdexp.models.structure import is_linear, named_blocks, replace
@@ -95,14 +98,22 @@ def packed(name: str, layer: QuantisedLinear) -> nn.Module:
     return pair
 
 
+def remedy(layer: QuantisedLinear, unit: int) -> str:
+    """What to do about a layer that does not fit, whose rank would fit as a multiple of `unit`."""
+    m, n = layer.shapes["out"][0], layer.shapes.get("in", layer.shapes["out"])[1]
+    if n % unit or m * layer.code_bits % WORD or min(m, n) < unit:
+        return f"no rank makes the layer's own shape {(m, n)} fit, so leave it to format=hf"
+    return f"compress with method.allocation.rank_align={unit}"
+
+
 def _packed(name: str, layer: QuantisedLinear, side: str) -> nn.Module:
     (rows, columns), bits, size = layer.shapes[side], layer.code_bits, layer.group_size
-    fits = columns % WORD == 0 and rows * bits % WORD == 0 and columns % (size or 1) == 0
-    require(
-        fits,
-        f"format=gptq: a matrix of {name} has shape {(rows, columns)}, which does not fill its words and groups; "
-        f"compress with method.allocation.rank_align={max(WORD, size or 0)}",
-    )
+    unit = lcm(WORD, size or 1)  # of columns; rows fill words with fewer
+    if columns % unit or rows * bits % WORD:
+        raise UserError(
+            f"format=gptq: a matrix of {name} has shape {(rows, columns)}, but the layout wants columns in multiples "
+            f"of {unit} and rows in multiples of {WORD // gcd(WORD, bits)}; {remedy(layer, unit)}"
+        )
     count = groups(columns, size)
     zeros = pack(torch.full((count * rows,), middle(bits) - 1), bits)
     tensors = {

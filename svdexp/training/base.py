@@ -38,6 +38,9 @@ class Training(Protocol):
     def __call__(self, lesson: Lesson) -> Curve:
         """Train in place."""
 
+    def check(self, count: int, length: int) -> None:
+        """Raise UserError where `count` windows of `length` tokens are too few or too short."""
+
     def tokens(self, curve: Curve, windows: torch.Tensor) -> int:
         """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
 

@@ -82,12 +82,23 @@ class Schedule:
         Raises:
             UserError: there is only one window, or all are held out.
         """
-        apart = max(1, round(self.held_out * len(windows)))
-        require(
-            apart < len(windows),
-            f"{self.knob}.held_out={self.held_out} of {len(windows)} calibration windows leaves none to learn from",
-        )
+        apart = self._apart(len(windows))
         return windows[:-apart], windows[-apart:]
+
+    def _apart(self, count: int) -> int:
+        """How many of `count` windows are held out."""
+        apart = max(1, round(self.held_out * count))
+        require(
+            apart < count,
+            f"{self.knob}.held_out={self.held_out} of {count} calibration windows leaves none to learn from",
+        )
+        return apart
+
+    def check(self, count: int, length: int) -> None:
+        """Raise UserError where `count` windows of `length` tokens are too few, or shorter than an item."""
+        self._apart(count)
+        item = self.item_length(length)
+        require(item <= length, f"{self.knob}.seq_len={item} is longer than calibration.seq_len={length}")
 
     def steps_over(self, count: int) -> int:
         """How many steps there are with `count` items."""
@@ -95,11 +106,11 @@ class Schedule:
 
     def tokens(self, curve: Curve, windows: torch.Tensor) -> int:
         """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
-        return int(curve[-1][0]) * self.batch * self.item_length(windows)
+        return int(curve[-1][0]) * self.batch * self.item_length(windows.shape[1])
 
-    def item_length(self, windows: torch.Tensor) -> int:
-        """Tokens of one item, by default a window."""
-        return windows.shape[1]
+    def item_length(self, length: int) -> int:
+        """Tokens of one item, by default a window of `length`."""
+        return length
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of `step`, counted from 0, of `steps`."""

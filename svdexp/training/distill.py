@@ -61,7 +61,7 @@ class Distill(Schedule):
         teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
         return descent(workload, tokens, self.seq_len, factor_numbers(workload)) + teacher
 
-    def item_length(self, windows: torch.Tensor) -> int:
+    def item_length(self, length: int) -> int:
         """Tokens of one item."""
         return self.seq_len
 
@@ -74,7 +74,7 @@ class Distill(Schedule):
         """Train all factors."""
         student = lesson.student
         windows, held_out = self.split(lesson.windows)
-        items = cut(windows, self.seq_len, self.knob)
+        items = cut(windows, self.seq_len)
         descent = Descent(
             schedule=self,
             parameters=student.factors(),
@@ -121,14 +121,9 @@ def hidden_error(found: Any, wanted: Any) -> torch.Tensor:
     return torch.stack(errors).mean()
 
 
-def cut(windows: torch.Tensor, length: int, knob: str) -> torch.Tensor:
-    """Windows (N, L) as items of `length` tokens; the rest of each window is left out.
-
-    Raises:
-        UserError: a window is shorter.
-    """
+def cut(windows: torch.Tensor, length: int) -> torch.Tensor:
+    """Windows (N, L) as items of `length` ≤ L tokens; the rest of each window is left out."""
     L = windows.shape[1]
-    require(length <= L, f"{knob}.seq_len={length} is longer than calibration.seq_len={L}")
     return windows[:, : L // length * length].reshape(-1, length)
 
 

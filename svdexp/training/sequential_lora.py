@@ -73,7 +73,7 @@ class SequentialLora(Schedule):
         adapters = sum(self.r * (layer.m + workload.rank(layer)) for layer in workload.layers)
         return descent(workload, tokens, self.seq_len, adapters) * len(ROUNDS[self.sequential])
 
-    def item_length(self, windows: torch.Tensor) -> int:
+    def item_length(self, length: int) -> int:
         """Tokens of one item."""
         return self.seq_len
 
@@ -88,7 +88,7 @@ class SequentialLora(Schedule):
         """One round: adapters on these factors of every layer."""
         student = lesson.student
         windows, held_out = self.split(lesson.windows)
-        items = cut(windows, self.seq_len, self.knob)
+        items = cut(windows, self.seq_len)
         names = [f"{name}.{factor}" for name in student.layers for factor in factors]
         options = LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=names)
         with torch.random.fork_rng():

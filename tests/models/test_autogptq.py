@@ -17,7 +17,8 @@ from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models import checkpoint
-from svdexp.models.autogptq import convert
+from svdexp.models.autogptq import convert, packed
+from svdexp.models.portable.svdexp_layers import QuantisedLinear
 from svdexp.models.structure import Targets
 from svdexp.schema import ExportConfig, Format
 from svdexp.storage import FactorStorage, RTNStorage, Storage
@@ -119,9 +120,13 @@ def test_transformers_and_gptqmodel_give_our_logits(factors: bool, tmp_path: Pat
     [
         (FactorStorage(), r"all matrices of the blocks quantised, but not so is model\.layers\.0\."),
         (RTNStorage(6, None), "has codes of 3, 4, 8 bits, not of 6"),
-        (RTNStorage(4, 32), r"_proj has shape \(\d+, \d+\), which does not fill .* method\.allocation\.rank_align=32"),
+        (RTNStorage(4, 32), r"_proj has shape \(\d+, \d+\), but .* of 32 .* method\.allocation\.rank_align=32"),
+        (
+            RTNStorage(4, 48),
+            r"multiples of 96 and rows in multiples of 8; no rank makes .* shape \(64, 64\)",
+        ),
     ],
-    ids=["factors", "six bits", "ranks"],
+    ids=["factors", "six bits", "ranks", "groups"],
 )
 def test_what_the_layout_cannot_hold(storage: Storage, sentence: str, tmp_path: Path, tokenizer: object) -> None:
     model = wide_model()
@@ -129,6 +134,16 @@ def test_what_the_layout_cannot_hold(storage: Storage, sentence: str, tmp_path: 
     checkpoint.save(model, tokenizer, tmp_path, ranks)
     with pytest.raises(UserError, match=sentence):
         convert(model)
+
+
+@pytest.mark.parametrize(
+    ("n", "rank", "m", "helps"), [(64, 20, 64, True), (100, 32, 64, False), (64, 32, 60, False), (64, 5, 8, False)]
+)
+def test_another_rank_is_advised_only_where_it_helps(n: int, rank: int, m: int, helps: bool) -> None:
+    layer = QuantisedLinear(n, rank, m, bias=False, code_bits=4, group_size=32)
+    with pytest.raises(UserError, match="layer has shape") as refusal:
+        packed("layer", layer)
+    assert ("rank_align" in str(refusal.value)) is helps
 
 
 def test_a_matrix_left_out(tmp_path: Path, tokenizer: object) -> None:
