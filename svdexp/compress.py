@@ -15,6 +15,7 @@ from svdexp.errors import UserError
 from svdexp.job import Job
 from svdexp.method import Method
 from svdexp.models.elastic import Elastic, Recipe
+from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import Layer, Targets, find_layers
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     notes: list[str]
 
 
+@as_loaded
 def compress(
     model: PreTrainedModel,
     windows: torch.Tensor,
@@ -52,6 +54,8 @@ def compress(
     texts: Mapping[str, torch.Tensor] | None = None,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
+
+    It may be in training mode and require gradients: that is set aside meanwhile, and holds for the new layers too.
 
     Args:
         model: any causal language model whose blocks hold linear layers, on any device.
@@ -68,11 +72,12 @@ def compress(
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, windows too short
             for a training, or several processes without a cache on disk.
     """
-    check_windows(method, windows, texts or {})
+    windows, texts = recordable(windows), {name: recordable(tokens) for name, tokens in (texts or {}).items()}
+    check_windows(method, windows, texts)
     layers, budget, fixed, notes = plan(model, method, ratio, targets or Targets())
     for note in notes:
         log.warning("%s", note)
-    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts or {})
+    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts)
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
     parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 from torch import nn
@@ -40,7 +41,8 @@ class DenseStatistics:
         shelves: Mapping[str, Shelf],
     ):
         self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
-        self._dense = {layer.name: model.get_submodule(layer.name) for layer in layers}
+        # weak: what truncation replaces is not to stay in memory
+        self._dense = {layer.name: ref(model.get_submodule(layer.name)) for layer in layers}
 
     def statistics(self, group: str) -> dict[str, Statistics]:
         """Reads one group; whatever no run left, or left damaged, is collected first, for all groups at once."""
@@ -73,7 +75,7 @@ class DenseStatistics:
         processes.wait()
 
     def _collect_missing(self) -> None:
-        if any(self.model.get_submodule(name) is not module for name, module in self._dense.items()):
+        if any(self.model.get_submodule(name) is not module() for name, module in self._dense.items()):
             raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
         missing = self._missing()
         self._put(missing, collect(self.model, self.layers, self.windows, missing))

@@ -65,8 +65,11 @@ class Decomposition:
         return float(energy[rank:].sum() / energy.sum().clamp_min(1e-300))
 
     def keep(self, rank: int | None) -> "Decomposition":
-        """Without the components beyond `rank`, for storage; the spectrum stays whole."""
-        return Decomposition(self.left[:, :rank], self.right[:rank], self.spectrum, self.damping)
+        """Without the components beyond `rank`, for storage; the spectrum stays whole.
+
+        Copies: the whole decomposition would stay in memory behind views.
+        """
+        return Decomposition(self.left[:, :rank].clone(), self.right[:rank].clone(), self.spectrum, self.damping)
 
 
 def decompose(
