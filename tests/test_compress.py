@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Ranks, Uniform
 from svdexp.cache import Cache
+from svdexp.calibration.hooks import input_hooks
 from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.conftest import tiny_model
@@ -72,12 +73,27 @@ def test_ratio_one_leaves_the_model_alone(model: PreTrainedModel, windows: torch
     assert torch.equal(model(windows).logits, before)
 
 
-def test_whitening_beats_plain_svd_on_the_calibration_windows(model: PreTrainedModel, windows: torch.Tensor) -> None:
-    """Each layer's output error under its own inputs is what whitening minimises, so it must be smaller."""
-    plain = compress(copy.deepcopy(model), windows, replace(WHITENED, weighting=Identity()), 0.5)
+def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """By Eckart and Young outputs Y = X Wᵀ lose at least Σ_{i>r} σᵢ²(Y); plain SVD loses more."""
+    inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in find_layers(model, Targets())}
+    with input_hooks(model, list(inputs), lambda name, x: inputs[name].append(x.double().flatten(0, -2))):
+        model(windows)
+    dense = {name: weight_of(model.get_submodule(name)).double() for name in inputs}
+    other = copy.deepcopy(model)
+    plain = compress(other, windows, replace(WHITENED, weighting=Identity()), 0.5)
     white = compress(model, windows, WHITENED, 0.5)
     assert plain.ranks == white.ranks
-    assert all(0 < error < 1 for error in white.errors.values())
+    for name, W in dense.items():
+        X = torch.cat(inputs[name])
+        energy = torch.linalg.svdvals(X @ W.T).square()
+        least = float(energy[white.ranks[name] :].sum())
+
+        def lost(of: PreTrainedModel, name: str = name, W: torch.Tensor = W, X: torch.Tensor = X) -> float:
+            return float((X @ (W - weight_of(of.get_submodule(name)).double()).T).square().sum())
+
+        assert lost(model) == pytest.approx(least, rel=1e-3), name
+        assert lost(other) > 1.01 * least, name
+        assert white.errors[name] == pytest.approx(least / float(energy.sum()), rel=1e-3), name
 
 
 def test_biases_move_to_the_output_side(windows: torch.Tensor) -> None:

@@ -110,20 +110,31 @@ class Gathering:
         with torch.no_grad():
             self.arguments = recorded_arguments(model, self.blocks, windows)
             self.states = first_block_inputs(model, next(iter(self.blocks.values())), windows)
+        self.waiting = list(self.blocks)  # blocks that the sequences have not gone through
 
     @torch.no_grad()
     def __call__(
         self, group: str, weights: Mapping[str, torch.Tensor], factors: Mapping[str, Factors], place: Place
     ) -> None:
-        """Takes the sequences through the block and updates its layers; `factors` are not needed."""
+        """Takes the sequences through the block and updates its layers; `factors` are not needed.
+
+        Blocks without a layer to update are never asked for: the sequences go through them on the way.
+        """
+        while group in self.blocks and self.waiting[0] != group:
+            self._advance()
         found = {name: Components(W, self.ranks[name] or 0, self.options.by_energy) for name, W in weights.items()}
         with changed_outputs(self.model, {name: part.truncate for name, part in found.items()}):
             if group in self.blocks:
-                for index, state in progress(list(enumerate(self.states)), f"IPCA {group}"):
-                    moved = run_block(self.blocks[group], state.to(self.model.device), self.arguments[group])
-                    self.states[index] = moved.cpu()
+                self._advance()
             else:  # a layer outside the blocks, behind all of them
                 for window in progress(list(self.windows), f"IPCA {group}"):
                     self.model(window[None].to(self.model.device), use_cache=False)
         for name, part in found.items():
             place(name, part.factors())
+
+    def _advance(self) -> None:
+        """Take the sequences through the next block."""
+        name = self.waiting.pop(0)
+        for index, state in progress(list(enumerate(self.states)), f"IPCA {name}"):
+            moved = run_block(self.blocks[name], state.to(self.model.device), self.arguments[name])
+            self.states[index] = moved.cpu()

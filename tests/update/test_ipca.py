@@ -1,6 +1,7 @@
 """IPCA: activation truncation is weight truncation; principal components against numpy; the paper's identity."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
-from svdexp.models.structure import is_linear, weight_of
+from svdexp.models.structure import Targets, is_linear, weight_of
 from svdexp.storage import ElasticStorage, FactorStorage
 from svdexp.update import IPCA
 from svdexp.update.ipca import Components
@@ -59,21 +60,65 @@ def test_by_energy_the_components_of_many_sequences_are_nearly_the_whitened_opti
     assert loss(W, X, best.A @ best.B) <= loss(W, X, found.A @ found.B) <= 1.02 * loss(W, X, best.A @ best.B)
 
 
-def test_components_are_those_of_all_gathered_vectors() -> None:
-    """The principal directions (uncentred) of the stacked vectors, by numpy's SVD."""
-    W, X = samples(8, 12, 120)
-    part, gathered = Components(W, 3, by_energy=False), []
-    for sequence in X.split(30):
+def components(outputs: list[torch.Tensor], rank: int, by_energy: bool) -> np.ndarray:
+    """V (rank, m): the principal directions (uncentred) of every sequence's leading vectors, by numpy's SVD."""
+    gathered = []
+    for Y in outputs:
+        _, S, Vh = np.linalg.svd(Y.double().numpy(), full_matrices=False)
+        gathered.append(Vh[:rank] * (S[:rank, None] if by_energy else 1.0))
+    return np.linalg.svd(np.concatenate(gathered))[2][:rank]
+
+
+@pytest.mark.parametrize("by_energy", [False, True])
+@pytest.mark.parametrize(("m", "n"), [(8, 12), (12, 8)])
+def test_components_are_those_of_all_gathered_vectors(m: int, n: int, by_energy: bool) -> None:
+    """Of sequences whose energies and directions differ, so that it matters what each vector counts."""
+    W, X = samples(m, n, 120)
+    part = Components(W, 3, by_energy)
+    sequences = [4.0**index * X.roll(3 * index, 1) for index, X in enumerate(X.split(30))]
+    for sequence in sequences:
         part.truncate(sequence, sequence @ W.T)
-        gathered.append(np.linalg.svd((sequence @ W.T).numpy())[2][:3])
-    V = np.linalg.svd(np.concatenate(gathered))[2][:3]
+    V, other = (components([X @ W.T for X in sequences], 3, flag) for flag in (by_energy, not by_energy))
     factors = part.factors()
-    np.testing.assert_allclose((factors.A @ factors.B).numpy(), V.T @ V @ W.numpy(), atol=1e-8)
+    np.testing.assert_allclose((factors.A @ factors.B).numpy(), V.T @ V @ W.numpy(), atol=1e-6)
+    assert np.abs(other.T @ other - V.T @ V).max() > 0.05
+
+
+@pytest.mark.parametrize("by_energy", [False, True])
+def test_the_engine_gathers_along_the_truncated_model(windows: torch.Tensor, by_energy: bool) -> None:
+    """Brute force: whole passes of the model, whose layers' outputs are truncated sequence by sequence, by numpy."""
+    names = ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.2.self_attn.q_proj"]
+    model, brute = tiny_model("llama_gqa"), tiny_model("llama_gqa")
+    update = IPCA(samples=4, by_energy=by_energy)
+    ranks = compress(model, windows, replace(DOBI, update=update), 0.5, targets=Targets(include=names)).ranks
+    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def truncated(name: str) -> Any:
+        def hook(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            outputs[name].append(output[0])
+            U, S, Vh = np.linalg.svd(output[0].double().numpy(), full_matrices=False)
+            rank = ranks[name]
+            return torch.from_numpy((U[:, :rank] * S[:rank]) @ Vh[:rank]).float()[None]
+
+        return hook
+
+    for name in names:
+        brute.get_submodule(name).register_forward_hook(truncated(name))
+    for window in windows[:4]:  # of six
+        brute(window[None])
+    for name in names:
+        W = weight_of(brute.get_submodule(name)).double().numpy()
+        V = components(outputs[name], ranks[name] or 0, by_energy)
+        found = weight_of(model.get_submodule(name)).double().numpy()
+        assert np.linalg.norm(found - V.T @ V @ W) < 1e-3 * np.linalg.norm(W), name
 
 
 @pytest.mark.parametrize("by_energy", [False, True])
 def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_energy: bool) -> None:
-    """W' = V Vᵀ W is a projection of W onto r of its outputs, and biases stay what and where they were."""
+    """W' = V Vᵀ W is a projection of W onto r of its outputs, and biases stay what and where they were.
+
+    Which projection it is the engine's test says.
+    """
     dense = {name: module for name, module in model.named_modules() if is_linear(module)}
     result = compress(model, windows, replace(DOBI, update=IPCA(by_energy=by_energy)), 0.6)
     assert 0.55 < result.achieved_ratio <= 0.6
@@ -88,7 +133,7 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_en
             assert bias is None or torch.equal(layer.rank_out.bias, bias)
 
 
-def test_full_rank_changes_nothing(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+def test_full_rank_changes_nothing() -> None:
     """All directions kept: V Vᵀ = I."""
     for W in (torch.randn(6, 9), torch.randn(9, 6)):
         part = Components(W, 6, by_energy=False)
@@ -100,8 +145,6 @@ def test_full_rank_changes_nothing(llama: PreTrainedModel, windows: torch.Tensor
 
 def test_one_layer_is_the_whitened_optimum_on_one_window(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     """Through the engine: with nothing truncated before it, IPCA on one window is SVD-LLM on that window."""
-    from svdexp.models.structure import Targets
-
     name = "model.layers.0.self_attn.q_proj"
     whitened = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
     targets = Targets(include=[name])
@@ -114,13 +157,16 @@ def test_one_layer_is_the_whitened_optimum_on_one_window(llama: PreTrainedModel,
 
 
 def test_it_repairs_other_methods_ranks(windows: torch.Tensor) -> None:
-    """kron's ranks, Dobi's factors."""
+    """kron's ranks, Dobi's factors: those that it finds when it is given these ranks and nothing of kron's."""
     method = Method("kron", TwoSided(), GlobalLoss(), FactorStorage())
     plain = compress(tiny_model("llama_gqa"), windows, method, 0.6)
     model = tiny_model("llama_gqa")
     repaired = compress(model, windows, replace(method, update=IPCA()), 0.6)
     assert repaired.ranks == plain.ranks
-    assert torch.isfinite(model(windows).logits).all()
+    dobi = tiny_model("llama_gqa")
+    compress(dobi, windows, DOBI, 0.6, targets=Targets(ranks=plain.ranks))
+    for name in plain.ranks:
+        torch.testing.assert_close(weight_of(model.get_submodule(name)), weight_of(dobi.get_submodule(name)))
 
 
 @pytest.mark.parametrize(
