@@ -14,6 +14,7 @@ from svdexp.compression import Compression
 from svdexp.errors import UserError
 from svdexp.job import Job
 from svdexp.method import Method
+from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.elastic import Elastic, Recipe
 from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import Layer, Targets, find_layers
@@ -110,6 +111,9 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
             shapes alone rule out.
     """
     layers = find_layers(model, targets)
+    require_next_token(model)
+    if method.replay:
+        require_replayable(model, *method.replay)
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
     fixed = fixed_ranks(targets.ranks, budget.shapes)
     if fixed and isinstance(method.storage, ElasticStorage):

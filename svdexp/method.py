@@ -8,8 +8,8 @@ from svdexp.calibration import GRADIENT_STATISTICS
 from svdexp.errors import UserError
 from svdexp.factorisation import Weighting
 from svdexp.schema import Numerics, SigmaFuse, Traversal, require
-from svdexp.storage import ElasticStorage, Storage
-from svdexp.training import Training
+from svdexp.storage import ElasticStorage, FinishingStorage, Storage
+from svdexp.training import BlockRefine, Training
 from svdexp.update import Update
 
 
@@ -39,6 +39,20 @@ class Method:
     traversal: Traversal = Traversal.dense
     numerics: Numerics = Numerics.eigh
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
+
+    @property
+    def replay(self) -> tuple[str, str] | None:
+        """The first part that runs the blocks one by one, each on its own, and what to do instead; None: none does."""
+        if self.weighting is not None and self.traversal is Traversal.blockwise:
+            return "method.traversal=blockwise", "use method.traversal=dense"
+        if self.update is not None:
+            return f"method.update={type(self.update).__name__}", "use a method without an update"
+        if isinstance(self.storage, FinishingStorage):
+            return f"storage={type(self.storage).__name__}", "use one that looks at no inputs, such as storage=rtn_int4"
+        for training in self.training.values():
+            if isinstance(training, BlockRefine):
+                return training.knob, "leave it out"
+        return None
 
     def __post_init__(self) -> None:
         if self.weighting is None:

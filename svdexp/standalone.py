@@ -21,6 +21,7 @@ from svdexp.material import (
     prompt_ids,
 )
 from svdexp.models import checkpoint
+from svdexp.models.behaviour import require_next_token
 from svdexp.models.loading import load_model, locate, resolve_device, resolve_dtype
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import EvaluateConfig, ModelConfig
@@ -50,6 +51,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
         model = settled(partial(load, source, dtype), device, config.device == BALANCED)
+        require_next_token(model)
         check_lengths(model, evaluation_lengths(config.eval))
         tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
         check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)

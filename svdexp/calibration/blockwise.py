@@ -5,7 +5,7 @@ other arguments of a block (positions, masks) are recorded once and replayed, af
 depend on the window.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,10 +117,7 @@ def recorded_arguments(
     for name, arguments in first.items():
         for key, value in arguments.items():
             if not _equal(value, last[name].get(key)):
-                raise UserError(
-                    f"method.traversal=blockwise cannot replay {name}, whose argument {key} depends on the "
-                    "text; use method.traversal=dense"
-                )
+                raise UserError(f"{name} cannot be replayed alone: its argument {key} depends on the text")
     return first
 
 
@@ -149,6 +146,8 @@ def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.
 def _equal(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return torch.equal(a, b)
-    if isinstance(a, tuple) and isinstance(b, tuple):
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
     return type(a) is type(b)

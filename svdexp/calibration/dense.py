@@ -1,7 +1,6 @@
 """All statistics from the dense model, in one pass over the calibration windows."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from weakref import ref
 
@@ -14,6 +13,7 @@ from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_input
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.errors import UserError
+from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.structure import Layer
 from svdexp.processes import Processes
 from svdexp.progress import progress
@@ -112,7 +112,7 @@ def collect(
     with torch.no_grad():
         leaders = shared_inputs(model, names, lambda: body(windows[:1, :16].to(model.device), use_cache=False))
     collector = Collector(model, layers, leaders, needs)
-    with collector.listen(), _frozen(model):
+    with collector.listen(), frozen(model):
         # one window at a time where gradients are taken: Fisher squares each window's own
         parts = batches(windows, 1 if backward else None)
         for collector.window, batch in progress(processes.share(parts) if processes else parts, "calibration"):
@@ -130,30 +130,10 @@ def _forward(body: Any, batch: torch.Tensor) -> None:
 def _forward_and_backward(model: Any, batch: torch.Tensor) -> None:
     """One backward pass of the summed next-token loss; gradients start at the embeddings, no parameter has any."""
 
-    def require_gradient(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        return output.requires_grad_()
-
-    handle = model.get_input_embeddings().register_forward_hook(require_gradient)
-    try:
-        with torch.enable_grad():
-            logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient within this context."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    with gradients_from_embeddings(model):
+        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _smallest_model(model: PreTrainedModel, layers: Sequence[Layer]) -> Any:

@@ -164,8 +164,8 @@ def split_arguments(
 
 
 def hidden_states(output: Any) -> torch.Tensor:
-    """The hidden states in a block's output, which some architectures wrap in a tuple."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    """The hidden states in a block's output, which some architectures wrap in a tuple or a list."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(hidden, torch.Tensor)
     return hidden
 
