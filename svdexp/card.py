@@ -93,6 +93,7 @@ def _making(results: Results) -> str:
     rows += [("kept, asked for", results["ratio"]), ("kept, achieved", f"{results['achieved_ratio']:.4f}")]
     text = results["calibration"]
     rows += [("calibration text", f"{text['text']}, {text['samples']} × {text['seq_len']} tokens, {text['sampling']}")]
+    rows += [("BOS in its windows", bos)] if (bos := results.get("calibration_bos")) else []
     rows += [("layers", f"{key}: {value}") for key, value in results["targets"].items() if value]
     rows += [("seed", results["seed"]), ("commit", results["commit"] or "an installed release")]
     rows += [("versions", ", ".join(f"{package} {version}" for package, version in results["versions"].items()))]
@@ -109,7 +110,7 @@ def _measured(results: Results) -> str:
     ]
     where = f"Measured in {results['dtype']} on {results['device']}, both models in one run."
     texts = [
-        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}."
+        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}."
         for text, how in results.get("protocol", {}).items()
     ]
     return "\n\n".join(["## Measured", _table(["", "dense", "compressed", "change"], rows), " ".join([where, *texts])])

@@ -14,6 +14,7 @@ from svdexp.disk import write_atomically
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.material import (
+    calibration_bos,
     calibration_windows,
     check_inputs,
     check_lengths,
@@ -77,7 +78,7 @@ def carry_out(
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
-        dense_says = continuations(model, tokenizer, prompts) if main else []
+        dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
     compression = compress(
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
     )
@@ -88,7 +89,7 @@ def carry_out(
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
         if not main:
             return None
-        compressed_says = continuations(model, tokenizer, prompts)
+        compressed_says = continuations(model, tokenizer, prompts, config.eval.bos)
     compressed["protocol"] = protocols(texts)
     if config.save is not Save.none:
         with clock("save"):
@@ -97,6 +98,7 @@ def carry_out(
 
     results = record(config, run_dir, dense, compressed, compression, clock, model) | {
         "cell": cell,
+        "calibration_bos": calibration_bos(config, tokenizer).mode.value,
         "tasks": {exam.name: exam.describe() for exam in exams},
         "generation": [
             {"prompt": prompt, "dense": before, "compressed": after}

@@ -9,7 +9,19 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Learned
-from svdexp.data import Split, chat_text, check_text, cut_windows, read_rows, read_text, require_rows, tokenize
+from svdexp.data import (
+    Beginning,
+    Split,
+    chat_tokens,
+    check_text,
+    cut_windows,
+    read_rows,
+    read_text,
+    require_rows,
+    resolve_bos,
+    tokenize,
+    warn_without_bos,
+)
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
@@ -130,8 +142,9 @@ class Material(NamedTuple):
 def read(config: Config, method: Method, device: torch.device) -> Material:
     """Everything that a run needs from files; the model last, because it takes longest."""
     tokenizer = tokenizer_of(config.model, config.cache)
+    warn_without_bos(config.calibration.bos, tokenizer, "calibration.bos")
     windows = calibration_windows(config, tokenizer)
-    lessons = training_windows(method, tokenizer)
+    lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
     load = partial(dense_model, config, resolve_dtype(config.precision, device))
@@ -146,45 +159,52 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
     """Token windows (samples, seq_len) that calibrate."""
     part = config.calibration
-    stream = token_stream(part.text, part.files, part.chat, tokenizer)
+    bos = calibration_bos(config, tokenizer)
+    stream = token_stream(part.text, part.files, part.chat, tokenizer, bos)
     generator = None
     if part.sampling is Sampling.random:
         generator = torch.Generator().manual_seed(config.seed)
-    bos = bos_token(tokenizer) if part.bos else None
-    return cut_windows(stream, part.seq_len, part.samples, knob="calibration.samples", bos=bos, generator=generator)
+    knob = "calibration.samples"
+    return cut_windows(stream, part.seq_len, part.samples, knob=knob, bos=bos.of_windows, generator=generator)
 
 
-def training_windows(method: Method, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """Token windows (samples, seq_len) of those trainings that have a text of their own, by their names."""
+def training_windows(config: Config, method: Method, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Token windows (samples, seq_len) of those trainings that have a text of their own, by their names.
+
+    They begin as those that calibrate do.
+    """
     found = {}
+    bos = calibration_bos(config, tokenizer)
     for name, part in method.training.items():
         if isinstance(part, SequentialLora) and part.text is not None:
             knob = f"method.training.{name}.samples"
-            stream = token_stream(part.text, part.files, part.chat, tokenizer)
-            found[name] = cut_windows(stream, part.seq_len, part.samples, knob=knob)
+            stream = token_stream(part.text, part.files, part.chat, tokenizer, bos)
+            found[name] = cut_windows(stream, part.seq_len, part.samples, knob=knob, bos=bos.of_windows)
     return found
 
 
-def token_stream(text: str, files: Sequence[str], chat: bool, tokenizer: Any) -> torch.Tensor:
-    """The tokens of a text that calibrates or trains, (T,)."""
+def token_stream(text: str, files: Sequence[str], chat: bool, tokenizer: Any, bos: Beginning) -> torch.Tensor:
+    """The tokens of a text that calibrates or trains, (T,); with the one at its start, if `bos` has one there."""
     source = (text, Split.calibration, files)
-    return tokenize(chat_text(read_rows(*source), tokenizer) if chat else read_text(*source), tokenizer)
+    if not chat:
+        return bos.begun(tokenize(read_text(*source), tokenizer))
+    stream = chat_tokens(read_rows(*source), tokenizer)
+    return bos.begun(stream[1:] if bos.token is not None and stream[:1].tolist() == [bos.token] else stream)
 
 
 def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:
-    """The windows of each text that evaluates."""
+    """The windows of each text that evaluates; a warning where they lack a token that the model may need."""
+    warn_without_bos(config.eval.bos, tokenizer, "eval.bos")
     return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
 
 
-def bos_token(tokenizer: Any) -> int:
-    """The id of the beginning-of-sequence token.
+def calibration_bos(config: Config, tokenizer: Any) -> Beginning:
+    """What windows that calibrate or train begin with.
 
     Raises:
-        UserError: the tokenizer has none.
+        UserError: the tokenizer has no beginning-of-sequence token.
     """
-    if tokenizer.bos_token_id is None:
-        raise UserError("calibration.bos=true, but the model's tokenizer has no beginning-of-sequence token")
-    return int(tokenizer.bos_token_id)
+    return resolve_bos(config.calibration.bos, tokenizer, "calibration.bos")
 
 
 def window_counts(config: Config) -> list[int]:

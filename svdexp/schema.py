@@ -53,12 +53,22 @@ class Sampling(StrEnum):
 
 
 class Bos(StrEnum):
-    """Where a beginning-of-sequence token stands in a text that evaluates."""
+    """Where a beginning-of-sequence token stands in a text."""
 
     none = "none"
     every = "every"  # at the beginning of every window
     start = "start"  # one in all, before the text
-    tokenizer = "tokenizer"  # `start` where the model's tokenizer adds one of its own accord, else `none`
+    tokenizer = "tokenizer"  # `every` where the model's tokenizer adds one of its own accord, else `none`
+    tokenizer_start = (
+        "tokenizer_start"  # `start` there, else `none`: the whole text given to the tokenizer, as papers do
+    )
+
+
+class SpecialTokens(StrEnum):
+    """What a special token is that is written out in a text that evaluates, `<unk>` for instance."""
+
+    text = "text"  # characters like any others
+    parsed = "parsed"  # the special token, as papers have it
 
 
 class Cut(StrEnum):
@@ -192,7 +202,7 @@ class CalibrationConfig:
     samples: int = 32
     seq_len: int = 1024
     sampling: Sampling = Sampling.first
-    bos: bool = False
+    bos: Bos = Bos.tokenizer  # also of texts that train
     chat: bool = False  # instruction data as conversations in the tokenizer's chat template
 
     def __post_init__(self) -> None:
@@ -231,7 +241,8 @@ class EvalConfig:
     windows_by_text: dict[str, int | None] = field(default_factory=dict)  # where it differs from `windows`
     seq_len: int = 2048
     stride: int | None = None  # null: windows do not overlap
-    bos: Bos = Bos.none
+    bos: Bos = Bos.tokenizer
+    special_tokens: SpecialTokens = SpecialTokens.text
     separator: str = "\n\n"  # between rows; \n and \t may be spelt out, as on a command line
     separator_by_text: dict[str, str] = field(default_factory=dict)
     split_by_text: dict[str, str] = field(default_factory=dict)
@@ -262,17 +273,12 @@ class EvalConfig:
                 drawn, (windows, knob) = f"eval.cut_by_text.{text} draws windows", self.windows_of(text)
                 require(windows is not None, f"{drawn}: say how many in {knob}")
                 require(self.stride is None, f"{drawn}: eval.stride must be null")
-                require(self.bos is not Bos.every, f"{drawn}: eval.bos must not be every")
         for text, rows in self.rows_by_text.items():
             require_positive(f"eval.rows_by_text.{text}", rows)
         require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
         if self.stride is not None:
             require_positive("eval.stride", self.stride)
-            require(
-                self.stride <= self.body,
-                f"eval.stride={self.stride} would leave out tokens between windows of {self.body}; "
-                "it must not exceed eval.seq_len, less one with eval.bos=every",
-            )
+            self.body(self.bos)
         if self.batch_size is not None:
             require_positive("eval.batch_size", self.batch_size)
         if self.limit is not None:
@@ -285,10 +291,19 @@ class EvalConfig:
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
         )
 
-    @property
-    def body(self) -> int:
-        """How many tokens of the text one window holds."""
-        return self.seq_len - (self.bos is Bos.every)
+    def body(self, bos: Bos) -> int:
+        """How many tokens of the text one window holds, where `bos` stands.
+
+        Raises:
+            UserError: `stride` is larger.
+        """
+        length = self.seq_len - (bos is Bos.every)
+        require(
+            self.stride is None or self.stride <= length,
+            f"eval.stride={self.stride} would leave out tokens between windows of {length}; "
+            "it must not exceed eval.seq_len, less one where every window begins with BOS (eval.bos)",
+        )
+        return length
 
     def cut_of(self, text: str) -> Cut:
         """How the windows of `text` are taken."""

@@ -58,7 +58,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     with clock("evaluate"):
         cache = Cache(Path(config.cache) if config.cache else None)
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)
-        said = continuations(model, tokenizer, config.eval.prompts)
+        said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
 
     results: Results = {"cell": cell, "model": config.model.name, "eval": asdict(config.eval)}
     results |= figures | circumstances(config.seed, run_dir, clock, model)

@@ -131,7 +131,6 @@ def test_an_evaluation_composes() -> None:
         ("+eval.rows_by_text.c4=0", r"eval\.rows_by_text\.c4 must be at least 1"),
         ("+eval.cut_by_text.pydoc=pieces eval.windows=null", r"pydoc draws windows: say how many in eval\.windows"),
         ("+eval.cut_by_text.pydoc=rows eval.stride=9", r"pydoc draws windows: eval\.stride must be null"),
-        ("eval=dobi eval.bos=every", r"wikitext2 draws windows: eval\.bos must not be every"),
         ("eval.limit=0", r"eval\.limit must be at least 1"),
         ("eval.num_fewshot=-1", r"eval\.num_fewshot must be at least 0"),
         ("eval.prompts=['']", r"eval\.prompts has an empty prompt"),

@@ -1,7 +1,8 @@
 """Text by name, and the token windows cut from it."""
 
+from svdexp.data.bos import Beginning, resolve_bos, warn_without_bos
 from svdexp.data.draws import draw_from_rows, draw_from_text
-from svdexp.data.instructions import Row, chat_text
+from svdexp.data.instructions import Row, chat_tokens
 from svdexp.data.sources import TEXTS
 from svdexp.data.texts import (
     Reading,
@@ -16,16 +17,17 @@ from svdexp.data.texts import (
     separator_of,
     split_of,
 )
-from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize
+from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize, with_first
 
 __all__ = [
     "TEXTS",
+    "Beginning",
     "Reading",
     "Row",
     "Split",
     "batch_windows",
     "batches",
-    "chat_text",
+    "chat_tokens",
     "check_text",
     "cut_windows",
     "dataset_of",
@@ -36,8 +38,11 @@ __all__ = [
     "read_rows",
     "read_text",
     "require_rows",
+    "resolve_bos",
     "scored_tokens",
     "separator_of",
     "split_of",
     "tokenize",
+    "warn_without_bos",
+    "with_first",
 ]

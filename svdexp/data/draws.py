@@ -23,7 +23,9 @@ def draw_from_text(text: str, encode: Encode, length: int, count: int) -> torch.
         UserError: the text has too few characters, or no piece has enough tokens.
     """
     if len(text) <= length:
-        raise UserError(f"eval: the text has {len(text)} characters, too few for pieces with eval.seq_len={length}")
+        raise UserError(
+            f"eval: the text has {len(text)} characters, too few for pieces of {length} tokens (eval.seq_len)"
+        )
     generator = random.Random(SEED)
     windows = []
     for _ in range(count):
@@ -35,7 +37,7 @@ def draw_from_text(text: str, encode: Encode, length: int, count: int) -> torch.
         first = 0 if spare < 0 else generator.randint(0, spare)
         windows.append(tokens[first : first + length])
     if not windows:
-        raise UserError(f"eval: none of {count} pieces of the text has eval.seq_len={length} tokens")
+        raise UserError(f"eval: none of {count} pieces of the text has {length} tokens (eval.seq_len)")
     return torch.stack(windows)
 
 
@@ -54,7 +56,7 @@ def draw_from_rows(rows: Sequence[str], encode: Encode, length: int, count: int)
         if len(tokens) < length:
             short.add(index)
             if len(short) == len(rows):
-                raise UserError(f"eval: no row of the text has eval.seq_len={length} tokens")
+                raise UserError(f"eval: no row of the text has {length} tokens (eval.seq_len)")
             continue
         spare = len(tokens) - length - 1
         first = 0 if spare <= 0 else generator.randint(0, spare)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from svdexp.errors import UserError
 from svdexp.reading import parse_json
 
@@ -20,10 +22,11 @@ def plain_rows(rows: Sequence[Row]) -> list[str]:
     return [_lines(*row) for row in rows]
 
 
-def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:
-    """Every row as a conversation in the tokenizer's chat template, one after the other.
+def chat_tokens(rows: Sequence[Row], tokenizer: Any) -> torch.Tensor:
+    """Every row as a conversation in the tokenizer's chat template, one after the other: their tokens, (T,) int64.
 
-    The user says the instruction and, on the next line, the input; the assistant answers with the output.
+    The user says the instruction and, on the next line, the input; the assistant answers with the output. The special
+    tokens of the template are special tokens, those that are written out in a row are text.
 
     Raises:
         UserError: the tokenizer has no chat template, or one that does not take such conversations.
@@ -38,12 +41,13 @@ def chat_text(rows: Sequence[Row], tokenizer: Any) -> str:
         for row in rows
     ]
     try:
-        return "".join(tokenizer.apply_chat_template(conversations, tokenize=False))
+        spoken = tokenizer.apply_chat_template(conversations, sanitize_control_tokens=True)["input_ids"]
     except Exception as error:  # a template is a program, which may raise whatever it likes
         reason = " ".join(str(error).split())
         raise UserError(
             f"calibration.chat=true, but the chat template of the model's tokenizer fails: {reason}"
         ) from error
+    return torch.tensor([token for conversation in spoken for token in conversation], dtype=torch.int64)
 
 
 def parse_rows(text: str, source: str, *, per_line: bool) -> list[Row]:

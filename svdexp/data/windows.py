@@ -11,10 +11,19 @@ from svdexp.errors import UserError
 TOKENS_PER_BATCH = 2048
 
 
-def tokenize(text: str, tokenizer: Any) -> torch.Tensor:
-    """All tokens of `text`, without special tokens, as (T,) int64."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def tokenize(text: str, tokenizer: Any, *, parse_special: bool = False) -> torch.Tensor:
+    """All tokens of `text`, nothing added, as (T,) int64.
+
+    A special token that is written out in it is text like any other, unless `parse_special`.
+    """
+    # mistral-common's tokenizers never parse them, and refuse to be told so.
+    told = {} if parse_special or not _parses_special(tokenizer) else {"split_special_tokens": True}
+    ids = tokenizer(text, add_special_tokens=False, verbose=False, **told)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
+
+
+def _parses_special(tokenizer: Any) -> bool:
+    return type(tokenizer).__name__ != "MistralCommonBackend"
 
 
 def cut_windows(
@@ -54,8 +63,13 @@ def cut_windows(
     else:
         starts = torch.randint(len(stream) - body + 1, (wanted,), generator=generator)
         windows = stream[starts[:, None] + torch.arange(body)]
-    if bos is not None:
-        windows = torch.cat([torch.full((wanted, 1), bos), windows], dim=1)
+    return with_first(bos, windows)
+
+
+def with_first(token: int | None, windows: torch.Tensor) -> torch.Tensor:
+    """The windows (N, L), each with `token` before it (N, L + 1), unless it is None."""
+    if token is not None:
+        windows = torch.cat([torch.full((len(windows), 1), token), windows], dim=1)
     return windows.contiguous()
 
 

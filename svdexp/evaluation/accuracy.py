@@ -75,7 +75,10 @@ def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) 
         task.set_fewshot_seed(seed=exam.seed)
     with quiet():
         # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
-        wrapped = language_model(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        # Choices of a 16-bit model would tie if their log-likelihoods were rounded as its logits are.
+        wrapped = language_model(
+            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
+        )
         found = evaluate(wrapped, {"tasks": dict(exam.parts), "groups": {}}, samples=dict(exam.rows), bootstrap_iters=0)
     samples = [sample for part in exam.rows for sample in found["samples"][part]]
     for sample in samples:

@@ -85,8 +85,10 @@ def require_context(config: PreTrainedConfig, shape: EfficiencyConfig) -> None:
 
 
 @torch.no_grad()
-def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0) -> Efficiency:
-    """Time prompt processing and token-by-token generation on random tokens of the given shape.
+def measure_efficiency(
+    model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0, first: int | None = None
+) -> Efficiency:
+    """Time prompt processing and token-by-token generation on random tokens of the given shape, behind `first`.
 
     Raises:
         UserError: the shape does not fit the model, or torch.compile cannot compile it.
@@ -95,6 +97,8 @@ def measure_efficiency(model: PreTrainedModel, shape: EfficiencyConfig, what: st
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.config.get_text_config().vocab_size)
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)
+    if first is not None:
+        prompt[:, 0] = first
     with FlopCounterMode(display=False) as counter:
         model(prompt[:1], use_cache=False)
     weights = stored_bytes(model)

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, Shelf, fingerprint, model_fingerprint
+from svdexp.data import resolve_bos
 from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import measure_efficiency, require_context
 from svdexp.evaluation.passage import Passage
@@ -51,7 +52,8 @@ def evaluate(
         model, tokenizer, exams, batch_size=config.eval.batch_size, cache=cache, weights=weights, what=what
     )
     if config.eval.efficiency is not None:
-        speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed)
+        first = resolve_bos(config.eval.bos, tokenizer).token if tokenizer else None
+        speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed, first)
         figures |= speed.figures()
     figures["params"] = sum(p.numel() for p in model.parameters())
     figures["bytes"] = stored_bytes(model)

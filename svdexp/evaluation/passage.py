@@ -8,6 +8,7 @@ import torch
 
 from svdexp.data import (
     TEXTS,
+    Beginning,
     Reading,
     Split,
     check_text,
@@ -16,13 +17,15 @@ from svdexp.data import (
     draw_from_rows,
     draw_from_text,
     read_documents,
+    resolve_bos,
     scored_tokens,
     separator_of,
     split_of,
     tokenize,
+    with_first,
 )
 from svdexp.errors import UserError
-from svdexp.schema import Bos, Cut, EvalConfig
+from svdexp.schema import Cut, EvalConfig, SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Protocol:
         stride: tokens from the beginning of one window to that of the next; None for windows that are drawn.
         bos: none, every or start (`Bos`); `tokenizer` is said as what it came to. `start` is that of the text or, where
             windows are drawn, of the piece or row before one is.
+        special_tokens: text or parsed (`SpecialTokens`): those that are written out in the text.
         windows: how many.
         tokens: how many were predicted and count.
     """
@@ -52,6 +56,7 @@ class Protocol:
     seq_len: int
     stride: int | None
     bos: str
+    special_tokens: str
     windows: int
     tokens: int
 
@@ -73,14 +78,16 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
     """The text called `name` as `part` wants it evaluated.
 
     Raises:
-        UserError: the text cannot be read or is too short, or the tokenizer lacks what `eval.bos` asks for.
+        UserError: the text cannot be read or is too short, the tokenizer lacks what `eval.bos` asks for, or the stride
+            is more than a window holds.
     """
     reading = reading_of(name, part)
     rows = read_documents(name, Split.evaluation, part.files, reading)
     separator = separator_of(name, Split.evaluation, reading)
-    bos, token = resolve_bos(part.bos, tokenizer)
-    windows = _windows(name, part, rows, separator, tokenizer, bos, token)
-    stride = (part.stride or part.body) if part.cut_of(name) is Cut.contiguous else None
+    bos = resolve_bos(part.bos, tokenizer)
+    body = part.body(bos.mode)
+    windows = _windows(name, part, rows, separator, tokenizer, bos)
+    stride = (part.stride or body) if part.cut_of(name) is Cut.contiguous else None
     scored = scored_tokens(len(windows), part.seq_len, stride or part.seq_len)
     protocol = Protocol(
         preset=part.name,
@@ -91,7 +98,8 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
         cut=part.cut_of(name).value,
         seq_len=part.seq_len,
         stride=stride,
-        bos=bos.value,
+        bos=bos.mode.value,
+        special_tokens=part.special_tokens.value,
         windows=len(windows),
         tokens=int(scored.sum()),
     )
@@ -112,23 +120,22 @@ def check_texts(part: EvalConfig) -> None:
 
 
 def _windows(
-    name: str, part: EvalConfig, rows: Sequence[str], separator: str, tokenizer: Any, bos: Bos, token: int | None
+    name: str, part: EvalConfig, rows: Sequence[str], separator: str, tokenizer: Any, bos: Beginning
 ) -> torch.Tensor:
     """(N, L) tokens of the rows, cut as `part` says."""
 
     def encode(text: str) -> torch.Tensor:
-        tokens = tokenize(text, tokenizer)
-        return torch.cat([torch.tensor([token]), tokens]) if bos is Bos.start else tokens
+        return bos.begun(tokenize(text, tokenizer, parse_special=part.special_tokens is SpecialTokens.parsed))
 
     count, knob = part.windows_of(name)
     cut = part.cut_of(name)
     if cut is Cut.contiguous or count is None:
-        every = token if bos is Bos.every else None
         stream = encode(separator.join(rows))
-        return cut_windows(stream, part.seq_len, count, knob=knob, bos=every, stride=part.stride)
+        return cut_windows(stream, part.seq_len, count, knob=knob, bos=bos.of_windows, stride=part.stride)
+    body = part.body(bos.mode)
     if cut is Cut.rows:
-        return draw_from_rows(rows, encode, part.seq_len, count)
-    return draw_from_text(separator.join(rows), encode, part.seq_len, count)
+        return with_first(bos.of_windows, draw_from_rows(rows, encode, body, count))
+    return with_first(bos.of_windows, draw_from_text(separator.join(rows), encode, body, count))
 
 
 def reading_of(name: str, part: EvalConfig) -> Reading:
@@ -138,21 +145,6 @@ def reading_of(name: str, part: EvalConfig) -> Reading:
         separator=part.separator_by_text.get(name, part.separator),
         rows=part.rows_by_text.get(name),
     )
-
-
-def resolve_bos(mode: Bos, tokenizer: Any) -> tuple[Bos, int | None]:
-    """What `mode` comes to with this tokenizer, and the token that it takes.
-
-    Raises:
-        UserError: the tokenizer has no beginning-of-sequence token.
-    """
-    bos = tokenizer.bos_token_id
-    if mode is Bos.tokenizer:
-        added = tokenizer("", verbose=False)["input_ids"]
-        mode = Bos.start if bos is not None and added[:1] == [bos] else Bos.none
-    if mode is not Bos.none and bos is None:
-        raise UserError(f"eval.bos={mode.value}, but the model's tokenizer has no beginning-of-sequence token")
-    return mode, None if mode is Bos.none else int(bos)
 
 
 def protocols(passages: dict[str, Passage]) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,7 @@ def _row(record: Record) -> dict[str, Any]:
             dense, kept = dense / 2, kept / 2
         row |= {"model_bytes_dense": 2 * params, "target_bytes_dense": dense / 8}
         row["model_bytes"] = row["model_bytes_dense"] - (dense - kept) / 8
+    row |= {f"ppl_bos/{text}": how.get("bos") for text, how in record.get("protocol", {}).items()}
     tasks = [key for key in record if key.startswith("acc/") and key != "acc/average"]
     for kind, prefix in {"acc_mean": "acc/", "acc_mean_dense": "acc_dense/"}.items():
         values = [value for key in tasks if (value := record.get(key.replace("acc/", prefix))) is not None]

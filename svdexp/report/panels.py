@@ -23,14 +23,16 @@ class Panel:
 
 
 def perplexity_panels(rows: pd.DataFrame) -> list[Panel]:
-    """One for every text, and every number of its tokens that runs were measured on."""
+    """One for every text, every number of its tokens that runs were measured on, and every place of BOS in them."""
     panels = []
     for key in sorted(key for key in rows if key.startswith("ppl/")):
         text = key.removeprefix("ppl/")
         having = rows[rows[key].notna()]
         counts = having.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=having.index)).fillna(0)
-        for tokens, part in having.groupby(counts):
+        places = having.get(f"ppl_bos/{text}", pd.Series("none", index=having.index)).fillna("none")
+        for (tokens, bos), part in having.groupby([counts, places]):
             title = f"{text}, {tokens:,.0f} tokens" if tokens else text
+            title += f", BOS {bos}" if bos != "none" else ""
             panels.append(Panel(title, key, f"ppl_dense/{text}", part))
     return panels
 

@@ -89,9 +89,10 @@ def _protocol(record: Record, text: str) -> str:
     found = record.get("protocol", {}).get(text)
     if found is None:
         return ""
+    special = f", special tokens {found['special_tokens']}" if "special_tokens" in found else ""
     return (
         f"{found['preset']}: {found['split']}, {found['cut']}, {found['windows']} × {found['seq_len']}, "
-        f"BOS {found['bos']}, {found['tokens']} tokens"
+        f"BOS {found['bos']}{special}, {found['tokens']} tokens"
     )
 
 

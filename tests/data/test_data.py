@@ -1,11 +1,15 @@
 """Texts and windows."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_python import PythonBackend
 
-from svdexp.data import TEXTS, Split, check_text, cut_windows, read_text
+from svdexp.data import TEXTS, Split, check_text, cut_windows, read_text, tokenize
 from svdexp.errors import UserError
 
 
@@ -86,3 +90,42 @@ def test_too_little_text_says_which_knob() -> None:
         cut_windows(torch.arange(9), 4, 3, knob="calibration.samples")
     with pytest.raises(UserError, match=r"one window of eval\.seq_len=10"):
         cut_windows(torch.arange(9), 10, None, knob="eval.windows_by_text.ptb")
+
+
+VOCABULARY = {token: index for index, token in enumerate(["<unk>", *"abc<>unk"])}
+
+
+class SlowCharacters(PythonBackend):
+    """One token a character, in Python."""
+
+    vocab_size = len(VOCABULARY)
+
+    def __init__(self) -> None:
+        super().__init__(unk_token="<unk>")
+
+    def get_vocab(self) -> dict[str, int]:
+        return VOCABULARY
+
+    def _tokenize(self, text: str, **options: Any) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return VOCABULARY.get(token, 0)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return list(VOCABULARY)[index]
+
+
+def fast_characters() -> PreTrainedTokenizerFast:
+    own = Tokenizer(models.BPE(VOCABULARY, [], unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
+
+
+def test_special_tokens_in_a_text_are_text_for_fast_and_slow_tokenizers() -> None:
+    for own in (fast_characters(), SlowCharacters()):
+        end = own.convert_tokens_to_ids("<unk>")
+        assert own("ab<unk>c", add_special_tokens=False)["input_ids"].count(end) == 1
+        found = tokenize("ab<unk>c", own)
+        assert own.convert_ids_to_tokens(found) == list("ab<unk>c")
+        parsed = tokenize("ab<unk>c", own, parse_special=True)
+        assert own.convert_ids_to_tokens(parsed) == ["a", "b", "<unk>", "c"]

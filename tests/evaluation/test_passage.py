@@ -13,7 +13,7 @@ from svdexp.cache import Cache
 from svdexp.errors import UserError
 from svdexp.evaluation import check_texts, evaluate, passage
 from svdexp.material import evaluation_windows
-from svdexp.schema import Bos, Config, Cut, EvalConfig, MethodConfig, ModelConfig
+from svdexp.schema import Bos, Config, Cut, EvalConfig, MethodConfig, ModelConfig, SpecialTokens
 from tests.conftest import WORDS
 
 BOS = 1
@@ -43,12 +43,12 @@ def stream(tokenizer: Any, text_file: Path) -> torch.Tensor:
 def test_without_bos_even_a_tokenizer_that_adds_one_adds_none(
     adding: Any, stream: torch.Tensor, text_file: Path
 ) -> None:
-    found = passage("files", part_of(text_file), adding)
+    found = passage("files", part_of(text_file, bos=Bos.none), adding)
     assert torch.equal(found.windows, stream.view(250, 16))
     assert found.scored.sum() == found.protocol.tokens == 250 * 15
 
 
-@pytest.mark.parametrize("mode", [Bos.start, Bos.tokenizer])
+@pytest.mark.parametrize("mode", [Bos.start, Bos.tokenizer_start])
 def test_one_bos_at_the_start_is_the_tokenizers_plain_call(adding: Any, text_file: Path, mode: Bos) -> None:
     plain = torch.tensor(adding(text_file.read_text())["input_ids"])
     found = passage("files", part_of(text_file, bos=mode), adding)
@@ -57,14 +57,22 @@ def test_one_bos_at_the_start_is_the_tokenizers_plain_call(adding: Any, text_fil
     assert found.protocol.bos == "start"
 
 
-def test_the_tokenizers_own_choice_may_be_none(tokenizer: Any, stream: torch.Tensor, text_file: Path) -> None:
-    found = passage("files", part_of(text_file, bos=Bos.tokenizer), tokenizer)
+@pytest.mark.parametrize("mode", [Bos.tokenizer, Bos.tokenizer_start])
+def test_the_tokenizers_own_choice_may_be_none(
+    tokenizer: Any, stream: torch.Tensor, text_file: Path, mode: Bos
+) -> None:
+    found = passage("files", part_of(text_file, bos=mode), tokenizer)
     assert torch.equal(found.windows, stream.view(250, 16))
     assert found.protocol.bos == "none"
 
 
-def test_bos_in_every_window_makes_all_text_count(adding: Any, stream: torch.Tensor, text_file: Path) -> None:
-    found = passage("files", part_of(text_file, bos=Bos.every), adding)
+@pytest.mark.parametrize("options", [{"bos": Bos.every}, {"bos": Bos.tokenizer}, {}], ids=str)
+def test_bos_in_every_window_makes_all_text_count(
+    adding: Any, stream: torch.Tensor, text_file: Path, options: dict[str, Any]
+) -> None:
+    """Also by default, where the tokenizer adds it."""
+    found = passage("files", part_of(text_file, **options), adding)
+    assert found.protocol.bos == "every"
     assert torch.equal(found.windows[:, 1:], stream[: 266 * 15].view(266, 15))
     assert found.windows[:, 0].tolist() == [BOS] * 266
     assert found.scored[:, 1:].all()
@@ -106,6 +114,7 @@ def test_the_protocol_says_everything(tokenizer: Any, text_file: Path) -> None:
         "seq_len": 16,
         "stride": 8,
         "bos": "none",
+        "special_tokens": "text",
         "windows": 5,
         "tokens": 15 + 4 * 8,
     }
@@ -212,7 +221,7 @@ def test_hub_texts_are_read_by_split_separator_and_rows(
 
 
 def test_pieces_are_drawn_from_anywhere_and_again_the_same(hub: Path, adding: Any) -> None:
-    part = part_of(texts=["ptb"], windows=20, cut_by_text={"ptb": Cut.pieces}, bos=Bos.tokenizer)
+    part = part_of(texts=["ptb"], windows=20, cut_by_text={"ptb": Cut.pieces}, bos=Bos.tokenizer_start)
     found, again = passage("ptb", part, adding), passage("ptb", part, adding)
     assert torch.equal(found.windows, again.windows)
     assert found.windows.shape == (20, 16)
@@ -223,21 +232,48 @@ def test_pieces_are_drawn_from_anywhere_and_again_the_same(hub: Path, adding: An
 
 
 def test_rows_are_drawn_among_those_that_are_long_enough(hub: Path, adding: Any) -> None:
-    part = part_of(texts=["c4"], windows=20, cut_by_text={"c4": Cut.rows}, bos=Bos.tokenizer)
+    part = part_of(texts=["c4"], windows=20, cut_by_text={"c4": Cut.rows}, bos=Bos.tokenizer_start)
     long = {" ".join(row.split()) for row in rows_of("validation") if len(row.split()) > 16}
     for window in passage("c4", part, adding).windows:
         words = [token for token in adding.convert_ids_to_tokens(window) if token != "<s>"]
         assert any(" ".join(words) in row for row in long)
-    with pytest.raises(UserError, match=r"no row of the text has eval\.seq_len=60 tokens"):
+    with pytest.raises(UserError, match=r"no row of the text has 59 tokens"):
         passage("c4", part_of(texts=["c4"], windows=2, cut_by_text={"c4": Cut.rows}, seq_len=60), adding)
+
+
+@pytest.mark.parametrize("cut", [Cut.pieces, Cut.rows])
+def test_drawn_windows_begin_with_bos_as_others_do(hub: Path, adding: Any, cut: Cut) -> None:
+    found = passage("ptb", part_of(texts=["ptb"], windows=20, cut_by_text={"ptb": cut}, seq_len=8), adding)
+    assert found.windows.shape == (20, 8)
+    assert found.windows[:, 0].tolist() == [BOS] * 20
+    assert not (found.windows[:, 1:] == BOS).any()
+    assert (found.protocol.bos, found.protocol.tokens) == ("every", 20 * 7)
+
+
+def test_a_stride_that_leaves_no_room_for_bos_is_refused(adding: Any, tokenizer: Any, text_file: Path) -> None:
+    part = part_of(text_file, stride=16)
+    assert passage("files", part, tokenizer).protocol.stride == 16
+    with pytest.raises(UserError, match=r"eval\.stride=16 would leave out tokens between windows of 15"):
+        passage("files", part, adding)
+
+
+def test_special_tokens_that_are_written_out_are_text_unless_parsed(adding: Any, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("the </s> rank " * 40)
+    end = adding.eos_token_id
+    text = passage("files", part_of(tmp_path / "text"), adding)
+    parsed = passage("files", part_of(tmp_path / "text", special_tokens=SpecialTokens.parsed), adding)
+    assert not (text.windows == end).any()
+    assert (parsed.windows == end).sum() == parsed.windows[:, 1:].numel() // 3
+    assert (text.protocol.special_tokens, parsed.protocol.special_tokens) == ("text", "parsed")
+    assert adding("the </s>")["input_ids"] == [BOS, *adding.convert_tokens_to_ids(["the", "</s>"])]  # as before
 
 
 def test_pieces_that_are_too_short_are_refused(adding: Any, text_file: Path, tmp_path: Path) -> None:
     cut = {"cut_by_text": {"files": Cut.pieces}, "windows": 3}
-    with pytest.raises(UserError, match=r"characters, too few for pieces with eval\.seq_len=99999"):
+    with pytest.raises(UserError, match=r"characters, too few for pieces of 99998 tokens"):
         passage("files", part_of(text_file, seq_len=99999, **cut), adding)
     (tmp_path / "wide").write_text("independent" * 100)
-    with pytest.raises(UserError, match=r"none of 3 pieces of the text has eval\.seq_len=16 tokens"):
+    with pytest.raises(UserError, match=r"none of 3 pieces of the text has 15 tokens"):
         passage("files", part_of(tmp_path / "wide", **cut), adding)
 
 

@@ -47,6 +47,7 @@ PROTOCOL = {
     "windows": 166,
     "seq_len": 2048,
     "bos": "start",
+    "special_tokens": "parsed",
     "tokens": 339802,
 }
 
@@ -59,7 +60,8 @@ def test_published_figures_stand_beside_the_same_cell(tmp_path: Path) -> None:
     rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines[2:4]]
     measured = [
         *("llama-7b", "svd_llm", "Uniform", "factors", "0.8", "wikitext2"),
-        *("svd_llm: test, contiguous, 166 × 2048, BOS start, 339802 tokens", "7.891 ± 0.0512", "7.94"),
+        "svd_llm: test, contiguous, 166 × 2048, BOS start, special tokens parsed, 339802 tokens",
+        *("7.891 ± 0.0512", "7.94"),
     ]
     assert [row[:9] for row in rows] == [measured, measured]
     assert [row[9] for row in rows] == ["arXiv 2604.02119, table 1", "arXiv 2604.01609, table 1"]

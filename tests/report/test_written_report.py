@@ -103,6 +103,15 @@ def test_different_protocols_share_no_panel(tmp_path: Path) -> None:
     assert [len(panel.rows) for panel in panels] == [2, 1, 1]
 
 
+def test_bos_in_other_places_shares_no_panel(tmp_path: Path) -> None:
+    """Windows with and without BOS have equally many tokens that count."""
+    for method, bos in {"kron": "every", "svd": "none", "fwsvd": "every"}.items():
+        leave_cell(tmp_path, method, 0.8, 5.0, protocol={"wiki": {"bos": bos}})
+    panels = [panel for panel in perplexity_panels(tidy(read([tmp_path]))) if panel.key == "ppl/wiki"]
+    assert [panel.title for panel in panels] == ["wiki, 100,000 tokens, BOS every", "wiki, 100,000 tokens"]
+    assert [len(panel.rows) for panel in panels] == [2, 1]
+
+
 def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
     leave_cell(tmp_path, "kron", 0.8, 5.0)
     leave_cell(tmp_path, "svd", 0.8, 1e9)

@@ -1,0 +1,64 @@
+"""Where a beginning-of-sequence token stands: as asked for, or as the model's tokenizer does of its own accord."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from svdexp.errors import UserError
+from svdexp.schema import Bos
+
+log = logging.getLogger(__name__)
+
+FOLLOWING = {Bos.tokenizer: Bos.every, Bos.tokenizer_start: Bos.start}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What texts begin with: `mode` is none, every (window) or start (of the text), `token` the id, None with none."""
+
+    mode: Bos
+    token: int | None
+
+    @property
+    def of_windows(self) -> int | None:
+        """The token that every window begins with, if there is one."""
+        return self.token if self.mode is Bos.every else None
+
+    def begun(self, stream: torch.Tensor) -> torch.Tensor:
+        """The tokens of a text (T,), with the one that stands at its start: (T + 1,) or as they are."""
+        return torch.cat([torch.tensor([self.token]), stream]) if self.mode is Bos.start else stream
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer, called on a text, begins it with the beginning-of-sequence token."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("", verbose=False)["input_ids"][:1] == [bos]
+
+
+def resolve_bos(mode: Bos, tokenizer: Any, knob: str = "eval.bos") -> Beginning:
+    """What `mode`, the value of `knob`, comes to with this tokenizer.
+
+    Raises:
+        UserError: the tokenizer has no beginning-of-sequence token.
+    """
+    if mode in FOLLOWING:
+        mode = FOLLOWING[mode] if adds_bos(tokenizer) else Bos.none
+    if mode is Bos.none:
+        return Beginning(mode, None)
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"{knob}={mode.value}, but the model's tokenizer has no beginning-of-sequence token")
+    return Beginning(mode, int(tokenizer.bos_token_id))
+
+
+def warn_without_bos(mode: Bos, tokenizer: Any, knob: str) -> None:
+    """Log a warning where BOS is switched off for a model whose tokenizer adds it."""
+    if mode is Bos.none and adds_bos(tokenizer):
+        log.warning(
+            "%s=none, but the model's tokenizer begins texts with %s: without it some models are far worse than they "
+            "are; %s=tokenizer follows the tokenizer",
+            knob,
+            tokenizer.bos_token,
+            knob,
+        )
