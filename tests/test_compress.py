@@ -91,9 +91,10 @@ def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedM
         def lost(of: PreTrainedModel, name: str = name, W: torch.Tensor = W, X: torch.Tensor = X) -> float:
             return float((X @ (W - weight_of(of.get_submodule(name)).double()).T).square().sum())
 
-        assert lost(model) == pytest.approx(least, rel=1e-3), name
-        assert lost(other) > 1.01 * least, name
-        assert white.errors[name] == pytest.approx(least / float(energy.sum()), rel=1e-3), name
+        assert lost(model) == pytest.approx(least, rel=1e-4), name
+        assert lost(other) > 1.1 * least, name
+        # a share of the whole that second moments summed in float32 know to some 1e-6
+        assert white.errors[name] == pytest.approx(least / float(energy.sum()), rel=1e-3, abs=1e-5), name
 
 
 def test_biases_move_to_the_output_side(windows: torch.Tensor) -> None:
