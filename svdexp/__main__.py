@@ -9,14 +9,15 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from svdexp.command import cli, config_dir, guarded, objective
+from svdexp.command import cli, config_dir, guarded, objective, sibling
 from svdexp.schema import Config, validate
+from svdexp.sweeps import UNTRACKED
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run of the composed configuration; returns its objective to the sweeper."""
-    guarded(cfg, validate, job)
+    guarded(cfg, validate, job, tell_tracker)
     return objective(cfg)
 
 
@@ -28,6 +29,15 @@ def job(config: Config, run_dir: Path) -> None:
         preview(config, run_dir)
     else:
         run(config, run_dir)
+
+
+def tell_tracker(config: Config, run_dir: Path) -> None:
+    """Let the tracker have the figures of a finished run, if it was not told."""
+    if (run_dir / UNTRACKED).is_file() and not sibling():
+        from svdexp.stages import build  # importing torch takes seconds
+        from svdexp.tracking import complete
+
+        complete(build(config.tracker, "tracker"), config, run_dir)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,17 @@ def config_dir() -> str:
 
 
 def guarded(
-    cfg: DictConfig, check: Callable[[DictConfig], AnyConfig], work: Callable[[AnyConfig, Path], object]
+    cfg: DictConfig,
+    check: Callable[[DictConfig], AnyConfig],
+    work: Callable[[AnyConfig, Path], object],
+    complete: Callable[[AnyConfig, Path], object] | None = None,
 ) -> None:
     """One of Hydra's jobs in its run directory: check the configuration, then carry out the cell.
+
+    Args:
+        cfg: the composed configuration.
+        check: makes a checked one of it.
+        work, complete: as `carry_out` takes them.
 
     Raises:
         UserError: in a sweep, for whatever went wrong; the sweep goes on with its other cells.
@@ -56,7 +64,7 @@ def guarded(
         if dry:
             work(config, folder)
         else:
-            carry_out(cfg, config, folder, work)
+            carry_out(cfg, config, folder, work, complete)
         return
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*kept(cfg)) from None

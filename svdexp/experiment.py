@@ -36,8 +36,8 @@ from svdexp.sweeps import state_of
 from svdexp.sweeps.cached import cached_stages
 from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
-from svdexp.timing import StageClock
-from svdexp.tracking import Log, NoTracker, Results, commit, layer_rows, record, show, tracked
+from svdexp.timing import StageClock, forget_peak
+from svdexp.tracking import Findings, Log, NoTracker, Results, commit, layer_rows, record, show, tracked
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def carry_out(
     main, prompts = Processes().main, config.eval.prompts
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
+    forget_peak()
     clock = StageClock()
 
     with clock("load"):
@@ -107,8 +108,10 @@ def carry_out(
     }
     if config.save is Save.hf:
         describe(run_dir / "checkpoint", model, compression.ranks, results, origin(config.model))
+    findings = Findings.of(results, compression)
+    findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
-    track(results, compression)
+    track(findings)
     show(results)
     return results
 
@@ -121,7 +124,7 @@ def preview(config: Config, run_dir: Path) -> None:
     Raises:
         UserError: as `run` does for the configuration and the model's structure.
     """
-    method = build_method(config)
+    method, _ = build_method(config), build(config.tracker, "tracker")
     device = resolve_device(config.device)
     check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))

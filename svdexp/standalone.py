@@ -27,7 +27,7 @@ from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import EvaluateConfig, ModelConfig
 from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
-from svdexp.timing import StageClock
+from svdexp.timing import StageClock, forget_peak
 from svdexp.tracking import Results, circumstances, commit, show_one
 
 
@@ -44,6 +44,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     check_evaluation(config.eval, source)
     cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
+    forget_peak()
     clock = StageClock()
 
     with clock("load"):

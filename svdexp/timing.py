@@ -1,12 +1,19 @@
 """Seconds and peak memory of the stages of a run."""
 
+import ctypes
+import gc
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+
+PROCESS = Path("/proc/self")  # Linux's account of this process
+RESET_PEAK = "5"  # what clear_refs takes it for
 
 
 class StageClock:
@@ -14,7 +21,7 @@ class StageClock:
 
     Attributes:
         seconds: by stage.
-        rss: by stage, the most memory that the process had ever held when the stage last ran.
+        rss: by stage, the most memory that the process had held, since `forget_peak`, when the stage last ran.
         device: by stage, the most memory that tensors held meanwhile on the fullest CUDA device; empty without one.
     """
 
@@ -58,7 +65,22 @@ def peak_device_bytes() -> int:
     return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
 
 
+def forget_peak() -> None:
+    """Let peaks be those of what comes next: a sweep's cells may share one process.
+
+    What earlier work holds on to counts on; where the system keeps one peak for a process's whole life, so does that.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # of glibc, which otherwise keeps what was freed in small pieces
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text(RESET_PEAK)
+
+
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held."""
+    """The most memory that this process held, since `forget_peak` where the system can tell."""
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s*(\d+) kB", (PROCESS / "status").read_text()):
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,13 +1,19 @@
 """The stage clock, on a clock that the test moves: a busy machine changes nothing."""
 
 import mmap
+import os
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from svdexp import timing
-from svdexp.timing import StageClock, peak_rss_bytes
+from svdexp import experiment, standalone, timing
+from svdexp.schema import Precision
+from svdexp.timing import StageClock, forget_peak, peak_rss_bytes
+from svdexp.tracking import NoTracker
 
 
 @pytest.fixture
@@ -54,3 +60,40 @@ def test_peak_memory_is_what_the_process_held_in_bytes() -> None:
         for page in range(0, len(held), mmap.PAGESIZE):
             held[page] = 1
     assert peak_rss_bytes() == pytest.approx(before + more, rel=0.02)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps one peak for ever")
+def test_a_peak_is_forgotten() -> None:
+    """Also what was freed in pieces too small for the system to get them back of themselves."""
+    large, small = torch.ones(50_000_000), [torch.ones(10_000) for _ in range(10_000)]
+    high = peak_rss_bytes()
+    del large, small
+    assert peak_rss_bytes() > high - 10e6  # Linux counts roughly
+    forget_peak()
+    assert peak_rss_bytes() < high - 500e6
+    again = torch.ones(50_000_000)
+    assert peak_rss_bytes() > again.nbytes
+
+
+@pytest.mark.parametrize("module", [experiment, standalone])
+def test_every_cell_forgets_the_peak_of_the_one_before(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ForgottenError(Exception):
+        pass
+
+    def forget() -> None:
+        raise ForgottenError
+
+    monkeypatch.setattr(module, "forget_peak", forget)
+    for name in ("build_method", "build", "check_inputs", "check_evaluation", "identity_of", "find"):
+        monkeypatch.setattr(module, name, lambda *_: NoTracker(), raising=False)
+    config: Any = SimpleNamespace(
+        device="cpu",
+        precision=Precision.float32,
+        tracker={},
+        cache=None,
+        seed=0,
+        model=None,
+        eval=SimpleNamespace(prompts=[]),
+    )
+    with pytest.raises(ForgottenError):
+        module.run(config, Path())

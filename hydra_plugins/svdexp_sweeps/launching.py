@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from svdexp.errors import UserError
 from svdexp.schema import Config, validate, validate_evaluation
-from svdexp.sweeps import is_finished, note_failure
+from svdexp.sweeps import UNTRACKED, is_finished, note_failure
 
 log = logging.getLogger("svdexp.sweeps")
 
@@ -91,7 +91,7 @@ def look_at(context: HydraContext, config: DictConfig, overrides: list[str], num
         del task["hydra"]
     check = validate if OmegaConf.get_type(task) is Config else validate_evaluation
     try:
-        finished = is_finished(check(task), folder)
+        finished = is_finished(check(task), folder) and not (folder / UNTRACKED).exists()
     except UserError:
         finished = False  # its own process will say what is wrong
     return Cell(number, overrides, folder), finished

@@ -3,6 +3,7 @@
 from svdexp.sweeps.cell import (
     FAILED,
     RESULTS,
+    UNTRACKED,
     HeldError,
     OccupiedError,
     carry_out,
@@ -17,6 +18,7 @@ from svdexp.sweeps.naming import register_names
 __all__ = [
     "FAILED",
     "RESULTS",
+    "UNTRACKED",
     "HeldError",
     "OccupiedError",
     "carry_out",

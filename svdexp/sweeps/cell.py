@@ -27,6 +27,7 @@ from svdexp.schema import Config, EvaluateConfig, Save
 log = logging.getLogger(__name__)
 
 RESULTS, FAILED, LOCK = "results.json", "failed.json", ".lock"
+UNTRACKED = "untracked.json"  # there as long as the tracker has not been told of the results
 VERIFIED = "reload_max_logit_difference"  # of results.json, where there is a checkpoint
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
@@ -48,7 +49,13 @@ class HeldError(OccupiedError):
         return f"another process is at work in {self.folder}; start the command again when it has ended"
 
 
-def carry_out(cfg: DictConfig, config: AnyConfig, folder: Path, work: Callable[[AnyConfig, Path], object]) -> None:
+def carry_out(
+    cfg: DictConfig,
+    config: AnyConfig,
+    folder: Path,
+    work: Callable[[AnyConfig, Path], object],
+    complete: Callable[[AnyConfig, Path], object] | None = None,
+) -> None:
     """Do the work of a cell in its folder, unless it is finished.
 
     Args:
@@ -56,6 +63,7 @@ def carry_out(cfg: DictConfig, config: AnyConfig, folder: Path, work: Callable[[
         config: the same, checked.
         folder: where results.json is left.
         work: leaves it there.
+        complete: does what an interrupted process left undone after that.
 
     Raises:
         HeldError: another process is at it.
@@ -68,6 +76,8 @@ def carry_out(cfg: DictConfig, config: AnyConfig, folder: Path, work: Callable[[
             raise found
         if found:
             log.info("finished already: %s", folder / RESULTS)
+            if complete:
+                complete(config, folder)
         else:
             work(config, folder)
 

@@ -4,14 +4,16 @@ Add a tracker with one file here, its YAML in conf/tracker/, and a line below.
 """
 
 from svdexp.tracking.console import show, show_one
+from svdexp.tracking.findings import Findings
 from svdexp.tracking.layers import layer_rows
 from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
 from svdexp.tracking.record import Results, circumstances, dense_key, record
-from svdexp.tracking.tracker import Log, Tracker, tracked
+from svdexp.tracking.tracker import Log, Tracker, complete, tracked
 from svdexp.tracking.wandb_tracker import WandbTracker
 
 __all__ = [
+    "Findings",
     "Log",
     "NoTracker",
     "Results",
@@ -19,6 +21,7 @@ __all__ = [
     "WandbTracker",
     "circumstances",
     "commit",
+    "complete",
     "dense_key",
     "layer_rows",
     "record",

@@ -52,6 +52,13 @@ def gamma_rows(curves: RankCurves) -> list[list[str | int | float]]:
     return [[name, step, values[step]] for name, values in curves.gamma.items() for step in picked]
 
 
+def learned_lines(curves: RankCurves, projection_of: Mapping[str, str]) -> dict[str, list[float]]:
+    """How ranks were learned, by name a value at every step: perplexity, ratio, and `gamma/PROJECTION`."""
+    lines = {f"gamma/{projection}": values for projection, values in mean_gamma(curves, projection_of).items()}
+    lines |= {"perplexity": curves.perplexity, "ratio": curves.ratio}
+    return {name: list(values) for name, values in lines.items()}
+
+
 def mean_gamma(curves: RankCurves, projection_of: Mapping[str, str]) -> dict[str, Sequence[float]]:
     """By projection, the mean γ of its layers at every step."""
     members: dict[str, list[Sequence[float]]] = defaultdict(list)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdexp.compression import Compression
 from svdexp.schema import Config
-from svdexp.tracking.record import Results
+from svdexp.tracking.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class NoTracker:
         """Nothing."""
         return self
 
-    def log(self, results: Results, compression: Compression) -> None:
+    def log(self, findings: Findings) -> None:
         """Nothing."""
 
     def finish(self, succeeded: bool) -> None:

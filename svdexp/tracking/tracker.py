@@ -7,20 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from svdexp.compression import Compression
+from svdexp.errors import UserError
 from svdexp.schema import Config
-from svdexp.tracking.record import Results
+from svdexp.sweeps import UNTRACKED
+from svdexp.tracking.findings import Findings
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Log = Callable[[Results, Compression], None]
+Log = Callable[[Findings], None]
 
 
 class Session(Protocol):
     """One run, tracked."""
 
-    def log(self, results: Results, compression: Compression) -> None:
+    def log(self, findings: Findings) -> None:
         """Take everything that the run found; called once, when results.json is written."""
 
     def finish(self, succeeded: bool) -> None:
@@ -31,21 +32,29 @@ class Tracker(Protocol):
     """A choice of the config group `tracker`: a frozen dataclass of options."""
 
     def start(self, config: Config, run_dir: Path) -> Session:
-        """Begin to track the run; what the tracker writes belongs into `run_dir`."""
+        """Begin to track the run; what the tracker writes belongs into `run_dir`.
+
+        Where `run_dir` has untracked.json, an earlier session began to, and was not told of the end.
+        """
 
 
 @contextmanager
 def tracked(tracker: Tracker, config: Config, run_dir: Path) -> Iterator[Log]:
     """Track what runs in this context, which gets the function that takes its results.
 
-    A tracker that fails, in whatever way, is one warning line and tracks no further; the run goes on.
+    A tracker that fails, in whatever way, is one warning line and tracks no further; the run goes on. Only of one that
+    was told everything untracked.json is removed.
     """
     guard = _Guard()
     session = guard.attempt(partial(tracker.start, config, run_dir))
 
-    def take(results: Results, compression: Compression) -> None:
+    told = False
+
+    def take(findings: Findings) -> None:
+        nonlocal told
+        told = True
         if session is not None:
-            guard.attempt(partial(session.log, results, compression))
+            guard.attempt(partial(session.log, findings))
 
     succeeded = False
     try:
@@ -54,6 +63,20 @@ def tracked(tracker: Tracker, config: Config, run_dir: Path) -> Iterator[Log]:
     finally:
         if session is not None:
             guard.attempt(partial(session.finish, succeeded))
+    if told and not guard.failed:
+        (run_dir / UNTRACKED).unlink(missing_ok=True)
+
+
+def complete(tracker: Tracker, config: Config, run_dir: Path) -> None:
+    """Track a finished run whose process ended before its tracker was told, or whose tracker failed."""
+    try:
+        findings = Findings.left_in(run_dir)
+    except UserError as error:
+        log.warning("tracker: %s; the run stays without it", error)
+        return
+    log.info("the tracker is told of %s", run_dir)
+    with tracked(tracker, config, run_dir) as track:
+        track(findings)
 
 
 class _Guard:

@@ -12,14 +12,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from svdexp.allocation import RankCurves
-from svdexp.compression import Compression
+from svdexp.errors import UserError
 from svdexp.schema import Config
-from svdexp.tracking.depth import gamma_rows, mean_gamma, over_depth, spectrum_rows
-from svdexp.tracking.layers import LayerRow, layer_rows
-from svdexp.tracking.record import Results, without_nan
-from svdexp.training import Curve
+from svdexp.sweeps import UNTRACKED
+from svdexp.tracking.depth import over_depth
+from svdexp.tracking.findings import Findings
 
+LONGEST_TAG, LONGEST_NAME = 64, 128  # letters; W&B takes no run with more
+OPTIONS = {"project": "project", "entity": "entity", "group": "run_group", "tags": "run_tags"}  # by W&B's name
 SECONDS_TO_UPLOAD = 300.0  # at the end of an online run; what is missing then stays on disk for `wandb sync`
 
 
@@ -50,19 +50,27 @@ class WandbTracker:
     tags: list[str] = field(default_factory=list)
     checkpoint: bool = False
 
+    def __post_init__(self) -> None:
+        for option, setting in OPTIONS.items():
+            require_taken(f"tracker.{option}", setting, getattr(self, option))
+
     def start(self, config: Config, run_dir: Path) -> "WandbSession":
         """Open the run, with the configuration."""
         run_dir = run_dir.resolve()
+        begun = unfinished_id(run_dir)
+        names = [name[:LONGEST_TAG] for name in (config.method.name, config.model.name) if name]
         with surroundings(run_dir):
             import wandb
 
             run = wandb.init(
                 project=self.project,
                 entity=self.entity,
-                name=run_dir.name,
-                group=self.group or sweep_of(run_dir),
+                id=begun,
+                resume="allow" if begun else None,
+                name=shortened(run_dir.name),
+                group=self.group or shortened(sweep_of(run_dir)),
                 job_type="compress",
-                tags=[config.method.name, config.model.name, *self.tags],
+                tags=[*names, *self.tags],
                 config=asdict(config),
                 dir=str(run_dir),
                 mode=self.resolved_mode(),
@@ -86,30 +94,30 @@ class WandbSession:
     def __init__(self, run: Any, run_dir: Path, checkpoint: bool) -> None:
         self.run, self.run_dir, self.checkpoint = run, run_dir, checkpoint
 
-    def log(self, results: Results, compression: Compression) -> None:
+    def log(self, findings: Findings) -> None:
         """Figures under their names in results.json, then layers, spectra, curves and files."""
         with surroundings(self.run_dir):
-            self.run.summary.update({key: value for key, value in results.items() if is_figure(value)})
-            rows = layer_rows(compression)
-            if compression.curves is not None:
-                self.log_curves(compression.curves, {row["name"]: row["projection"] for row in rows})
-            for name, part in compression.training.items():
-                self.log_training(f"training/{name}", part.curve)
-            self.run.log(self.pictures(results, rows, compression))
+            self.run.summary.update({key: value for key, value in findings.results.items() if is_figure(value)})
+            if findings.learned:
+                self.log_learning(findings)
+            for name, part in findings.results["training"].items():
+                self.log_training(f"training/{name}", part["curve"])
+            self.run.log(self.pictures(findings))
             self.log_files()
 
-    def pictures(self, results: Results, rows: list[LayerRow], compression: Compression) -> dict[str, Any]:
+    def pictures(self, findings: Findings) -> dict[str, Any]:
         """Tables, lines over depth and the heat map, by W&B's key."""
         import wandb
 
         from svdexp.report.heatmap import RankMap, rank_maps
         from svdexp.report.style import png
 
+        results, rows = findings.results, findings.layers
         headings: list[Any] = list(rows[0])
         found: dict[str, Any] = {"layers": wandb.Table(headings, [list(row.values()) for row in rows])}
-        if compression.spectra:
+        if findings.spectra:
             columns: list[Any] = ["layer", "index", "singular value", "energy beyond"]
-            found["spectra"] = wandb.Table(columns, spectrum_rows(compression.spectra))
+            found["spectra"] = wandb.Table(columns, findings.spectra)
         for key, title in (("rank", "rank"), ("energy_lost", "share of the weighted energy lost")):
             if lines := over_depth(rows, key):
                 points = [list(zip(*line, strict=True)) for line in lines.values()]
@@ -122,22 +130,20 @@ class WandbSession:
             found["rank_map"] = wandb.Image(str(path))
         return found
 
-    def log_curves(self, curves: RankCurves, projection_of: dict[str, str]) -> None:
+    def log_learning(self, findings: Findings) -> None:
         """How ranks were learned: a history over the training's steps, and a table of every layer's γ."""
         import wandb
 
         self.run.define_metric("learned_ranks/*", step_metric="learned_ranks/step")
-        lines = {f"gamma/{projection}": values for projection, values in mean_gamma(curves, projection_of).items()}
-        lines |= {"perplexity": curves.perplexity, "ratio": curves.ratio}
-        for step in range(len(curves.perplexity)):
-            values = {f"learned_ranks/{key}": line[step] for key, line in lines.items()}
-            self.run.log({"learned_ranks/step": step} | values)
-        self.run.log({"gamma": wandb.Table(["layer", "step", "gamma"], gamma_rows(curves))})
+        for step, values in enumerate(zip(*findings.learned.values(), strict=True)):
+            named = {f"learned_ranks/{key}": value for key, value in zip(findings.learned, values, strict=True)}
+            self.run.log({"learned_ranks/step": step} | named)
+        self.run.log({"gamma": wandb.Table(["layer", "step", "gamma"], findings.gamma)})
 
-    def log_training(self, key: str, curve: Curve) -> None:
+    def log_training(self, key: str, curve: list[list[float | None]]) -> None:
         """How factors were trained: a history over the looks at held-out text."""
         self.run.define_metric(f"{key}/*", step_metric=f"{key}/step")
-        for step, loss, score in without_nan(curve):
+        for step, loss, score in curve:
             values = {"step": step, "held_out": score} | ({} if loss is None else {"loss": loss})
             self.run.log({f"{key}/{name}": value for name, value in values.items()})
 
@@ -158,6 +164,33 @@ class WandbSession:
         """Close the run, as finished or as failed."""
         with surroundings(self.run_dir):
             self.run.finish(exit_code=0 if succeeded else 1)
+
+
+def require_taken(knob: str, setting: str, value: Any) -> None:
+    """Raise UserError, in W&B's own words, if W&B does not take `value` as its `setting`."""
+    try:
+        import wandb
+    except ImportError:
+        return  # the tracker's start says so
+    try:
+        wandb.Settings(**{setting: value})
+    except Exception as error:  # W&B's own, and pydantic's, which has many lines
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ") if hasattr(error, "errors") else error
+        raise UserError(f"{knob}={value} is not taken by W&B: {reason}") from error
+
+
+def shortened(name: str | None) -> str | None:
+    """`name` as W&B takes it; its end, which tells cells apart, stays."""
+    if name is None or len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 2]}…{name[1 - LONGEST_NAME // 2 :]}"
+
+
+def unfinished_id(run_dir: Path) -> str | None:
+    """Of the last run in `run_dir` that was not told of the end; None where there is none."""
+    found = (re.fullmatch(r"(?:offline-)?run-(\d+_\d+)-(\w+)", path.name) for path in run_dir.glob("wandb/*run-*"))
+    runs = sorted(match.groups() for match in found if match)
+    return runs[-1][1] if runs and (run_dir / UNTRACKED).is_file() else None
 
 
 def is_figure(value: object) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.end_to_end.forked import Death, run
+from tests.tracking.wandb_file import Tracked
 
 KRON = ["method=kron", "storage=factors"]
 LEARNED = [
@@ -50,6 +51,45 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path
         return done[tuple(words)] / "run"
 
     return find
+
+
+def test_a_tracker_that_was_not_told_is_told_by_the_next_start(
+    tiny_job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that an undisturbed run tells W&B, under the same id; once."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    words = [word for word in tiny_job if not word.startswith(("eval.efficiency", "tracker"))]
+    words += ["eval.efficiency=null", "ratio=0.6", "save=none", *LEARNED]
+    words += ["method/training=distill", "method.training.distill.seq_len=16", "method.training.distill.steps=2"]
+    (tmp_path / "calm").mkdir()
+    assert run(tmp_path / "calm", [*words, "hydra.run.dir=run"]).returncode == 0
+    expected = Tracked(tmp_path / "calm" / "run")
+
+    words.append("hydra.run.dir=run")
+    death = Death("svdexp.tracking.wandb_tracker:WandbSession.log")
+    assert run(tmp_path, words, death).returncode == -signal.SIGKILL
+    found = tmp_path / "run"
+    (killed,) = found.glob("wandb/offline-run-*")
+    assert Tracked(found).summary == {}
+    again = run(tmp_path, words)
+    assert again.returncode == 0, again.output
+    assert "finished already" in again.output
+    told, results = Tracked(found), json.loads((found / "results.json").read_text())
+    assert told.folder.name != killed.name
+    assert told.folder.name.endswith(f"-{told.run.run_id}")
+    assert killed.name.endswith(f"-{told.run.run_id}")
+    assert told.exit_code == 0
+    assert told.summary["ppl/files"] == results["ppl/files"]
+    assert told.summary.keys() == expected.summary.keys()
+    assert [row.keys() for row in told.history] == [row.keys() for row in expected.history]
+    for key in ("layers", "spectra", "gamma"):
+        assert told.table(key) == expected.table(key)
+    assert told.artifacts == expected.artifacts
+    sessions = list(found.glob("wandb/offline-run-*"))
+    assert len(sessions) == 2
+    assert run(tmp_path, words).returncode == 0
+    assert list(found.glob("wandb/offline-run-*")) == sessions
 
 
 def record(folder: Path) -> dict[str, Any]:

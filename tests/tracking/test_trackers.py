@@ -1,5 +1,6 @@
 """No tracker kills a run; figures over depth are counted right."""
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 
 from svdexp.allocation import RankCurves
-from svdexp.tracking import WandbTracker, tracked
+from svdexp.errors import UserError
+from svdexp.tracking import Findings, WandbTracker, complete, tracked, wandb_tracker
 from svdexp.tracking.depth import CURVE_POINTS, SPECTRUM_POINTS, gamma_rows, mean_gamma, over_depth, spectrum_rows
 from svdexp.tracking.layers import place
 from svdexp.tracking.wandb_tracker import sweep_of
+from tests.tracking.wandb_file import Tracked
 
 NOTHING: Any = None
 
@@ -33,7 +37,7 @@ class Broken:
         self.do("start")
         return self
 
-    def log(self, results: object, compression: object) -> None:
+    def log(self, findings: object) -> None:
         self.do("log")
 
     def finish(self, succeeded: bool) -> None:
@@ -49,7 +53,7 @@ def test_a_failing_tracker_is_one_line_and_the_run_goes_on(
 ) -> None:
     tracker = Broken(first)
     with caplog.at_level(logging.WARNING), tracked(tracker, NOTHING, Path()) as track:
-        track({}, NOTHING)
+        track(NOTHING)
     assert tracker.calls == calls
     assert caplog.messages == [f"tracker: RuntimeError: {first} went wrong; the run goes on without it"]
 
@@ -62,13 +66,72 @@ def test_a_failing_run_is_tracked_as_failed() -> None:
     assert tracker.calls == ["start", "finish False"]
 
 
+@pytest.mark.parametrize(("first", "left"), [(None, False), ("start", True), ("log", True), ("finish", True)])
+def test_what_the_tracker_was_not_told_stays(first: str | None, left: bool, tmp_path: Path) -> None:
+    tracker = Broken(first or "finish")
+    tracker.failing = tracker.failing if first else []
+    Findings({}, []).leave(tmp_path)
+    with tracked(tracker, NOTHING, tmp_path):
+        pass  # of a sibling, which tells nothing
+    assert (tmp_path / "untracked.json").exists()
+    with tracked(tracker, NOTHING, tmp_path) as track:
+        track(Findings({}, []))
+    assert (tmp_path / "untracked.json").exists() == left
+
+
+def test_findings_come_back(tmp_path: Path) -> None:
+    found = Findings({"ratio": 0.5}, [{"name": "a"}], [["a", 1, 2.0, 0.5]], {"perplexity": [3.0]}, [["a", 0, 1.5]])
+    (tmp_path / "results.json").write_text(json.dumps(found.results))
+    (tmp_path / "layers.json").write_text(json.dumps(found.layers))
+    found.leave(tmp_path)
+    assert Findings.left_in(tmp_path) == found
+
+
+def test_findings_that_cannot_be_read_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Broken("finish")
+    (tmp_path / "untracked.json").write_text("{")
+    complete(tracker, NOTHING, tmp_path)
+    assert [message.partition(": ")[0] for message in caplog.messages] == ["tracker"]
+    assert tracker.calls == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"project": "a/b"}, r"tracker\.project=a/b is not taken by W&B: .*cannot contain"),
+        ({"project": "p" * 129}, r"tracker\.project=p+ is not taken by W&B: .*128"),
+        ({"tags": ["fine", "t" * 65]}, r"tracker\.tags=.* is not taken by W&B: .*between 1 and 64"),
+        ({"tags": [""]}, r"tracker\.tags=.* is not taken by W&B: .*between 1 and 64"),
+    ],
+)
+def test_what_wandb_does_not_take_is_refused_by_name(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        WandbTracker(**options)
+
+
+def test_long_names_are_shortened_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_dir = tmp_path / f"{'m' * 190}_0123abcd"
+    run_dir.mkdir()
+    method, model = SimpleNamespace(name="s" * 65), SimpleNamespace(name="m" * 190)
+    monkeypatch.setattr(wandb_tracker, "asdict", vars)
+    config: Any = SimpleNamespace(method=method, model=model)
+    WandbTracker(tags=["night"]).start(config, run_dir).finish(True)
+    wandb.teardown()  # its service writes the last lines a moment later
+    run = Tracked(run_dir).run
+    assert list(run.tags) == ["s" * 64, "m" * 64, "night"]
+    assert run.display_name.startswith("mmm")
+    assert run.display_name.endswith("m_0123abcd")
+    assert len(run.display_name) == 128
+
+
 def test_wandb_refuses_and_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "nonsense")
     config: Any = SimpleNamespace(method=SimpleNamespace(name="svd"), model=SimpleNamespace(name="tiny"))
     with caplog.at_level(logging.WARNING, "svdexp"), tracked(WandbTracker(), config, tmp_path) as track:
-        track({}, NOTHING)
+        track(NOTHING)
     assert [message.partition(": ")[0] for message in caplog.messages] == ["tracker"]
 
 

@@ -37,10 +37,10 @@ def value_of(items: Any) -> dict[str, Any]:
 
 
 class Tracked:
-    """What one offline run holds: `run` (its header), config, summary, history, artifacts' types, exit code."""
+    """What the last offline run holds: `run` (its header), config, summary, history, artifacts' types, exit code."""
 
     def __init__(self, run_dir: Path) -> None:
-        (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+        path = max(run_dir.glob("wandb/offline-run-*/run-*.wandb"))  # begun last; their names begin with the time
         self.folder = path.parent
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}

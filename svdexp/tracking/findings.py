@@ -1,0 +1,62 @@
+"""What a tracker is told of a finished run, kept beside its record until the tracker has been told."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from svdexp.compression import Compression
+from svdexp.disk import write_atomically
+from svdexp.reading import read_json, read_object
+from svdexp.sweeps import RESULTS, UNTRACKED
+from svdexp.tracking.depth import gamma_rows, learned_lines, spectrum_rows
+from svdexp.tracking.layers import LayerRow, layer_rows
+from svdexp.tracking.record import Results
+
+LAYERS = "layers.json"
+Rows = list[list[str | int | float]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Plain numbers and words, so that JSON holds them.
+
+    Attributes:
+        results: the record.
+        layers: the rows of layers.json.
+        spectra: of `depth.spectrum_rows`; empty without a weighting.
+        learned: of `depth.learned_lines`: by name, a value at every step; empty where no ranks were learned.
+        gamma: of `depth.gamma_rows`; empty likewise.
+    """
+
+    results: Results
+    layers: list[LayerRow]
+    spectra: Rows = field(default_factory=list)
+    learned: dict[str, list[float]] = field(default_factory=dict)
+    gamma: Rows = field(default_factory=list)
+
+    @classmethod
+    def of(cls, results: Results, compression: Compression) -> "Findings":
+        """What there is to tell of a run."""
+        rows, curves = layer_rows(compression), compression.curves
+        return cls(
+            results=results,
+            layers=rows,
+            spectra=spectrum_rows(compression.spectra),
+            learned=learned_lines(curves, {row["name"]: row["projection"] for row in rows}) if curves else {},
+            gamma=gamma_rows(curves) if curves else [],
+        )
+
+    @classmethod
+    def left_in(cls, run_dir: Path) -> "Findings":
+        """What `leave` left.
+
+        Raises:
+            UserError: a file of the run cannot be read.
+        """
+        rest = read_object(run_dir / UNTRACKED)
+        return cls(results=read_object(run_dir / RESULTS), layers=read_json(run_dir / LAYERS), **rest)
+
+    def leave(self, run_dir: Path) -> None:
+        """Keep what results.json and layers.json do not have."""
+        rest = {"spectra": self.spectra, "learned": self.learned, "gamma": self.gamma}
+        write_atomically(run_dir / UNTRACKED, json.dumps(rest))
