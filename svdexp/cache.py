@@ -1,15 +1,17 @@
 """Results of finished stages on disk, found again by what they were computed from.
 
 A shelf belongs to one identity: a hash of everything that changes the result. Its items are safetensors
-files, written under a temporary name and renamed, so a reader never sees half a file and two runs may share
-a folder.
+files that appear whole (disk.py), so a reader never sees half a file and two runs may share a folder. Only its contents
+make a file damaged: what cannot be opened stays as it is.
 """
 
 import hashlib
 import json
 import logging
+import os
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from svdexp.disk import beside, write_atomically
+from svdexp.disk import READ_ONLY, UnwritableError, whole_file, write_atomically
+from svdexp.errors import UserError
 from svdexp.models.structure import stored_tensors
 
 log = logging.getLogger(__name__)
@@ -66,30 +69,42 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 class Shelf:
-    """Named sets of tensors of one stage, in memory or, given a folder, on disk."""
+    """Named sets of tensors of one stage, in memory or, given a folder, on disk.
+
+    What the disk does not let this user write or read stays in memory: such a folder is read and nothing else.
+    """
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
 
     def get(self, item: str) -> dict[str, torch.Tensor] | None:
-        """The item's tensors, or None if it was never put, or is damaged: then it is dropped, with a warning."""
-        if self.folder is None:
+        """The item's tensors, or None if it was never put, or is damaged: then it is dropped, with a warning.
+
+        Raises:
+            UserError: it is there and cannot be read, for a reason that says nothing about its contents.
+        """
+        if self.folder is None or item in self._memory:
             return self._memory.get(item)
         path = self._path(self.folder, item)
-        if not path.exists():
-            return None
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-                promised = (file.metadata() or {}).get("checksum")
-            reason = None if promised == checksum(tensors) else "its contents do not match their checksum"
-        except (SafetensorError, OSError) as error:
+            path.open("rb").close()  # safetensors takes whatever keeps it from opening a file for its absence
+            tensors, promised = _read(path)
+            if promised == checksum(tensors):
+                return tensors
+            reason = "its contents do not match their checksum"
+        except FileNotFoundError:
+            return None
+        except PermissionError as error:
+            log.warning("cache: %s cannot be read and stays as it is: %s", path, error.strerror)
+            return None
+        except OSError as error:
+            raise UserError(f"cache: {path} cannot be read and stays as it is: {error.strerror or error}") from error
+        except SafetensorError as error:
             reason = str(error)
-        if reason is None:
-            return tensors
         log.warning("cache: %s is damaged (%s) and will be computed again", path, reason)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         return None
 
     def remember(self, item: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -101,27 +116,81 @@ class Shelf:
         return tensors
 
     def __contains__(self, item: str) -> bool:
-        """Whether the item was put, without reading it."""
-        return item in self._memory if self.folder is None else self._path(self.folder, item).exists()
+        """Whether the item was put and may be read, without reading it."""
+        if item in self._memory or self.folder is None:
+            return item in self._memory
+        return os.access(self._path(self.folder, item), os.R_OK)
 
     def put(self, item: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Keep the item's tensors."""
+        """Keep the item's tensors; in memory where there is no folder that can be written.
+
+        Raises:
+            UserError: the disk is full.
+        """
         if self.folder is None:
             self._memory[item] = tensors
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self.folder, item)
-        temporary = beside(path)
+        if path.exists() and not os.access(path, os.R_OK):  # another user's
+            self._memory[item] = tensors
+            return
         # clone(): layers may share a tensor or view one, and a safetensors file stores each by itself
         alone = {
             key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
         }
-        save_file(alone, temporary, metadata={"checksum": checksum(alone)})
-        temporary.replace(path)
+        try:
+            with whole_file(path) as partial:
+                save_file(alone, partial, metadata={"checksum": checksum(alone)})
+        except UnwritableError as error:
+            require_read_only(error)
+            self._memory[item] = tensors
 
     @staticmethod
     def _path(folder: Path, item: str) -> Path:
         return folder / f"{item}.safetensors"
+
+
+def write_note(path: Path, text: str) -> None:
+    """Leave a text file in a cache, if this user may write it.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        write_atomically(path, text)
+    except UnwritableError as error:
+        require_read_only(error)
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors of a file, and the checksum in its header.
+
+    Copies: safetensors gives views of the mapped file, and the smallest of them would keep all of it in memory.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, (file.metadata() or {}).get("checksum")
+
+
+def require_read_only(error: UnwritableError) -> None:
+    """Say once that a cache that this user may not write is only read.
+
+    Raises:
+        UserError: it was something else, such as a full disk.
+    """
+    if error.number not in READ_ONLY:
+        raise UserError(
+            f"cache: {error.path} cannot be written: {error.reason}; what was finished before is kept and will be "
+            "reused: make room, or name another folder with cache=FOLDER"
+        ) from error
+    folder = error.path.parent.parent.parent
+    if folder not in _told:
+        _told.add(folder)
+        log.warning("cache: %s is only read, for it cannot be written: %s", folder, error.reason)
+
+
+# Caches that were found to be read-only.
+_told: set[Path] = set()
 
 
 class Cache:
@@ -137,5 +206,5 @@ class Cache:
         folder = self.folder / stage / identity(**ingredients)
         note = folder / "identity.json"
         if not note.exists():
-            write_atomically(note, json.dumps(ingredients, indent=2, sort_keys=True))
+            write_note(note, json.dumps(ingredients, indent=2, sort_keys=True))
         return Shelf(folder)

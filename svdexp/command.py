@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from svdexp.disk import OUTSIDE, UnwritableError
 from svdexp.errors import UserError
 from svdexp.interruption import interruptible
 from svdexp.masking import masked_words
@@ -71,7 +73,8 @@ def guarded(
     except Exception as raised:
         error = as_mistake(raised)
         if not dry and not sibling() and not isinstance(error, OccupiedError):
-            note_failure(folder, error, one_sentence(error))
+            with suppress(UnwritableError):
+                note_failure(folder, error, one_sentence(error))
         if os.environ.get("SVDEXP_DEBUG"):
             raise
         # A single run ends here, before Hydra adds lines of its own.
@@ -104,7 +107,9 @@ def kept(cfg: DictConfig) -> list[str]:
 
 
 def as_mistake(error: Exception) -> Exception:
-    """The error; one of memory that is not there, which has many types, as a sentence for the user."""
+    """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user."""
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")
     words = " ".join(str(error).split())
     signs = (isinstance(error, MemoryError), "OutOfMemoryError" in type(error).__name__, "allocate memory" in words)
     if not any(signs):
@@ -165,6 +170,7 @@ def cli(main: Callable[[], object], schema: type) -> int:
     register_names()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.raiseExceptions = False  # a log on a full disk loses lines, and prints no tracebacks
     if sibling():
         sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
     return interruptible(lambda: explained(main))
@@ -176,9 +182,10 @@ def explained(main: Callable[[], object]) -> int:
         refuse_null_groups(sys.argv[1:])
         main()
     except Exception as error:
-        if os.environ.get("SVDEXP_DEBUG") or not (isinstance(error, KNOWN) or outside_jobs(error)):
+        mistake = as_mistake(error)
+        if os.environ.get("SVDEXP_DEBUG") or not (isinstance(mistake, KNOWN) or outside_jobs(error)):
             raise
-        print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
+        print(f"svdexp: {one_sentence(mistake)}", file=sys.stderr)
         return 1
     return 0
 

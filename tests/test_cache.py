@@ -1,13 +1,19 @@
 """Identities and shelves."""
 
-from collections.abc import Callable
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from svdexp.cache import Cache, Shelf, fingerprint, identity
 from svdexp.disk import write_atomically
+from svdexp.errors import UserError
+from tests.forks import in_a_process
 
 
 def test_identity_depends_on_every_ingredient_and_not_on_order() -> None:
@@ -78,6 +84,103 @@ def test_a_damaged_item_is_named_and_computed_again(
     intact = shelf.get("item")
     assert intact is not None
     assert torch.equal(intact["x"], torch.arange(4.0))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are its user's alone."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def as_another_user(work: Callable[[], object]) -> int:
+    """Do the work in a process without root's powers; the exit code."""
+
+    def powerless() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
+
+    return in_a_process(powerless)()
+
+
+def test_a_cache_without_write_rights_is_read_and_nothing_else(open_folder: Path) -> None:
+    ours = Cache(open_folder / "cache").shelf("stage", model="m")
+    ours.put("item", {"x": torch.arange(4.0)})
+    ours.put("secret", {"x": torch.arange(3.0)})
+    assert ours.folder is not None
+    (ours.folder / "secret.safetensors").chmod(0)
+    folders = [open_folder / "cache", ours.folder.parent, ours.folder]
+    for folder in folders:
+        folder.chmod(0o555)
+    before = {path: path.read_bytes() for path in open_folder.rglob("*") if path.is_file() and os.geteuid() == 0}
+
+    def work() -> None:
+        for model in ("m", "another"):
+            shelf = Cache(open_folder / "cache").shelf("stage", model=model)
+            found = shelf.get("item")
+            assert (found is not None) == (model == "m")
+            for item in ("new", "secret"):
+                assert item not in shelf
+                assert shelf.get(item) is None
+                shelf.put(item, {"x": torch.ones(1)})
+                assert item in shelf
+                assert torch.equal(shelf.remember(item, dict)["x"], torch.ones(1))
+
+    assert as_another_user(work) == 0
+    for folder in folders:
+        folder.chmod(0o755)
+    assert {path for path in open_folder.rglob("*") if path.is_file()} == {
+        ours.folder / name for name in ("identity.json", "item.safetensors", "secret.safetensors")
+    }
+    assert all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_what_cannot_be_opened_is_not_damaged(tmp_path: Path) -> None:
+    """Also with no descriptor left, of which safetensors says that there is no such file."""
+    shelf = Shelf(tmp_path)
+    shelf.put("item", {"x": torch.arange(4.0)})
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        with suppress(OSError):
+            while True:
+                os.open(os.devnull, os.O_RDONLY)
+        with pytest.raises(
+            UserError, match=r"item\.safetensors cannot be read and stays as it is: Too many open files"
+        ):
+            shelf.get("item")
+
+    assert in_a_process(work)() == 0
+    assert shelf.get("item") is not None
+
+
+def test_a_full_disk_ends_in_one_sentence_and_keeps_what_was_finished(tmp_path: Path) -> None:
+    shelf = Cache(tmp_path).shelf("stage", model="m")
+    shelf.put("item", {"x": torch.arange(4.0)})
+    before = sorted(tmp_path.rglob("*"))
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.raises(
+            UserError, match=r"^cache: .*large\.safetensors cannot be written: File too large; .*cache="
+        ):
+            shelf.put("large", {"x": torch.zeros(1000)})
+
+    assert in_a_process(work)() == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert shelf.get("item") is not None
+
+
+def test_what_is_read_holds_no_file_in_memory(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.put("item", {"x": torch.arange(4.0), "large": torch.zeros(10_000)})
+    found = shelf.get("item")
+    assert found is not None
+    assert "item.safetensors" not in Path("/proc/self/maps").read_text()
 
 
 def test_remember_computes_once(tmp_path: Path) -> None:

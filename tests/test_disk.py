@@ -1,18 +1,25 @@
 """A folder is there whole or not at all, whatever happens while it is written."""
 
 import os
+import pickle
+import signal
+import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import svdexp
-from svdexp.disk import whole_folder
+from svdexp.cache import Shelf
+from svdexp.disk import UnwritableError, whole_file, whole_folder, write_atomically
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.storage import FactorStorage
+from tests.forks import in_a_process
 from tests.models.shrunk import shrunk
 
 
@@ -45,7 +52,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: BaseException, be
     with pytest.raises(expected) as caught:
         fill(tmp_path / "here", "half", error)
     if isinstance(error, OSError):
-        assert str(caught.value).endswith("here cannot be written and is as it was before: No space left on device")
+        assert "here cannot be written and is as it was before: No space left on device; all else" in str(caught.value)
     assert names(tmp_path) == ["here"] * before
     assert not before or (tmp_path / "here" / "file").read_text() == "old"
 
@@ -55,7 +62,9 @@ def test_a_failing_rename_leaves_what_was_there(tmp_path: Path, monkeypatch: pyt
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+        if self.parent.suffix == ".partial" and target == tmp_path / "here" and self.name == "here":
+            if target.exists():
+                raise OSError(39, "Directory not empty")
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -66,14 +75,115 @@ def test_a_failing_rename_leaves_what_was_there(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "here" / "file").read_text() == "old"
 
 
-def test_a_process_that_died_half_way_is_made_up_for(tmp_path: Path) -> None:
-    fill(tmp_path / "here", "old")
-    (tmp_path / "here").rename(tmp_path / ".here.previous")
-    (tmp_path / ".here.partial").mkdir()
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(work: Callable[[], object]) -> None:
+    assert in_a_process(work)() == -signal.SIGKILL
+
+
+def half(folder: Path) -> None:
+    """Write one file of two, and be killed."""
+    with whole_folder(folder) as partial:
+        (partial / "file").write_text("half")
+        die()
+
+
+def between(folder: Path) -> None:
+    """Be killed when the old folder is away and the new one not yet in its place."""
+    rename = Path.rename
+
+    def deadly(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if self == folder:
+            die()
+        return result
+
+    Path.rename = deadly  # type: ignore[method-assign,assignment]
+    fill(folder, "new")
+
+
+def test_what_killed_processes_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    killed(lambda: half(here))
+    assert len(names(tmp_path)) == 1
+    assert not here.exists()
+    fill(here, "old")
+    killed(lambda: half(here))
+    killed(lambda: half(here.with_name("here.too")))  # another name, which begins alike
+    killed(lambda: between(here))
+    assert not here.exists()
     with pytest.raises(RuntimeError):
-        fill(tmp_path / "here", "half", RuntimeError())
+        fill(here, "half", RuntimeError())
+    assert [name for name in names(tmp_path) if not name.startswith(".here.too.")] == ["here"]
+    assert (here / "file").read_text() == "old"
+    fill(here.with_name("here.too"), "new")
+    assert names(tmp_path) == ["here", "here.too"]
+    write_atomically(here / "a.json", "[]")
+    killed(lambda: interrupted_file(here / "a.json"))
+    assert len(names(here)) == 3
+    write_atomically(here / "a.json", "{}")
+    assert names(here) == ["a.json", "file"]
+
+
+def interrupted_file(path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text("half")
+        die()
+
+
+def test_a_writer_at_work_is_let_alone(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "here") as partial:
+        (partial / "file").write_text("mine")
+        fill(tmp_path / "here", "old")
+        assert in_a_process(lambda: fill(tmp_path / "here", "theirs too"))() == 0
+        assert (partial / "file").read_text() == "mine"
+    assert (tmp_path / "here" / "file").read_text() == "mine"
     assert names(tmp_path) == ["here"]
-    assert (tmp_path / "here" / "file").read_text() == "old"
+
+
+def test_many_processes_that_write_one_folder(tmp_path: Path) -> None:
+    """Each puts its own there, whole; what is there at any moment is one writer's, and so is what is left."""
+    here = tmp_path / "here"
+
+    def write(word: str, times: int) -> None:
+        for _ in range(times):
+            with whole_folder(here) as partial:
+                for number in range(5):
+                    (partial / str(number)).write_text(word)
+
+    waits = [in_a_process(lambda word=word: write(word, 25)) for word in ("a", "b", "c", "d")]  # type: ignore[misc]
+    assert [wait() for wait in waits] == [0, 0, 0, 0]
+    assert names(tmp_path) == ["here"]
+    assert names(here) == ["0", "1", "2", "3", "4"]
+    assert len({path.read_text() for path in here.iterdir()}) == 1
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    """Also of files that only their owner reads as they are made, as safetensors does."""
+    before = os.umask(mask)
+    try:
+        with whole_folder(tmp_path / "here") as partial:
+            (partial / "deep").mkdir()
+            for path in (partial / "a.safetensors", partial / "deep" / "b.safetensors"):
+                save_file({"x": torch.zeros(2)}, path)
+        Shelf(tmp_path / "shelf").put("item", {"x": torch.zeros(2)})
+        write_atomically(tmp_path / "a.json", "[]")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {path.name: mode for path in files}
+    assert len(files) == 4
+
+
+def test_the_sentence_survives_the_way_to_other_processes(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError) as caught:
+        write_atomically(tmp_path / "file" / "a.json", "[]")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert "Not a directory" in str(caught.value) or "File exists" in str(caught.value)
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 A run notes the fingerprint of the model that it loaded under the identity of the model's files.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Shelf, fingerprint, identity, model_fingerprint
-from svdexp.disk import write_atomically
+from svdexp.cache import Shelf, fingerprint, identity, model_fingerprint, write_note
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
 from svdexp.models.structure import Layer
@@ -21,13 +21,13 @@ from svdexp.sweeps.identity import digest, model_files
 def note_weights(config: Config, model: PreTrainedModel) -> None:
     """Note which weights the model's files hold in the format that it was loaded in."""
     if config.cache and not (note := _note(config, config.cache, model.dtype)).is_file():
-        write_atomically(note, model_fingerprint(model))
+        write_note(note, model_fingerprint(model))
 
 
 def noted_weights(config: Config, dtype: torch.dtype) -> str | None:
     """The fingerprint that was noted of the model's files in `dtype`, if there is one."""
     note = _note(config, config.cache, dtype) if config.cache else None
-    return note.read_text() if note and note.is_file() else None
+    return note.read_text() if note and os.access(note, os.R_OK) else None
 
 
 def cached_stages(

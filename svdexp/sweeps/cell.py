@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from svdexp.disk import write_atomically
+from svdexp.disk import UnwritableError, write_atomically
 from svdexp.errors import UserError
 from svdexp.masking import masked_config, masked_words
 from svdexp.reading import read_object
@@ -88,11 +88,11 @@ def enter(stack: ExitStack, cfg: DictConfig, config: Config | EvaluateConfig, fo
         stack.enter_context(held(folder))
         if is_finished(config, folder):
             return True
+        # Hydra itself would have written these before anything could be checked (hydra.output_subdir)
+        for name, part in configurations(cfg).items():
+            write_atomically(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part))
     except UserError as error:
         return error
-    # Hydra itself would have written these before anything could be checked (hydra.output_subdir)
-    for name, part in configurations(cfg).items():
-        write_atomically(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(part))
     (folder / FAILED).unlink(missing_ok=True)
     return False
 
@@ -113,11 +113,14 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         HeldError: it is another's.
+        UnwritableError: it cannot be locked, for instance because the disk is full.
     """
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout:
         raise HeldError(str(folder)) from None
+    except OSError as error:
+        raise UnwritableError(folder, error) from error
     with lock:
         yield
 

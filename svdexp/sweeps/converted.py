@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.cache import identity, model_fingerprint
-from svdexp.disk import beside
+from svdexp.disk import whole_folder
 from svdexp.errors import UserError
 from svdexp.models import gguf_tokenizer
 from svdexp.models.loading import Source, load_model, load_tokenizer, locate
@@ -102,12 +102,10 @@ def _discard(folder: Path) -> None:
 
 def keep(model: Saved, folder: Path) -> None:
     """Leave `model` in `folder`, if that can be written; nothing depends on it."""
-    partial = beside(folder)
+    if folder.exists():  # another process may have been first
+        return
     try:
-        model.save_pretrained(partial)
-        if not folder.exists():  # another process may have been first
-            partial.rename(folder)
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial)
     except Exception as error:  # a full disk has many types
         log.warning("%s cannot be kept: %s", folder, error)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

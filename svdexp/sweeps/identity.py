@@ -5,12 +5,12 @@ of libraries do not count: results.json records them.
 """
 
 import hashlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 
-from svdexp.cache import identity
+from svdexp.cache import identity, write_note
 from svdexp.data import Split, files_of
-from svdexp.disk import write_atomically
 from svdexp.evaluation import reading_of, task_files
 from svdexp.models.loading import locate
 from svdexp.schema import Config, EvaluateConfig, ModelConfig
@@ -71,10 +71,10 @@ def digest(path: Path, notes: Path | None) -> str:
     note = None
     if notes and status.st_size > LARGE:
         note = notes / identity(path=str(path.resolve()), size=status.st_size, time=status.st_mtime_ns)
-        if note.is_file():
+        if os.access(note, os.R_OK):
             return note.read_text()
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if note:
-        write_atomically(note, found)
+        write_note(note, found)
     return found
