@@ -23,8 +23,8 @@ stop() {  # in the reverse order of starting; each daemon's own process, by the 
 
 until_true() {  # WHAT COMMAND…
     local what=$1; shift
-    local end=$((SECONDS + 60))
-    while [ $SECONDS -lt $end ]; do timeout 10 "$@" >/dev/null 2>&1 && return; sleep 0.2; done
+    local end=$((SECONDS + 1200))
+    while [ $SECONDS -lt $end ]; do timeout 60 "$@" >/dev/null 2>&1 && return; sleep 0.2; done
     echo "$what did not come up; logs are in $folder" >&2
     stop
     exit 1

@@ -16,7 +16,21 @@ import torch
 from torch import nn
 
 
-class LowRankLinear(nn.Module):
+class Pair(nn.Module):
+    """Two nn.Linear children, in whose places other libraries put layers of their own."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take a child, whatever its shape.
+
+        On a CPU with bfloat16 units bitsandbytes packs 4-bit weights for a kernel that takes multiples of 32 outputs
+        and 64 inputs only, and raises at others, such as most ranks: these go the way that all go on other CPUs.
+        """
+        if getattr(value, "support_avx512bf16_for_cpu", False) and (value.out_features % 32 or value.in_features % 64):
+            value.support_avx512bf16_for_cpu = False
+        super().__setattr__(name, value)
+
+
+class LowRankLinear(Pair):
     """y = A (B x) + b.
 
     Two nn.Linear children, so peft, GPTQ tools and serving engines see ordinary linear layers. Their names
@@ -47,7 +61,7 @@ class LowRankLinear(nn.Module):
         return y
 
 
-class PivotLinear(nn.Module):
+class PivotLinear(Pair):
     """A layer whose matrix is kept as r pivots and combinations of them (arXiv 2501.19090); its two forms follow.
 
     Two nn.Linear children, as in LowRankLinear, and `order`, a permutation of the shorter side's indices.
