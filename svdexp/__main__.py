@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from svdexp.command import cli, config_dir, guarded, objective, sibling
 from svdexp.schema import Config, validate
-from svdexp.sweeps import UNTRACKED
+from svdexp.sweeps import UNTRACKED, lacks_card
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
@@ -22,11 +22,14 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def job(config: Config, run_dir: Path) -> None:
-    """The run, or its preview."""
+    """The run, or its preview, or what a finished run lacks."""
     from svdexp.experiment import preview, run  # after validation: importing torch takes seconds
+    from svdexp.publish import add_card
 
     if config.dry_run:
         preview(config, run_dir)
+    elif lacks_card(config, run_dir):
+        add_card(config, run_dir)
     else:
         run(config, run_dir)
 

@@ -2,19 +2,27 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from svdexp import __version__
 from svdexp.allocation import Ranks
+from svdexp.choices import GROUPS, modern, spoken
+from svdexp.markdown import code, fenced, in_line, table
 from svdexp.models.origin import Origin
 from svdexp.schema import Format
 from svdexp.tracking import Results, dense_key
 from svdexp.tracking.console import COUNTS, change, figure
 
 BARS = "▁▂▃▄▅▆▇█"
-HOW = ("method", "weighting", "allocation", "update", "storage")
+# What a model keeps, but for rounding, when its layers take another form.
+KEPT = ("ppl/", "acc/", "acc_norm/")
+OTHERWISE = {
+    Format.hf: "",
+    Format.dense: "The compressed model was measured before its factors were multiplied out, which only rounds; "
+    "this folder's speed and size are the dense model's.",
+    Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
+}
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the two Python files of this folder,
 which put low-rank layers into the architecture. Without that it would fill these layers with random numbers.
@@ -64,12 +72,14 @@ def card(
     """
     name = origin.name if origin else "a language model"
     size = f" to {results['achieved_ratio']:.1%} of the bits of its compressed layers" if results else ""
+    how = f"compressed{size} by low-rank factorisation of its linear layers with svdexp {__version__}"
+    again = ", and multiplied out to its own size again" if form is Format.dense else ""
     parts = [
         f"---\n{_data(origin)}\n---",
-        f"# {name}, compressed",
-        f"`{name}`, compressed{size} by low-rank factorisation of its linear layers with svdexp {__version__}.",
+        f"# {in_line(name)}, compressed",
+        f"{code(name)}, {how}{again}.",
         f"## Use\n\n{USE[form]}",
-        *([] if results is None else [_making(results), _measured(results)]),
+        *([] if results is None else [_making(modern(results)), _measured(results, form)]),
         _plot(ranks, shapes),
         _licence(origin),
     ]
@@ -89,7 +99,7 @@ def _data(origin: Origin | None) -> str:
 
 
 def _making(results: Results) -> str:
-    rows = [(key, results[key]) for key in HOW if results[key]]
+    rows = [("method", results["method"]), *((key, said) for key in GROUPS if (said := spoken(results, key)))]
     rows += [("kept, asked for", results["ratio"]), ("kept, achieved", f"{results['achieved_ratio']:.4f}")]
     text = results["calibration"]
     rows += [("calibration text", f"{text['text']}, {text['samples']} × {text['seq_len']} tokens, {text['sampling']}")]
@@ -97,23 +107,25 @@ def _making(results: Results) -> str:
     rows += [("layers", f"{key}: {value}") for key, value in results["targets"].items() if value]
     rows += [("seed", results["seed"]), ("commit", results["commit"] or "an installed release")]
     rows += [("versions", ", ".join(f"{package} {version}" for package, version in results["versions"].items()))]
-    command = f"python -m svdexp {results['command']}".rstrip()
-    table = _table(["", ""], [[str(cell).replace("|", "\\|") for cell in row] for row in rows])
-    return f"## How it was made\n\n```\n{command}\n```\n\n{table}"
+    asked = results.get("command")
+    command = [] if asked is None else [fenced(f"python -m svdexp {asked}".rstrip())]
+    return "\n\n".join(["## How it was made", *command, table([["", ""], *([str(c) for c in row] for row in rows)])])
 
 
-def _measured(results: Results) -> str:
+def _measured(results: Results, form: Format) -> str:
+    """Dense beside compressed; of another form than the one that was measured, what its numbers keep."""
     rows = [
         [key, figure(results, key, dense_key), figure(results, key), change(key, results[dense_key(key)], value)]
         for key, value in results.items()
-        if dense_key(key) in results and not key.startswith(COUNTS)
+        if dense_key(key) in results and not key.startswith(COUNTS) and (form is Format.hf or key.startswith(KEPT))
     ]
-    where = f"Measured in {results['dtype']} on {results['device']}, both models in one run."
+    where = f"Measured in {results['dtype']} on {results['device']}, both models in one run. {OTHERWISE[form]}".strip()
     texts = [
         f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}."
         for text, how in results.get("protocol", {}).items()
     ]
-    return "\n\n".join(["## Measured", _table(["", "dense", "compressed", "change"], rows), " ".join([where, *texts])])
+    measured = [table([["", "dense", "compressed", "change"], *rows])] if rows else []
+    return "\n\n".join(["## Measured", *measured, in_line(" ".join([where, *texts]))])
 
 
 def _plot(ranks: Ranks, shapes: Mapping[str, tuple[int, int]]) -> str:
@@ -124,7 +136,7 @@ def _plot(ranks: Ranks, shapes: Mapping[str, tuple[int, int]]) -> str:
     width = max(map(len, rows), default=0)
     lines = [f"{row:{width}}  {_bars(names, ranks, shapes)}" for row, names in rows.items()]
     legend = "One bar a block, from no rank at all to full rank; `|` is a layer that stayed dense."
-    return "\n".join(["## Ranks", "", legend, "", "```", *lines, "```"])
+    return "\n\n".join(["## Ranks", legend, fenced("\n".join(lines))])
 
 
 def _bars(names: Sequence[str], ranks: Ranks, shapes: Mapping[str, tuple[int, int]]) -> str:
@@ -140,11 +152,6 @@ def _bars(names: Sequence[str], ranks: Ranks, shapes: Mapping[str, tuple[int, in
 
 def _licence(origin: Origin | None) -> str:
     known = origin.licence if origin and origin.licence else None
-    of = f"`{origin.repository or origin.name}`" if origin else "the dense model"
-    terms = f"is {known}" if known else "was not found out: look it up before you pass this on"
+    of = code(origin.repository or origin.name) if origin else "the dense model"
+    terms = f"is {in_line(known)}" if known else "was not found out: look it up before you pass this on"
     return f"## Licence\n\nA compressed model stays under the licence of {of}, which {terms}."
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [heading, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(heading), *lines[1:]])

@@ -1,4 +1,4 @@
-"""What the commands share: where conf/ is, and how a mistake becomes one line on standard error and exit code 1."""
+"""What the commands share: how a mistake becomes one line on standard error and exit code 1."""
 
 import logging
 import os
@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from svdexp.choices import config_dir as config_dir
 from svdexp.disk import OUTSIDE, UnwritableError
 from svdexp.errors import UserError
 from svdexp.interruption import interruptible
@@ -31,13 +32,6 @@ KNOWN = (UserError, HydraException, OmegaConfBaseException)
 BUSY = os.EX_TEMPFAIL  # exit code of a single run whose folder another process holds
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
-
-
-def config_dir() -> str:
-    """conf/: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 def guarded(

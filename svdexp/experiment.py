@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache
+from svdexp.cache import Cache, model_fingerprint
 from svdexp.compress import compress, plan
 from svdexp.disk import write_atomically
 from svdexp.estimate.forecast import forecast
@@ -78,7 +78,8 @@ def carry_out(
     log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
 
     with clock("evaluate_dense"):
-        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer)
+        weights = model_fingerprint(model)
+        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
         dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
     compression = compress(
         model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
@@ -97,7 +98,7 @@ def carry_out(
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
 
-    results = record(config, run_dir, dense, compressed, compression, clock, model) | {
+    results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
         "cell": cell,
         "calibration_bos": calibration_bos(config, tokenizer).mode.value,
         "tasks": {exam.name: exam.describe() for exam in exams},
@@ -107,7 +108,7 @@ def carry_out(
         ],
     }
     if config.save is Save.hf:
-        describe(run_dir / "checkpoint", model, compression.ranks, results, origin(config.model))
+        describe(run_dir / "checkpoint", model.config, compression.ranks, results, origin(config.model))
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from omegaconf import OmegaConf
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.card import card
@@ -18,7 +18,7 @@ from svdexp.models.merge import merge
 from svdexp.models.origin import Origin, origin
 from svdexp.models.structure import weight_of
 from svdexp.reading import read_object
-from svdexp.schema import ExportConfig, Format, ModelConfig, require
+from svdexp.schema import Config, ExportConfig, Format, ModelConfig, require
 from svdexp.tracking import Results
 
 log = logging.getLogger(__name__)
@@ -45,22 +45,30 @@ def publish(config: ExportConfig) -> None:
         convert(model)
     with whole_folder(target) as partial:
         write(model, tokenizer, partial)
-        describe(partial, model, ranks, results, made_from, config.format)
+        describe(partial, model.config, ranks, results, made_from, config.format)
     log.info("%s: %.1f MB", target, sum(path.stat().st_size for path in target.iterdir()) / 1e6)
     if config.push_to_hub:
         _upload(target, config.push_to_hub)
 
 
+def add_card(config: Config, run_dir: Path) -> None:
+    """Put the card that save=hf adds into a finished run's checkpoint."""
+    folder = run_dir / "checkpoint"
+    compressed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    ranks = read_object(run_dir / "ranks.json")
+    describe(folder, compressed, ranks, _results(run_dir), origin(config.model))
+
+
 def describe(
     folder: Path,
-    model: PreTrainedModel,
+    config: PretrainedConfig,
     ranks: Ranks,
     results: Results | None,
     made_from: Origin | None,
     form: Format = Format.hf,
 ) -> None:
-    """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder`."""
-    skeleton = empty_model(architecture_of(model.config), model.config)
+    """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder` of `config`."""
+    skeleton = empty_model(architecture_of(config), config)
     shapes = {name: (m, n) for name in ranks for m, n in [weight_of(skeleton.get_submodule(name)).shape]}
     for text in made_from.texts if made_from else ():
         shutil.copy(text, folder)

@@ -11,6 +11,8 @@ from svdexp.errors import UserError
 
 PATH = Path(__file__).with_name("published.yaml")
 METRICS = ("ppl", "acc")
+CALIBRATION = ("text", "samples", "seq_len")
+EVALUATED = "evaluated"  # as the text that calibrates: the one that the figure is of
 WORDS = ("model", "method", "storage", "source", "protocol")
 
 
@@ -25,7 +27,9 @@ class Figure:
         text: a text of svdexp.data, or how many tasks an accuracy is the mean of.
         value: the figure.
         source: paper and table.
-        protocol: what is known of how it was measured.
+        protocol: what is known of how it was measured, in words.
+        calibration: the text, samples and seq_len that calibrated, as far as they are known.
+        evaluation: the choice of conf/eval/ that measures so; None where that is not known.
         footnotes: keys of the footnotes that a comparison must mind.
     """
 
@@ -38,6 +42,8 @@ class Figure:
     value: float
     source: str
     protocol: str
+    calibration: Mapping[str, Any]
+    evaluation: str | None
     footnotes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -45,6 +51,8 @@ class Figure:
         for name in WORDS:
             if not getattr(self, name):
                 raise UserError(f"published figures: {where} has no {name}")
+        if unknown := self.calibration.keys() - set(CALIBRATION):
+            raise UserError(f"published figures: {where}: calibration has unknown keys {sorted(unknown)}")
         if not 0 < self.ratio <= 1:
             raise UserError(f"published figures: {where}: the ratio is a kept fraction, not {self.ratio:g}")
         if not self.value > 0 or (self.metric == "acc" and self.value > 1):
@@ -99,6 +107,8 @@ def _figures(table: Mapping[str, Any]) -> list[Figure]:
         "storage",
         "source",
         "protocol",
+        "calibration",
+        "evaluation",
         "footnotes",
         "footnotes_by_text",
         *METRICS,
@@ -113,6 +123,8 @@ def _figures(table: Mapping[str, Any]) -> list[Figure]:
             metric=metric,
             text=text,
             value=float(value),
+            calibration=table.get("calibration") or {},
+            evaluation=table.get("evaluation"),
             footnotes=(*table.get("footnotes", ()), *table.get("footnotes_by_text", {}).get(text, ())),
         )
         for metric in METRICS

@@ -15,6 +15,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.errors import UserError
+from svdexp.models.naming import name_of
+
+OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
 LARGEST_SEED = 2**32 - 1  # numpy's; and seeds are multiplied before torch gets them, which takes 64 bits
 LARGEST_INTEGER = 2**63 - 1

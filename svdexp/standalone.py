@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache
+from svdexp.cache import Cache, model_fingerprint
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
@@ -28,7 +28,7 @@ from svdexp.schema import EvaluateConfig, ModelConfig
 from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock, forget_peak
-from svdexp.tracking import Results, circumstances, commit, show_one
+from svdexp.tracking import Results, circumstances, commit, identified, show_one
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> Results:
@@ -58,10 +58,11 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     with clock("evaluate"):
         cache = Cache(Path(config.cache) if config.cache else None)
-        figures = evaluate(model, texts, config, cache, "given", exams, tokenizer)
+        weights = model_fingerprint(model)
+        figures = evaluate(model, texts, config, cache, "given", exams, tokenizer, weights)
         said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
 
-    results: Results = {"cell": cell, "model": config.model.name, "eval": asdict(config.eval)}
+    results: Results = {"cell": cell, **identified(config.model, weights), "eval": asdict(config.eval)}
     results |= figures | circumstances(config.seed, run_dir, clock, model)
     results |= {
         "protocol": protocols(texts),

@@ -101,7 +101,7 @@ def test_an_evaluation_composes() -> None:
             validate_evaluation(compose("evaluate"))
     finally:
         ConfigStore.instance().store(name="schema", node=Config)
-    assert (config.model.name, config.model.path, config.eval.limit) == ("org/model", "org/model", 200)
+    assert (config.model.name, config.model.path, config.eval.limit) == ("model", "org/model", None)
     assert config.eval.tasks == ["commonsense"]
     assert len(config.eval.prompts) == 3
 

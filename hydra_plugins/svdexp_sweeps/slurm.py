@@ -30,7 +30,7 @@ class Slurm(SlurmLauncher):  # type: ignore[misc]
 
         if submitit.JobEnvironment().num_tasks > 1:  # what torchrun would say to them
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        sys.argv[1:] = sweep_overrides  # for results.json, instead of submitit's own
+        sys.argv[1:] = sweep_overrides  # for trackers, instead of submitit's own
         done: JobReturn = super().__call__(sweep_overrides, *place)
         return done
 

@@ -26,18 +26,20 @@ def evaluate(
     what: str,
     exams: Sequence[Exam] = (),
     tokenizer: Any = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Figures of one model: ppl/TEXT and acc/TASK, their standard errors and counts, those of `Efficiency`,
     params, bytes.
 
     Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
-    Tasks need the tokenizer. Of processes that share the run, each measures its part of every text, and the main one
-    all the rest.
+    Tasks need the tokenizer. `weights` is the model's fingerprint, where it was taken already. Of processes that share
+    the run, each measures its part of every text, and the main one all the rest.
     """
     figures: dict[str, Any] = {}
     if config.eval.efficiency:
         require_context(model.config, config.eval.efficiency)
-    weights = model_fingerprint(model) if texts or exams else None
+    if weights is None and (texts or exams):
+        weights = model_fingerprint(model)
     for name, text in texts.items():
         tokens = fingerprint({"windows": text.windows, "scored": text.scored})
         shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))

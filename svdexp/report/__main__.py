@@ -2,7 +2,8 @@
 
 Prints a Markdown table of every results.json below the folders: one row a run, sorted by model, method, storage and
 falling ratio. Where papers print a perplexity of the same model, method, storage, ratio and text, a second table puts
-it beside the measured one. With --to, writes tables and pictures instead (docs/report.md).
+it beside the measured one, and a third those that were measured otherwise, with what differs. A record that cannot be
+read is named and left out. With --to, writes tables and pictures instead (docs/report.md).
 """
 
 from svdexp.interruption import interruptible
@@ -14,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svdexp.errors import UserError
+from svdexp.markdown import numbered, table
 from svdexp.published import published
-from svdexp.report.collect import Missing, Record, missing, read
-from svdexp.report.document import markdown_table, numbered
-from svdexp.report.tables import beside_published, every_run, without_results
+from svdexp.report.collect import Missing, Record, survey
+from svdexp.report.tables import PUBLISHED, beside_published, every_run, without_results
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -29,28 +30,32 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(words)
     try:
-        gone = missing(options.folders)
-        records = read(options.folders, gone)
+        records, gone = survey(options.folders)
         if options.to is None:
             show(records, gone)
         else:
             from svdexp.report.write import write  # matplotlib takes a second
 
             print(write(records, gone, options.to))
+        sys.stdout.flush()
     except UserError as error:
         print(f"svdexp: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # of standard output, which may be a file on a full disk
+        print(f"svdexp: the report cannot be printed: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 
 
 def show(records: Sequence[Record], gone: Sequence[Missing]) -> None:
     """Print the tables."""
-    print(markdown_table(every_run(records)))
-    rows, notes = beside_published(records, published())
-    if rows:
-        print(f"\nPublished figures of the same cells:\n\n{markdown_table(rows)}\n\n{numbered(notes)}")
+    print(table(every_run(records)))
+    for title, alike in PUBLISHED.items():
+        rows, notes = beside_published(records, published(), alike=alike)
+        if rows:
+            print(f"\n{title}:\n\n{table(rows)}\n\n{numbered(notes)}")
     if gone:
-        print(f"\nCells without results:\n\n{markdown_table(without_results(gone))}")
+        print(f"\nCells without results:\n\n{table(without_results(gone))}")
 
 
 if __name__ == "__main__":

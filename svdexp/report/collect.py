@@ -6,47 +6,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svdexp.choices import modern
 from svdexp.errors import UserError
 from svdexp.reading import read_json
+from svdexp.report.models import labels
+from svdexp.report.sound import fault, layers_fault
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A cell that was begun and has no record.
+    """A folder that the report cannot count, or not whole.
 
     Attributes:
         folder: of the cell.
-        reason: the error that ended it, or that nothing is known of its end.
+        reason: the error that ended it, that nothing is known of its end, or what is wrong with a file of its.
     """
 
     folder: Path
     reason: str
 
 
-def read(folders: Sequence[Path], gone: Sequence[Missing] = ()) -> list[Record]:
-    """The records of compressions below `folders`, and in `folder` where each lies; standalone evaluations are passed
-    over.
+def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
+    """The records of compressions below `folders`, sorted, and what is there without a sound one.
+
+    A record has in `folder` where it lies and in `label` its model's name, with what tells other weights of that name
+    apart. Standalone evaluations are passed over.
 
     Raises:
-        UserError: there is none, or one is unreadable; says how the first of `gone` ended.
+        UserError: there is no record; says how the first cell without one ended.
     """
-    records = [record | {"folder": str(path.parent)} for path in _found(folders) if "method" in (record := load(path))]
+    records, gone = [], missing(folders)
+    for path in _found(folders):
+        try:
+            record = read_json(path)
+        except UserError as error:
+            gone.append(Missing(path.parent, str(error)))
+            continue
+        if isinstance(record, dict) and "model" in record and not {"method", "ratio"} & record.keys():
+            continue
+        if reason := fault(record):
+            gone.append(Missing(path.parent, f"results.json is malformed: {reason}"))
+        else:
+            records.append(modern(record) | {"folder": str(path.parent)})
     if not records:
         where = ", ".join(map(str, folders)) or "no folder: name one"
         ended = f"; {len(gone)} cells have none, the first {gone[0].reason}" if gone else ""
         raise UserError(f"no results.json of a compression below {where}{ended}")
-    return sorted(records, key=lambda r: (r["model"], r["method"], r["storage"], r.get("allocation", ""), -r["ratio"]))
-
-
-def load(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    return read_json(path)
+    labelled = [record | {"label": label} for record, label in zip(records, labels(records), strict=True)]
+    keys = ("label", "method", "storage", "allocation")
+    return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in keys), -r["ratio"])), gone
 
 
 def missing(folders: Iterable[Path]) -> list[Missing]:
@@ -56,13 +66,20 @@ def missing(folders: Iterable[Path]) -> list[Missing]:
 
 
 def layers(folder: Path) -> list[dict[str, Any]]:
-    """The rows of layers.json; of an older run those that ranks.json gives, without shapes and errors; else none."""
-    if (folder / "layers.json").exists():
-        rows: list[dict[str, Any]] = load(folder / "layers.json")
-        return rows
-    if not (folder / "ranks.json").exists():
+    """The rows of layers.json; of an older run those that ranks.json gives, without shapes and errors; else none.
+
+    Raises:
+        UserError: they cannot be read, or are malformed.
+    """
+    name = next((name for name in ("layers.json", "ranks.json") if (folder / name).exists()), None)
+    if name is None:
         return []
-    return [{"name": name, **_place(name), "rank": rank} for name, rank in load(folder / "ranks.json").items()]
+    found = read_json(folder / name)
+    if name == "ranks.json" and isinstance(found, dict):
+        found = [{"name": layer, **_place(layer), "rank": rank} for layer, rank in found.items()]
+    if reason := layers_fault(found):
+        raise UserError(f"{name} is malformed: {reason}")
+    return list(found)
 
 
 def _found(folders: Iterable[Path]) -> list[Path]:
@@ -73,7 +90,7 @@ def _reason(cell: Path) -> str:
     if not (cell / "failed.json").exists():
         return "unfinished: neither results nor an error"
     try:
-        said = load(cell / "failed.json")
+        said = read_json(cell / "failed.json")
     except UserError:
         return "failed; failed.json cannot be read"
     return f"failed: {said.get('error', said) if isinstance(said, dict) else said}"

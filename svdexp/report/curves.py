@@ -59,24 +59,29 @@ def against_size(panels: Sequence[Panel], label: str, looks: Mapping[str, Style]
                 low, high = axis.get_ylim()
                 drawn = np.concatenate([line.get_ydata() for line in axis.lines] + [[low]])
                 positive = drawn[np.isfinite(drawn) & (drawn > 0)]
-                log_axis(axis, 0.93 * positive.min(), 1.1 * min(top, high))
+                bottom = 0.93 * positive.min(initial=top)
+                log_axis(axis, bottom, max(1.1 * min(top, high), 1.2 * bottom))
             ratio_axis(axis, panel.rows, unit)
     legend(figure, axes)
     return Plot(figure, notes)
 
 
 def ceiling(panel: Panel, clip: float) -> float:
-    """Where the y axis ends at the latest."""
-    values = panel.rows[panel.key]
-    dense = panel.rows[panel.dense_key].min() if panel.dense_key in panel.rows else np.nan
-    return float(clip * (dense if np.isfinite(dense) else values.min()))
+    """Where the y axis ends at the latest, in finite numbers."""
+    dense = finite(panel.rows[panel.dense_key]) if panel.dense_key in panel.rows else []
+    return clip * min(dense or finite(panel.rows[panel.key]), default=1.0)
+
+
+def finite(values: pd.Series) -> list[float]:
+    """Those that can be drawn."""
+    return [float(value) for value in values[np.isfinite(values)]]
 
 
 def draw_dense(axis: Axes, panel: Panel, unit: float) -> None:
     """A line for the dense model's figure, and a star at its size; several where runs differ in number format."""
     if panel.dense_key not in panel.rows:
         return
-    known = panel.rows[panel.rows[panel.dense_key].notna()]
+    known = panel.rows[np.isfinite(panel.rows[panel.dense_key])]
     shown: set[str] = set()
     for value, size in zip(known[panel.dense_key], known["model_bytes_dense"], strict=True):
         if f"{value:.3g}" not in shown:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from svdexp.markdown import in_line, numbered, table
 from svdexp.report.tables import Rows
 
 
@@ -35,24 +36,14 @@ class Section:
     notes: Sequence[str] = ()
 
 
-def markdown_table(rows: Rows) -> str:
-    """Rows of cells, the heading first."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def numbered(notes: Sequence[str]) -> str:
-    """Footnotes in order."""
-    return "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
-
-
 def markdown(title: str, sections: Sequence[Section]) -> str:
     """The document, with pictures as files beside it."""
-    parts = [f"# {title}"]
+    parts = [f"# {in_line(title)}"]
     for section in sections:
-        parts += [f"## {section.title}", *section.words]
-        parts += [markdown_table(section.rows)] if section.rows else []
-        parts += [f"![{section.title}]({picture.name})\n\n{picture.caption}" for picture in section.pictures]
+        title = in_line(section.title)
+        parts += [f"## {title}", *map(in_line, section.words)]
+        parts += [table(section.rows)] if section.rows else []
+        parts += [f"![{title}]({picture.name})\n\n{in_line(picture.caption)}" for picture in section.pictures]
         parts += [numbered(section.notes)] if section.notes else []
     return "\n\n".join(parts) + "\n"
 

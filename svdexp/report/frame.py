@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from svdexp.choices import GROUPS, in_words
 from svdexp.report.collect import Record
-from svdexp.schema import TargetsConfig
+from svdexp.schema import TargetsConfig, Traversal
 
 SECONDS = ("calibration", "factorisation", "allocation", "storage", "update", "training")
 FULL = asdict(TargetsConfig())  # what a run compresses unless it is told otherwise
 # What may differ between two runs of one method that are not the same line of a picture.
-PARTS = ("weighting", "allocation", "update", "training", "storage", "calibrated_on", "compresses")
+PARTS = ("weighting", "allocation", "update", "training", "storage", "traversal", "calibrated_on", "compresses")
 
 
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
@@ -25,13 +26,21 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     `speedup/…`: tokens per second over the dense model's. `calibrated_on`, `compresses`: in a few words.
     """
     rows = pd.DataFrame([_row(record) for record in records])
+    for key in rows.select_dtypes("object"):  # a file of columns takes one type in each
+        if pd.api.types.infer_dtype(rows[key], skipna=True).startswith("mixed"):
+            rows[key] = rows[key].map(str, na_action="ignore")
     rows.insert(0, "series", labels(rows))
     return rows
 
 
 def _row(record: Record) -> dict[str, Any]:
     row = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
-    row["training"] = " + ".join(part["options"] for part in record.get("training", {}).values()) or None
+    row.setdefault("traversal", Traversal.dense.value)  # older records do not say; few were anything else
+    for part in GROUPS:
+        row[part] = in_words(record[part], record.get(f"{part}_options") or {}) if record.get(part) else None
+    trained = record.get("training", {})
+    said = [in_words(part.get("name", name), part["options"]) for name, part in trained.items()]
+    row["training"] = " + ".join(said) or None
     row["seconds_to_compress"] = sum(record.get(f"seconds/{stage}", 0.0) for stage in SECONDS)
     if {"params_dense", "target_bits", "target_bits_dense"} <= record.keys():
         dense, kept, params = (record[key] for key in ("target_bits_dense", "target_bits", "params_dense"))
@@ -66,7 +75,7 @@ def labels(rows: pd.DataFrame) -> list[str]:
     """Per row its method, and of its parts those in which other rows of the method on the model differ."""
     parts = [part for part in PARTS if part in rows]
     found = pd.Series("", index=rows.index)
-    for (_, method), group in rows.groupby(["model", "method"]):
+    for (_, method), group in rows.groupby(["label", "method"]):
         varying = [part for part in parts if group[part].nunique(dropna=False) > 1]
         said = {part: _apart(group[part].fillna("").astype(str)) for part in varying}
         for index in group.index:
@@ -76,11 +85,11 @@ def labels(rows: pd.DataFrame) -> list[str]:
 
 
 def _apart(values: pd.Series) -> dict[str, str]:
-    """The shortest words that tell the values of a part apart: its class, or with the options that differ."""
+    """The shortest words that tell the values of a part apart: its name, or with the options that differ."""
     parsed = {value: _parse(value) for value in values.unique()}
     names = [name for name, _ in parsed.values()]
     if len(set(names)) == len(names):
-        return {value: name.removesuffix("Storage") for value, (name, _) in parsed.items()}
+        return {value: name for value, (name, _) in parsed.items()}
     seen = [options for _, options in parsed.values()]
     differing = [
         key for key in dict.fromkeys(k for o in seen for k in o) if len({options.get(key) for options in seen}) > 1
@@ -92,8 +101,8 @@ def _apart(values: pd.Series) -> dict[str, str]:
 
 
 def _parse(value: str) -> tuple[str, dict[str, str]]:
-    """`Diagonal(alpha=0.5, scale=abs_mean)` → the name and its options."""
-    found = re.fullmatch(r"(\w+)\((.*)\)", value)
+    """`diagonal(alpha=0.5, scale=abs_mean)` → the name and its options."""
+    found = re.fullmatch(r"(\w+)\((.*)\)", value, re.DOTALL)
     if not found:
         return value, {}
     return found[1], dict(option.split("=", 1) for option in re.split(r", (?=\w+=)", found[2]))

@@ -23,11 +23,15 @@ class Panel:
 
 
 def perplexity_panels(rows: pd.DataFrame) -> list[Panel]:
-    """One for every text, every number of its tokens that runs were measured on, and every place of BOS in them."""
+    """One for every text, every number of its tokens that runs were measured on, and every place of BOS in them.
+
+    What was measured and is not a number counts as infinite.
+    """
     panels = []
     for key in sorted(key for key in rows if key.startswith("ppl/")):
         text = key.removeprefix("ppl/")
-        having = rows[rows[key].notna()]
+        counted = rows.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=rows.index)).notna()
+        having = rows[rows[key].notna() | counted].fillna({key: np.inf})
         counts = having.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=having.index)).fillna(0)
         places = having.get(f"ppl_bos/{text}", pd.Series("none", index=having.index)).fillna("none")
         for (tokens, bos), part in having.groupby([counts, places]):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from svdexp.report.curves import CLIP, Plot, ceiling
+from svdexp.report.curves import CLIP, Plot, ceiling, finite
 from svdexp.report.panels import Panel, perplexity_panels
 from svdexp.report.style import BEYOND, LOOK, Style, explain_beyond, grid, legend, log_axis, number, pick
 
@@ -49,8 +49,8 @@ def draw(axis: Axes, panel: Panel, phase: str, looks: Mapping[str, Style]) -> li
     key = f"speedup/{phase}"
     top = ceiling(panel, CLIP)
     inside, outside = panel.rows[panel.rows[panel.key] <= top], panel.rows[panel.rows[panel.key] > top]
-    dense = panel.rows[panel.dense_key].dropna().median() if panel.dense_key in panel.rows else np.nan
-    known = [dense] if np.isfinite(dense) else []
+    measured = finite(panel.rows[panel.dense_key]) if panel.dense_key in panel.rows else []
+    known = [float(np.median(measured))] if measured else []
     speed, perplexity = [*inside[key], *([1.0] * len(known))], [*inside[panel.key], *known]
     ratios = [*(f"{ratio:g}" for ratio in inside["ratio"]), *([""] * len(known))]
     best = front(speed, perplexity)
@@ -62,7 +62,7 @@ def draw(axis: Axes, panel: Panel, phase: str, looks: Mapping[str, Style]) -> li
     for i in best:
         axis.annotate(ratios[i], (speed[i], perplexity[i]), (4, 4), textcoords="offset points", fontsize=7)
     if known:
-        axis.plot(1.0, dense, "*", color="black", markersize=10, linestyle="", label="dense", zorder=4)
+        axis.plot(1.0, *known, "*", color="black", markersize=10, linestyle="", label="dense", zorder=4)
     axis.axvline(1.0, color="0.4", linewidth=0.8, zorder=1)
     axis.set_title(panel.title, loc="left", pad=10)
     axis.set_xlabel(f"{phase} speed, × dense in the same run")

@@ -1,5 +1,6 @@
 """The report's pictures of one model."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,6 +14,7 @@ from svdexp.report.panels import accuracy_panels, perplexity_panels
 from svdexp.report.pareto import speed_and_perplexity
 from svdexp.report.style import Style, png
 
+LONGEST = 100  # characters of a model's name in a file's
 LISTED = 8  # of the runs that a picture leaves out; the table has them all
 
 
@@ -47,8 +49,14 @@ def sections(model: str, rows: pd.DataFrame, layers: Layers, looks: Mapping[str,
 
 
 def _section(title: str, kind: str, words: str, content: bytes) -> Section:
-    name = re.sub(r"[^\w.-]+", "_", f"{kind}-{title.rpartition(': ')[2]}.png")
-    return Section(title, pictures=[Picture(name, words, content)])
+    return Section(title, pictures=[Picture(file_name(kind, title.partition(": ")[2]), words, content)])
+
+
+def file_name(kind: str, model: str) -> str:
+    """`ranks-llama-7b.png`; a model that no file can be called after gets digits, so that no two share a file."""
+    word = re.sub(r"[^\w.-]+", "_", model)[:LONGEST]
+    digits = "" if word == model else f"-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    return f"{kind}-{word}{digits}.png"
 
 
 def _maps(rows: pd.DataFrame, layers: Layers) -> dict[str, RankMap | None]:

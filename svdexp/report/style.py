@@ -103,7 +103,9 @@ def log_axis(axis: Axes, low: float, high: float) -> None:
 
 
 def number(value: float) -> str:
-    """Few digits, thousands apart, from a million on as a power of ten."""
+    """Few digits, thousands apart, from a million on as a power of ten; `inf` and `nan` as they are."""
+    if not np.isfinite(value):
+        return str(value)
     if value >= 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

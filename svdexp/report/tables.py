@@ -1,60 +1,82 @@
 """The report's tables, as rows of words; a figure that a run lacks is left blank."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import isfinite
 
 import pandas as pd
 
-from svdexp.published import Published
+from svdexp.choices import GROUPS, spoken
+from svdexp.published import Figure, Published
 from svdexp.report.collect import Missing, Record
 from svdexp.report.frame import FULL, SECONDS
 from svdexp.report.panels import perplexity_panels
+from svdexp.report.protocol import differences
 
 Rows = list[list[str]]
 
-FIXED = ("model", "method", "weighting", "allocation", "storage", "ratio", "achieved_ratio")
+FIXED = ("label", "method", "weighting", "allocation", "storage", "ratio", "achieved_ratio")
+# The tables of published figures: their titles, and whether they hold what was measured alike.
+PUBLISHED = {
+    "Published figures of the same cells": True,
+    "Published figures of the same cells, measured otherwise here": False,
+}
+PARTS_SAID = ("method", "allocation", "storage")
 
 
 def every_run(records: Sequence[Record]) -> Rows:
     """One row a run."""
     texts = sorted({key for record in records for key in record if key.startswith("ppl/")})
-    rows = [[*FIXED, *texts, "seconds to compress", "peak RSS, GB"]]
+    rows = [["model", *FIXED[1:], *texts, "seconds to compress", "peak RSS, GB"]]
     for record in records:
         seconds = sum(record.get(f"seconds/{stage}", 0.0) for stage in SECONDS)
         rows.append(
             [
-                *(_cell(record.get(key)) for key in FIXED),
+                *(_said(record, key) for key in FIXED),
                 *(_cell(record.get(key)) for key in texts),
                 f"{seconds:.0f}",
-                f"{record['peak_rss_bytes'] / 1e9:.1f}",
+                f"{record['peak_rss_bytes'] / 1e9:.1f}" if "peak_rss_bytes" in record else "",
             ]
         )
     return rows
 
 
-def beside_published(records: Sequence[Record], known: Published) -> tuple[Rows, list[str]]:
-    """What was measured beside what papers print of the same cell, and footnotes; both empty where there is none."""
-    heading = ["model", "method", "allocation", "storage", "ratio", "text", "measured by", "measured", "published"]
-    rows = [[*heading, "source", "protocol there", "notes"]]
+def beside_published(records: Sequence[Record], known: Published, *, alike: bool) -> tuple[Rows, list[str]]:
+    """What was measured beside what papers print of the same cell, and footnotes; both empty where there is none.
+
+    Either the figures that were measured alike, as far as it is known, or those that were not, with what differs.
+    """
+    rows = [["model", *PARTS_SAID, "ratio", "text", "measured by", "measured", "published", "source", "protocol there"]]
+    rows[0] += ["notes"] if alike else ["otherwise here", "notes"]
     notes: dict[str, int] = {}
+    for record, text, figure in _published_pairs(records, known):
+        differing = differences(record, figure)
+        if alike == bool(differing):
+            continue
+        numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in figure.footnotes]
+        error = record.get(f"ppl_stderr/{text}")
+        measured = _cell(record[f"ppl/{text}"]) + (f" ± {_cell(error)}" if error is not None else "")
+        cell = [_said(record, key) for key in ("label", *PARTS_SAID, "ratio")]
+        said = [text, _protocol(record, text), measured, f"{figure.value:g}", figure.source, figure.protocol]
+        rows.append([*cell, *said, *([] if alike else ["; ".join(differing)]), ", ".join(numbers)])
+    return (rows, [known.footnotes[note] for note in notes]) if len(rows) > 1 else ([], [])
+
+
+def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tuple[Record, str, Figure]]:
+    """Every perplexity of a run with every published one of the same model, method, storage, ratio and text."""
     for record in records:
         if record.get("targets", FULL) != FULL:  # a ratio of other layers
             continue
-        cell = [str(record.get(key) or "") for key in ("model", "method", "allocation", "storage")]
         for key in sorted(key for key in record if key.startswith("ppl/")):
             text = key.removeprefix("ppl/")
-            for figure in known.of(cell[0], cell[1], cell[3], record["ratio"], "ppl", text):
-                numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in figure.footnotes]
-                measured = f"{_cell(record[key])} ± {_cell(record.get(f'ppl_stderr/{text}'))}"
-                said = [_cell(record["ratio"]), text, _protocol(record, text), measured, f"{figure.value:g}"]
-                rows.append([*cell, *said, figure.source, figure.protocol, ", ".join(numbers)])
-    return (rows, [known.footnotes[note] for note in notes]) if len(rows) > 1 else ([], [])
+            for figure in known.of(record["model"], record["method"], record["storage"], record["ratio"], "ppl", text):
+                yield record, text, figure
 
 
 def best_per_ratio(frame: pd.DataFrame) -> Rows:
     """Per model, text and ratio the run of least perplexity, what it lost against dense, and what it cost."""
     rows = [["model", "text", "ratio", "best", "perplexity", "× dense", "mean accuracy", "Δ to dense"]]
     rows[0] += ["size, MB", "decode, × dense", "seconds to compress", "peak RSS, GB"]
-    for model, part in frame.groupby("model"):
+    for model, part in frame.groupby("label"):
         for panel in perplexity_panels(part):
             for ratio, runs in sorted(panel.rows.groupby("ratio"), reverse=True):
                 run = runs.sort_values(panel.key).iloc[0].dropna()
@@ -64,21 +86,21 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
                 rows.append(
                     [
                         *(str(model), panel.title, f"{ratio:g}", str(run["series"])),
-                        f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else ""),
-                        "" if dense is None else f"{value / dense:.2f}",
+                        _finite(value, ".4g") + (f" ± {error:.2g}" if error is not None and isfinite(value) else ""),
+                        "" if dense is None else _finite(value / dense, ".2f"),
                         "" if accuracy is None else f"{accuracy:.3f}",
                         "" if accuracy is None or dense_accuracy is None else f"{accuracy - dense_accuracy:+.3f}",
                         f"{run['model_bytes'] / 1e6:,.0f}" if "model_bytes" in run else "",
                         f"{run['speedup/decode']:.2f}" if "speedup/decode" in run else "",
                         f"{run['seconds_to_compress']:,.0f}",
-                        f"{run['peak_rss_bytes'] / 1e9:.1f}",
+                        f"{run['peak_rss_bytes'] / 1e9:.1f}" if "peak_rss_bytes" in run else "",
                     ]
                 )
     return rows if len(rows) > 1 else []
 
 
 def without_results(missing: Sequence[Missing]) -> Rows:
-    """One row for each cell that left no results."""
+    """One row for each cell that left no results, or none that can be read."""
     if not missing:
         return []
     return [["folder", "what is known"], *([str(cell.folder), " ".join(cell.reason.split())] for cell in missing)]
@@ -90,10 +112,18 @@ def _protocol(record: Record, text: str) -> str:
     if found is None:
         return ""
     special = f", special tokens {found['special_tokens']}" if "special_tokens" in found else ""
-    return (
-        f"{found['preset']}: {found['split']}, {found['cut']}, {found['windows']} × {found['seq_len']}, "
-        f"BOS {found['bos']}{special}, {found['tokens']} tokens"
+    said = {key: found.get(key, "?") for key in ("preset", "split", "cut", "windows", "seq_len", "bos", "tokens")}
+    return "{preset}: {split}, {cut}, {windows} × {seq_len}, BOS {bos}{special}, {tokens} tokens".format(
+        **said, special=special
     )
+
+
+def _finite(value: float, form: str) -> str:
+    return f"{value:{form}}" if isfinite(value) else "not finite"
+
+
+def _said(record: Record, key: str) -> str:
+    return spoken(record, key) or "" if key in GROUPS else _cell(record.get(key))
 
 
 def _cell(value: object) -> str:

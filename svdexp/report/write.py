@@ -2,39 +2,61 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from svdexp.errors import UserError
 from svdexp.published import published
 from svdexp.report import pictures
 from svdexp.report.collect import Missing, Record, layers
 from svdexp.report.document import Section, html, markdown
 from svdexp.report.frame import tidy
 from svdexp.report.style import styles
-from svdexp.report.tables import beside_published, best_per_ratio, every_run, without_results
+from svdexp.report.tables import PUBLISHED, beside_published, best_per_ratio, every_run, without_results
 
 TITLE = "svdexp: report"
 
 
 def write(records: Sequence[Record], gone: Sequence[Missing], target: Path) -> str:
-    """Write everything into `target` and say what is there."""
+    """Write everything into `target` and say what is there.
+
+    Raises:
+        UserError: it cannot be written, for instance because the disk is full.
+    """
     frame = tidy(records)
-    found = {record["folder"]: layers(Path(record["folder"])) for record in records}
+    found, damaged = read_layers(records)
+    gone = [*gone, *damaged]
     looks = styles(frame["series"])
     drawn = [
         section
-        for model, rows in frame.groupby("model")
+        for model, rows in frame.groupby("label")
         for section in pictures.sections(str(model), rows, found, looks)
     ]
     sections = [*summary(frame, gone), *drawn, *details(records)]
-    target.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(target / "results.csv", index=False)
-    frame.to_parquet(target / "results.parquet", index=False)
-    for picture in (picture for section in drawn for picture in section.pictures):
-        (target / picture.name).write_bytes(picture.png)
-    (target / "report.md").write_text(markdown(TITLE, sections))
-    (target / "report.html").write_text(html(TITLE, sections))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(target / "results.csv", index=False)
+        frame.to_parquet(target / "results.parquet", index=False)
+        for picture in (picture for section in drawn for picture in section.pictures):
+            (target / picture.name).write_bytes(picture.png)
+        (target / "report.md").write_text(markdown(TITLE, sections))
+        (target / "report.html").write_text(html(TITLE, sections))
+    except OSError as error:
+        raise UserError(f"--to {target} cannot be written: {error.strerror or error}") from error
     return f"{len(records)} runs, {len(gone)} cells without results: {target / 'report.html'}"
+
+
+def read_layers(records: Sequence[Record]) -> tuple[dict[str, list[dict[str, Any]]], list[Missing]]:
+    """By a run's folder the rows of its layers, and the folders where these cannot be read."""
+    found, damaged = {}, []
+    for folder in (record["folder"] for record in records):
+        try:
+            found[folder] = layers(Path(folder))
+        except UserError as error:
+            found[folder] = []
+            damaged.append(Missing(Path(folder), f"without layers: {error}"))
+    return found, damaged
 
 
 def summary(frame: pd.DataFrame, gone: Sequence[Missing]) -> list[Section]:
@@ -48,5 +70,7 @@ def summary(frame: pd.DataFrame, gone: Sequence[Missing]) -> list[Section]:
 def details(records: Sequence[Record]) -> list[Section]:
     """Every run, and what papers print of the same cells."""
     sections = [Section("All runs", rows=every_run(records))]
-    rows, notes = beside_published(records, published())
-    return [*sections, Section("Published figures of the same cells", rows=rows, notes=notes)] if rows else sections
+    for title, alike in PUBLISHED.items():
+        rows, notes = beside_published(records, published(), alike=alike)
+        sections += [Section(title, rows=rows, notes=notes)] if rows else []
+    return sections

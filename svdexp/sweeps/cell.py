@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,7 @@ from svdexp.schema import Config, EvaluateConfig, Save
 
 log = logging.getLogger(__name__)
 
-RESULTS, FAILED, LOCK = "results.json", "failed.json", ".lock"
+RESULTS, FAILED, LOCK, CARD = "results.json", "failed.json", ".lock", "README.md"
 UNTRACKED = "untracked.json"  # there as long as the tracker has not been told of the results
 VERIFIED = "reload_max_logit_difference"  # of results.json, where there is a checkpoint
 
@@ -132,14 +133,16 @@ def wait_for(folder: Path) -> None:
 
 
 def configurations(cfg: DictConfig) -> dict[str, Any]:
-    """What Hydra keeps of a job, by the names of its files; what may be a token is masked."""
+    """What Hydra keeps of a job, by the names of its files: tokens are masked, the model's name is what it comes to."""
     hydra: Any = HydraConfig.instance().cfg
     overrides = masked_words(HydraConfig.get().overrides.task)
+    cfg = cfg.copy()
+    cfg.model.name = cfg.model.name
     return {"config": cfg, "hydra": masked_config(hydra), "overrides": OmegaConf.create(overrides)}
 
 
 def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
-    """Whether the folder has the results that the configuration asks for, and the checkpoint, whole, if it wants one.
+    """Whether the folder has the results that the configuration asks for and, if it wants them, checkpoint and card.
 
     Raises:
         OccupiedError: it has results of something else.
@@ -161,8 +164,17 @@ def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
     difference = results.get(VERIFIED, 0.0)
     if isinstance(difference, float) and math.isnan(difference):
         return False
-    wanted = isinstance(config, Config) and config.save is not Save.none
-    return not wanted or ((folder / "checkpoint").is_dir() and is_whole(folder / "checkpoint"))
+    wanted, checkpoint = config.save if isinstance(config, Config) else Save.none, folder / "checkpoint"
+    if wanted is not Save.none and not (checkpoint.is_dir() and is_whole(checkpoint)):
+        return False
+    return wanted is not Save.hf or (checkpoint / CARD).is_file()
+
+
+def lacks_card(config: Config, folder: Path) -> bool:
+    """Whether the folder has all that save=hf asks for but the card, because it was left with save=checkpoint."""
+    if config.save is not Save.hf or is_finished(config, folder):
+        return False
+    return is_finished(replace(config, save=Save.checkpoint), folder)
 
 
 def is_whole(checkpoint: Path) -> bool:

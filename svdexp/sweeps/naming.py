@@ -18,6 +18,9 @@ INCIDENTAL = (
 )
 
 
+LONGEST = 80  # characters of a word in a folder's name; file systems take 255 bytes in all
+
+
 def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration, as plain dictionaries, that change what a run gives by more than rounding.
 
@@ -35,13 +38,27 @@ def cell_name(*words: object, _root_: DictConfig) -> str:
 
     A name depends on the configuration alone: not on the job's number, the machine, or the contents of files.
     """
-    values: Any = OmegaConf.to_container(_root_, enum_to_str=True)
-    values.pop("hydra", None)
+    values = plain(_root_)
     text = json.dumps(relevant(values), sort_keys=True, default=str)
     digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return "_".join([*(re.sub(r"[^\w.+-]+", "-", str(word)).strip("-.") for word in words), digits])
+    return f"{joined(*words)}_{digits}"
+
+
+def joined(*words: object) -> str:
+    """The words as part of a folder's name: without what a file system or a shell minds, and not too long for it."""
+    return "_".join(re.sub(r"[^\w.+-]+", "-", str(word)).strip("-.")[:LONGEST] for word in words)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain dictionaries, without Hydra's part; the model's name is what it comes to."""
+    values: Any = OmegaConf.to_container(cfg, enum_to_str=True)
+    values.pop("hydra", None)
+    if "model" in values:
+        values["model"]["name"] = cfg.model.name
+    return dict(values)
 
 
 def register_names() -> None:
-    """Make ${cell:WORD,…} known to configurations."""
+    """Make ${cell:WORD,…} and ${words:WORD,…} known to configurations."""
     OmegaConf.register_new_resolver("cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("words", joined, replace=True)

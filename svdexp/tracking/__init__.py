@@ -8,7 +8,7 @@ from svdexp.tracking.findings import Findings
 from svdexp.tracking.layers import layer_rows
 from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
-from svdexp.tracking.record import Results, circumstances, dense_key, record
+from svdexp.tracking.record import Results, circumstances, dense_key, identified, record
 from svdexp.tracking.tracker import Log, Tracker, complete, tracked
 from svdexp.tracking.wandb_tracker import WandbTracker
 
@@ -23,6 +23,7 @@ __all__ = [
     "commit",
     "complete",
     "dense_key",
+    "identified",
     "layer_rows",
     "record",
     "show",

@@ -50,11 +50,13 @@ def slowdowns(results: Results) -> list[str]:
 
 
 def number(key: str, value: float) -> str:
-    """A figure as a person reads it: bytes in MB, counts with separators, the rest to four digits."""
+    """A figure as a person reads it: bytes in MB, counts with separators, the rest to four digits, `nan`, `inf`."""
     if "bytes" in key:
         return f"{value / 1e6:,.1f} MB"
     if isinstance(value, int):
         return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
     digits = 3 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{min(max(digits, 0), 6)}f}"
 
@@ -67,8 +69,10 @@ def figure(results: Results, key: str, at: Callable[[str], str] = str) -> str:
 
 
 def change(key: str, dense: float, value: float) -> str:
-    """What became of a figure: a factor, or a difference of shares."""
-    return f"{value - dense:+.3f}" if key.startswith(SHARES) else f"{value / dense:.3f} ×"
+    """What became of a figure: a factor, which there is not of zero, or a difference of shares."""
+    if key.startswith(SHARES):
+        return f"{value - dense:+.3f}"
+    return f"{value / dense:.3f} ×" if dense else ""
 
 
 def _comparison(results: Results) -> Table:

@@ -1,10 +1,19 @@
-"""What produced a figure: software versions and the git commit."""
+"""What produced a figure: software versions, the git commit, and the command."""
 
 import platform
+import shlex
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from svdexp.masking import masked_words
+
+# Of what is set of Hydra, what a run can depend on; the rest says where it runs, and how it prints.
+HYDRA_KEPT = ("hydra.searchpath", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy")
+USUAL = ("config", "evaluate")  # names of configurations that no command needs to give
 
 PACKAGES = (
     "svdexp",
@@ -44,6 +53,25 @@ def commit() -> str | None:
         return f"{head}-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else head
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def command() -> str | None:
+    """What to write behind `python -m svdexp` to do this job, alone, again; None where no command started it.
+
+    Of a sweep's cell these are the cell's own values, whatever launched it.
+    """
+    return shlex.join(words()) if HydraConfig.initialized() else None
+
+
+def words() -> list[str]:
+    """The words of `command`, as a program gets them."""
+    job = HydraConfig.get()
+    added = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    options = [word for path in added for word in ("--config-dir", path)]
+    if job.job.config_name not in USUAL:
+        options += ["--config-name", str(job.job.config_name)]
+    kept = [word for word in job.overrides.hydra if word.lstrip("+").startswith(HYDRA_KEPT)]
+    return [*options, *masked_words([*job.overrides.task, *kept])]
 
 
 def _git(root: Path, *words: str) -> str:

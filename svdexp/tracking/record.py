@@ -1,8 +1,6 @@
 """The flat record of a run: results.json. Its keys are stable names that other tools may rely on."""
 
 import math
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.choices import GROUPS, part_of
 from svdexp.compression import Compression
-from svdexp.schema import Config
+from svdexp.schema import Config, ModelConfig
 from svdexp.timing import StageClock, peak_rss_bytes
-from svdexp.tracking.provenance import commit, versions
+from svdexp.tracking.provenance import command, commit, versions
 from svdexp.training import Curve
 
 Results = dict[str, Any]
@@ -37,24 +36,23 @@ def record(
     compression: Compression,
     clock: StageClock,
     model: PreTrainedModel,
+    weights: str,
 ) -> Results:
-    """Everything measured and everything needed to measure it again."""
+    """Everything measured and everything needed to measure it again; `weights` is the dense model's fingerprint."""
     damped = [value for value in compression.damping.values() if value > 0]
     ranked = [error for error in compression.errors.values() if error > 0]
     results: Results = {
-        "model": config.model.name,
+        **identified(config.model, weights),
         "method": config.method.name,
-        "weighting": part_name(config.method.weighting),
-        "allocation": part_name(config.method.allocation),
-        "update": part_name(config.method.update),
-        "storage": part_name(config.storage),
+        **parts(config),
+        **{key: getattr(config.method, key) for key in ("traversal", "numerics", "sigma_fuse")},
         "training": {
             name: {
-                "options": part_name(config.method.training[name]),
-                "tokens": part.tokens,
-                "curve": without_nan(part.curve),
+                **asdict(part_of("method/training", config.method.training[name])),
+                "tokens": done.tokens,
+                "curve": without_nan(done.curve),
             }
-            for name, part in compression.training.items()
+            for name, done in compression.training.items()
         },
         "targets": asdict(config.targets),
         "calibration": asdict(config.calibration),
@@ -71,6 +69,26 @@ def record(
     return results | circumstances(config.seed, run_dir, clock, model)
 
 
+def identified(model: ModelConfig, weights: str) -> Results:
+    """Which model: its name, where it came from, and the fingerprint of its weights in the format of the run."""
+    return {
+        "model": model.name,
+        "model_path": model.path,
+        "model_revision": model.revision,
+        "model_fingerprint": weights,
+    }
+
+
+def parts(config: Config) -> Results:
+    """Of weighting, allocation, update and storage the choice by its name, and all options beside it."""
+    said: Results = {}
+    for key, group in GROUPS.items():
+        values = config.storage if key == "storage" else getattr(config.method, key)
+        part = part_of(group, values) if values else None
+        said |= {key: part and part.name, f"{key}_options": part and dict(part.options)}
+    return said
+
+
 def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrainedModel) -> Results:
     """What a run took, and what it ran on and with."""
     results = {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
@@ -84,7 +102,7 @@ def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrained
             "seed": seed,
             "commit": commit(),
             "versions": versions(),
-            "command": " ".join(sys.argv[1:]),
+            "command": command(),
             "run_dir": str(run_dir),
         }
     )
@@ -93,14 +111,6 @@ def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrained
 def without_nan(curve: Curve) -> list[list[float | None]]:
     """The curve with None where there is no loss yet, because JSON knows no NaN."""
     return [[None if math.isnan(value) else value for value in entry] for entry in curve]
-
-
-def part_name(part: Mapping[str, Any] | None) -> str | None:
-    """The class of a part with the options it was given, for instance `Diagonal(alpha=0.5, scale=abs_mean)`."""
-    if part is None:
-        return None
-    options = ", ".join(f"{key}={value}" for key, value in part.items() if key != "_target_")
-    return str(part["_target_"]).rpartition(".")[2] + (f"({options})" if options else "")
 
 
 def memory(clock: StageClock) -> Results:

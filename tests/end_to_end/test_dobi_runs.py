@@ -25,7 +25,7 @@ def test_main_job(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path, m
     assert result.returncode == 0, result.stderr
     results = read(tmp_path / "run")
     assert 0.55 < results["achieved_ratio"] <= 0.6
-    assert results["storage"] == {"dobi": "RemapStorage", "dobi_noremap": "FactorStorage"}[method]
+    assert results["storage"] == {"dobi": "remap", "dobi_noremap": "factors"}[method]
     assert results["energy_lost_mean"] is None
     assert results["reload_max_logit_difference"] < 1e-5
     assert "learned ranks, step 2 of 2: perplexity" in (tmp_path / "run" / "svdexp.log").read_text()

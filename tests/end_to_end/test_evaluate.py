@@ -74,7 +74,7 @@ def test_a_run_and_what_it_saved_are_measured_alike(
             assert alone[figure] == wanted, (path, figure)
         assert alone["generation"] == [{"prompt": "the rank of", "continuation": said[key]}]
         assert alone["tasks"] == results["tasks"]
-        assert alone["model"] == path
+        assert (alone["model"], alone["model_path"]) == (Path(path.removesuffix("/checkpoint")).name, path)
         for word in (
             "acc/piqa",
             "ppl/files",

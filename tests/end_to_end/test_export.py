@@ -46,7 +46,7 @@ def test_a_run_and_its_exports(
     for part in (
         "# tiny, compressed",
         "trust_remote_code=True",
-        f"python -m svdexp {results['command']}",
+        f"python -m svdexp {results['command']}\n",
         "| method | kron |",
         "| kept, asked for | 0.5 |",
         "| calibration text | files, 4 × 32 tokens, first |",
@@ -57,6 +57,12 @@ def test_a_run_and_its_exports(
         "the licence of `tiny`, which is apache-2.0.",
     ):
         assert part in card
+
+    (tmp_path / "run" / "checkpoint" / "README.md").unlink()  # as save=checkpoint leaves it
+    again = svdexp_command(*tiny_job, *words, "precision=float32")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "checkpoint" / "README.md").read_text() == card
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results  # nothing was measured again
 
     for form in ("hf", "dense"):
         done = export_command(tmp_path, "path=run", f"to=out/{form}", f"format={form}")

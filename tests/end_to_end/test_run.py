@@ -9,6 +9,9 @@ import torch
 import yaml
 
 import svdexp
+from svdexp.cache import model_fingerprint
+from svdexp.models.loading import load_model
+from svdexp.schema import ModelConfig
 from tests.end_to_end.conftest import Svdexp, read
 
 STABLE_KEYS = {
@@ -34,7 +37,9 @@ STABLE_KEYS = {
 }
 
 
-def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+def test_a_run_leaves_everything_that_explains_it(
+    svdexp_command: Svdexp, tiny_job: list[str], model_folder: Path, tmp_path: Path
+) -> None:
     done = svdexp_command(*tiny_job, "hydra.run.dir=here", "ratio=0.5")
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / "here"
@@ -48,6 +53,11 @@ def test_a_run_leaves_everything_that_explains_it(svdexp_command: Svdexp, tiny_j
         "svdexp.log",
     }
     results = read(run_dir)
+    kept = yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())["model"]
+    assert results["model"] == kept["name"] == model_folder.name
+    assert (results["model_path"], results["model_revision"]) == (str(model_folder), None)
+    dense = load_model(ModelConfig(path=str(model_folder)), getattr(torch, results["dtype"]), torch.device("cpu"))
+    assert results["model_fingerprint"] == model_fingerprint(dense)
     assert STABLE_KEYS | {"ppl/files", "ppl_dense/files"} <= results.keys()
     assert results["ratio"] == 0.5
     assert 0.45 < results["achieved_ratio"] <= 0.5

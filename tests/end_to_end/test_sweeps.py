@@ -1,6 +1,7 @@
 """Sweeps that are started again, extended, started twice, or started on somebody's results."""
 
 import json
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     assert known.stat().st_mtime_ns == before
     ratios = sorted(json.loads(path.read_text())["ratio"] for path in tmp_path.glob("sweep/*/results.json"))
     assert ratios == [0.4, 0.5]
+
+    record = json.loads(known.read_text())
+    alone = run(tmp_path, [*shlex.split(record["command"]), "hydra.run.dir=alone"])
+    assert alone.returncode == 0, alone.output
+    again = json.loads((tmp_path / "alone" / "results.json").read_text())
+    assert (again["ratio"], again["ppl/files"], again["cell"]) == (0.5, record["ppl/files"], record["cell"])
+    assert again["command"] == record["command"]
 
 
 def test_two_launchers_share_a_sweep(words: list[str], tmp_path: Path) -> None:

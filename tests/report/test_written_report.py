@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from svdexp.errors import UserError
 from svdexp.report.__main__ import main
-from svdexp.report.collect import layers, missing, read
+from svdexp.report.collect import layers, survey
 from svdexp.report.curves import CLIP, against_size
 from svdexp.report.frame import labels, tidy
 from svdexp.report.heatmap import RankMap
@@ -43,7 +43,7 @@ def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {path.name for path in target.glob("*.png")} == PICTURES
 
     text = (target / "report.md").read_text()
-    assert f"| {sweep}/failed | failed: UserError: ratio=0.01 <too small> |" in text
+    assert f"| {sweep}/failed | failed: UserError: ratio=0.01 &lt;too small&gt; |" in text
     assert f"| {sweep}/died | unfinished: neither results nor an error |" in text
     assert "| llama2-7b | wiki, 100,000 tokens | 0.6 | kron | 10.8 | 1.80 | 0.528 | -0.156 | 8,800 |" in text
     assert "wiki, 100,000 tokens, svd at 0.6: 9.6e8" in text
@@ -59,7 +59,7 @@ def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(numbers.columns) > 25
     pd.testing.assert_frame_equal(pd.read_csv(target / "results.csv")[numbers.columns], numbers)
     assert rows.loc[rows["method"] == "kron", "model_bytes"].tolist() == [11.4e9, 8.8e9]
-    assert rows.loc[0, "ppl/wiki"] == read([sweep])[0]["ppl/wiki"]
+    assert rows.loc[0, "ppl/wiki"] == survey([sweep])[0][0]["ppl/wiki"]
 
 
 def test_records_that_lack_most_figures(tmp_path: Path) -> None:
@@ -73,23 +73,23 @@ def test_records_that_lack_most_figures(tmp_path: Path) -> None:
 def test_a_sweep_that_failed_altogether_says_why(tmp_path: Path) -> None:
     begin(tmp_path / "0", error="no CUDA")
     with pytest.raises(UserError, match="1 cells have none, the first failed: no CUDA"):
-        read([tmp_path], missing([tmp_path]))
+        survey([tmp_path])
 
 
 def test_lines_are_called_by_what_tells_them_apart() -> None:
     rows = pd.DataFrame(
         {
-            "model": ["m"] * 5,
+            "label": ["m"] * 5,
             "method": ["kron", "kron", "kron", "asvd", "asvd"],
-            "storage": ["FactorStorage", "PivotStorage", "PivotStorage", "FactorStorage", "FactorStorage"],
+            "storage": ["factors", "pivot", "pivot", "factors", "factors"],
             "weighting": ["W"] * 3 + ["D(alpha=0.5, scale=s)", "D(alpha=1, scale=s)"],
             "update": [None, None, "Ipca", None, None],
         }
     )
     assert labels(rows) == [
-        "kron · Factor",
-        "kron · Pivot",
-        "kron · Ipca · Pivot",
+        "kron · factors",
+        "kron · pivot",
+        "kron · Ipca · pivot",
         "asvd · D alpha=0.5",
         "asvd · D alpha=1",
     ]
@@ -98,7 +98,7 @@ def test_lines_are_called_by_what_tells_them_apart() -> None:
 def test_different_protocols_share_no_panel(tmp_path: Path) -> None:
     leave_cell(tmp_path, "kron", 0.8, 5.0)
     leave_cell(tmp_path, "svd", 0.8, 5.0, **{"ppl_tokens/wiki": 7})
-    panels = perplexity_panels(tidy(read([tmp_path])))
+    panels = perplexity_panels(tidy(survey([tmp_path])[0]))
     assert [panel.title for panel in panels] == ["ptb, 100,000 tokens", "wiki, 7 tokens", "wiki, 100,000 tokens"]
     assert [len(panel.rows) for panel in panels] == [2, 1, 1]
 
@@ -107,7 +107,7 @@ def test_bos_in_other_places_shares_no_panel(tmp_path: Path) -> None:
     """Windows with and without BOS have equally many tokens that count."""
     for method, bos in {"kron": "every", "svd": "none", "fwsvd": "every"}.items():
         leave_cell(tmp_path, method, 0.8, 5.0, protocol={"wiki": {"bos": bos}})
-    panels = [panel for panel in perplexity_panels(tidy(read([tmp_path]))) if panel.key == "ppl/wiki"]
+    panels = [panel for panel in perplexity_panels(tidy(survey([tmp_path])[0])) if panel.key == "ppl/wiki"]
     assert [panel.title for panel in panels] == ["wiki, 100,000 tokens, BOS every", "wiki, 100,000 tokens"]
     assert [len(panel.rows) for panel in panels] == [2, 1]
 
@@ -115,7 +115,7 @@ def test_bos_in_other_places_shares_no_panel(tmp_path: Path) -> None:
 def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
     leave_cell(tmp_path, "kron", 0.8, 5.0)
     leave_cell(tmp_path, "svd", 0.8, 1e9)
-    frame = tidy(read([tmp_path]))
+    frame = tidy(survey([tmp_path])[0])
     plot = against_size(perplexity_panels(frame), "perplexity", styles(frame["series"]), CLIP)
     assert plot.figure.axes[0].get_ylim()[1] == pytest.approx(1.1 * CLIP * 20)
     assert len(plot.notes) == 2

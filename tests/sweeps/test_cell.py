@@ -16,7 +16,7 @@ from svdexp.models import checkpoint
 from svdexp.processes import Processes
 from svdexp.schema import Config, Save
 from svdexp.storage import FactorStorage
-from svdexp.sweeps import HeldError, OccupiedError, carry_out, is_finished, note_failure, state_of, wait_for
+from svdexp.sweeps import HeldError, OccupiedError, carry_out, is_finished, lacks_card, note_failure, state_of, wait_for
 from svdexp.sweeps import cell as module
 from tests.models.shrunk import shrunk
 from tests.two_processes import free_port, join_two
@@ -81,6 +81,19 @@ def test_a_checkpoint_that_is_asked_for_must_be_whole(
 def test_a_verification_without_a_number_is_no_end(difference: str, finished: bool, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(f'{{"cell": "seed 0", "reload_max_logit_difference": {difference}}}')
     assert is_finished(config(), tmp_path) == finished
+
+
+def test_a_card_alone_may_be_missing(tmp_path: Path, tokenizer: Any) -> None:
+    carry(tmp_path)
+    assert not lacks_card(config(save=Save.hf), tmp_path)  # the checkpoint is missing, too
+    model, ranks = shrunk("opt", FactorStorage())
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", ranks)
+    assert not is_finished(config(save=Save.hf), tmp_path)
+    assert lacks_card(config(save=Save.hf), tmp_path)
+    assert not lacks_card(config(save=Save.checkpoint), tmp_path)
+    (tmp_path / "checkpoint" / "README.md").touch()
+    assert is_finished(config(save=Save.hf), tmp_path)
+    assert not lacks_card(config(save=Save.hf), tmp_path)
 
 
 @pytest.mark.parametrize("found", ["{}", '{"cell": "seed 1"}', "[]", "{"])

@@ -61,6 +61,21 @@ def test_what_changes_a_figure_changes_the_name(override: str) -> None:
     assert name(override).rpartition("_")[2] != name().rpartition("_")[2]
 
 
+def test_the_models_own_name_said_aloud_changes_nothing() -> None:
+    assert name("model.name=smollm2-135m") == name()
+
+
+def test_another_path_brings_its_own_name() -> None:
+    assert name("model.path=/some/where/my-model").startswith("my-model_kron_0.8_")
+    assert name("model.path=/some/where/my-model") != name("model.path=/else/where/my-model")
+
+
+def test_long_names_fit_a_file_system() -> None:
+    long = name(f"model.path=/some/{'x' * 250}")
+    assert len(long) < 255
+    assert long != name(f"model.path=/some/{'x' * 251}")
+
+
 def test_hydra_knows_the_resolver() -> None:
     register_names()
     cfg = OmegaConf.create({"device": "cpu", "eval": {}, "x": "a b", "folder": "${cell:${x},1}"})
