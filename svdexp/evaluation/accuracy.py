@@ -20,6 +20,7 @@ from svdexp.evaluation.tasks.exam import quiet
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
+LIKELIHOODS = "float32"
 REQUESTS = 16  # of about a hundred tokens each
 
 
@@ -66,19 +67,11 @@ def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) 
         UserError: a log-likelihood is not finite.
     """
     from lm_eval import evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    from svdexp.evaluation.shared_contexts import SharedContexts
-
-    language_model = SharedContexts if model.device.type == "cpu" else HFLM
     for task in exam.parts.values():
         task.set_fewshot_seed(seed=exam.seed)
     with quiet():
-        # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
-        # Choices of a 16-bit model would tie if their log-likelihoods were rounded as its logits are.
-        wrapped = language_model(
-            pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, softmax_dtype="float32"
-        )
+        wrapped = language_model(model, tokenizer, batch_size)
         found = evaluate(wrapped, {"tasks": dict(exam.parts), "groups": {}}, samples=dict(exam.rows), bootstrap_iters=0)
     samples = [sample for part in exam.rows for sample in found["samples"][part]]
     for sample in samples:
@@ -89,6 +82,18 @@ def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) 
         for metric in METRICS
         if metric in samples[0]
     }
+
+
+def language_model(model: PreTrainedModel, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's view of the model. Its log-likelihoods are float32: choices of a 16-bit model would tie otherwise."""
+    from lm_eval.models.huggingface import HFLM
+
+    from svdexp.evaluation.shared_contexts import SharedContexts
+
+    kind = SharedContexts if model.device.type == "cpu" else HFLM
+    # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
+    own = copy.deepcopy(tokenizer)
+    return kind(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype=LIKELIHOODS)
 
 
 def asked(exam: Exam, tokenizer: Any) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def asked(exam: Exam, tokenizer: Any) -> dict[str, Any]:
         "lm_eval": version("lm-eval"),
         "num_fewshot": exam.num_fewshot,
         "seed": exam.seed,
+        "softmax": LIKELIHOODS,
         "data": identity(parts=list(exam.rows), texts=texts),
         "tokens": identity(ids=tokenizer(texts)["input_ids"]),
     }

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.quantization_config import GgufConfig
 
 from svdexp.errors import UserError
+from svdexp.models.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.models.gguf_tokenizer import amend_tokenizer
 from svdexp.models.spreading import BALANCED
 from svdexp.schema import ModelConfig, Precision, require
@@ -75,7 +76,22 @@ def load_config(config: ModelConfig) -> Any:
     with _readable_errors(config, "model"):
         found = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
         _require_decoder(found)
+    if scaling := rope_scaling(config):
+        amend_config(found, scaling)
     return found
+
+
+def rope_scaling(config: ModelConfig) -> Scaling:
+    """What a GGUF file's RoPE scaling changes in `rope_parameters`; nothing for other models.
+
+    Raises:
+        UserError: the file cannot be read, or has a scaling that cannot be rebuilt.
+    """
+    source = locate(config)
+    if source.gguf_file is None:
+        return {}
+    with _readable_errors(config, "model"):
+        return scaling_in(Path(source.location) / source.gguf_file)
 
 
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -89,6 +105,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     if source.gguf_file is not None:
         # dequantize=True leaves an ordinary model behind, without a quantiser that blocks save_pretrained
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        if rope_scaling(config):
+            options["config"] = load_config(config)
     else:
         load_config(config)  # refuses what is no decoder
     with _readable_errors(config, "model"):

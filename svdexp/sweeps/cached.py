@@ -18,9 +18,12 @@ from svdexp.schema import Config
 from svdexp.sweeps.identity import digest, model_files
 
 
-def note_weights(config: Config, model: PreTrainedModel) -> None:
-    """Note which weights the model's files hold in the format that it was loaded in."""
-    if config.cache and not (note := _note(config, config.cache, model.dtype)).is_file():
+def note_weights(config: Config, model: PreTrainedModel, anew: bool = False) -> None:
+    """Note which weights the model's files hold in the format that it was loaded in, if not yet, or `anew`."""
+    if not config.cache:
+        return
+    note = _note(config, config.cache, model.dtype)
+    if anew or not note.is_file():
         write_note(note, model_fingerprint(model))
 
 

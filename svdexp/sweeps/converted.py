@@ -15,7 +15,7 @@ from svdexp.cache import identity, model_fingerprint
 from svdexp.disk import whole_folder
 from svdexp.errors import UserError
 from svdexp.models import gguf_tokenizer
-from svdexp.models.loading import Source, load_model, load_tokenizer, locate
+from svdexp.models.loading import Source, load_model, load_tokenizer, locate, rope_scaling
 from svdexp.processes import Processes
 from svdexp.schema import Config, ModelConfig
 from svdexp.sweeps.cached import note_weights, noted_weights
@@ -43,19 +43,34 @@ def tokenizer_of(model: ModelConfig, cache: str | None) -> Any:
     made_by = {name: version(name) for name in ("transformers", "tokenizers")}
     made_by["svdexp"] = digest(Path(gguf_tokenizer.__file__), None)
     folder = _folder(source, Path(cache), part="tokenizer", **made_by)
-    if folder.is_dir():
-        try:
-            (folder / "tokenizer_config.json").read_bytes()  # without it there would be a tokenizer, without BOS or EOS
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            gguf_tokenizer.warn_of_unknown(Path(source.location) / source.gguf_file)
-            return tokenizer
-        except Exception as error:  # a damaged file raises a dozen types
-            log.debug("%s", error)
-        _discard(folder)
+    if (kept := _kept_tokenizer(folder)) is not None:
+        gguf_tokenizer.warn_of_unknown(Path(source.location) / source.gguf_file)
+        return kept
     tokenizer = load_tokenizer(model)
     if Processes().main:
         keep(tokenizer, folder)
     return tokenizer
+
+
+def _kept_tokenizer(folder: Path) -> Any | None:
+    """The tokenizer in `folder`, if there is one; what is damaged is removed, what cannot be read stays."""
+    if not folder.is_dir():
+        return None
+    try:
+        for name in (
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ):  # without the second one it would load without BOS or EOS
+            (folder / name).read_bytes()
+        return AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            log.warning("%s cannot be read, and is done without: %s", folder, error.strerror or error)
+            return None
+    except Exception as error:  # damaged contents raise a dozen types
+        log.debug("%s", error)
+    _discard(folder)
+    return None
 
 
 def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -73,7 +88,10 @@ def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> P
     source = locate(config.model)
     if source.gguf_file is None or not config.cache:
         return load_model(config.model, dtype, device)
-    folder = _folder(source, Path(config.cache), dtype=str(dtype), transformers=version("transformers"))
+    made: dict[str, Any] = {"dtype": str(dtype), "transformers": version("transformers")}
+    if scaling := rope_scaling(config.model):  # which older versions left out
+        made["rope"] = scaling
+    folder = _folder(source, Path(config.cache), **made)
     kept = replace(config.model, path=str(folder), revision=None)
     if folder.is_dir():
         try:
@@ -86,10 +104,11 @@ def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> P
     model = load_model(config.model, dtype, device)
     if Processes().main:
         keep(model, folder)
+        note_weights(config, model, anew=True)
     return model
 
 
-def _folder(source: Source, cache: Path, **made: str) -> Path:
+def _folder(source: Source, cache: Path, **made: Any) -> Path:
     """Where a part of a GGUF file is kept, that was `made` so."""
     content = digest(Path(source.location) / str(source.gguf_file), cache / "contents")
     return cache / "converted" / identity(content=content, **made)

@@ -8,6 +8,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
+from svdexp.evaluation import shared_contexts
+from svdexp.evaluation.accuracy import language_model
 from svdexp.evaluation.shared_contexts import PADDING, SharedContexts, alike
 
 TOKENS = [
@@ -66,3 +68,23 @@ def test_parts_hold_every_index_once_and_little_padding() -> None:
     assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
     assert all(sum(lengths[part[0]] - lengths[index] for index in part) <= PADDING for part in parts)
     assert [lengths[part[0]] for part in parts] == [40, 8, 0]
+
+
+@pytest.mark.parametrize("kind", [HFLM, SharedContexts])
+@pytest.mark.parametrize("alone", [True, False])
+def test_choices_of_a_16_bit_model_do_not_tie(
+    llama: PreTrainedModel, tokenizer: Any, kind: type, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-likelihoods are of its logits in float32: as bfloat16 most of them would round to one number."""
+    model = llama.bfloat16()
+    monkeypatch.setattr(shared_contexts, "SharedContexts", kind)
+    contexts = [[5, 6, 7, index if alone else 8] for index in range(20, 40)]
+    requests = [(("", ""), context, [3 + index]) for index, context in enumerate(contexts)]
+    with torch.no_grad():
+        known = model(torch.tensor(contexts)).logits[:, -1]
+    exact = known.float().log_softmax(-1)[range(20), range(3, 23)]
+    rounded = known.log_softmax(-1)[range(20), range(3, 23)]
+    assert rounded.unique().numel() < 0.7 * exact.unique().numel()
+    answers = language_model(model, tokenizer, 1)._loglikelihood_tokens(list(requests), disable_tqdm=True)
+    found = torch.tensor([value for value, _ in answers])
+    assert torch.allclose(found, exact, atol=1e-5)

@@ -10,12 +10,13 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import PreTrainedModel
 
 from svdexp.cache import model_fingerprint
+from svdexp.models import loading
 from svdexp.models.loading import load_model, load_tokenizer
 from svdexp.schema import Config, ModelConfig
 from svdexp.sweeps import converted
 from svdexp.sweeps.converted import dense_model, tokenizer_of
 from tests.conftest import tiny_model
-from tests.models.gguf_files import learnt_tokenizer, write_header
+from tests.models.gguf_files import learnt_tokenizer, write_header, write_llama
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[str]]:
     """A run whose "GGUF file" is a tiny model, and the paths that are read for it."""
-    (tmp_path / "tiny.gguf").write_bytes(b"any")
+    write_llama(tmp_path / "tiny.gguf", tiny_model("llama"))
     read: list[str] = []
 
     def reader(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -77,6 +78,30 @@ def test_without_a_place_to_keep_it(job: tuple[Config, list[str]], caplog: pytes
     assert read == [config.model.path] * 2
 
 
+def test_a_copy_without_the_files_rope_scaling_is_not_taken(
+    job: tuple[Config, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: torch.Tensor
+) -> None:
+    """Older versions left it out of the copy, and noted what that was."""
+    config, _ = job
+    read: list[str] = []
+
+    def reader(of: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        read.append(of.path)
+        return load_model(of, dtype, device)
+
+    monkeypatch.setattr(converted, "load_model", reader)
+    write_llama(tmp_path / "tiny.gguf", tiny_model("llama"), **{"llama.rope.scaling.factor": 4.0})
+    for module in (converted, loading):
+        monkeypatch.setattr(module, "rope_scaling", lambda config: {})
+    old = dense_model(config, torch.float32, CPU)(windows).logits
+    monkeypatch.undo()
+    monkeypatch.setattr(converted, "load_model", reader)
+    found = [dense_model(config, torch.float32, CPU)(windows).logits for _ in range(2)]
+    assert not torch.allclose(found[0], old, atol=1e-6)
+    assert torch.equal(found[0], found[1])
+    assert [path.endswith(".gguf") for path in read] == [True, True, False]
+
+
 TEXT = "rank 12 of  34\n  <|end|>  5"
 
 
@@ -121,6 +146,21 @@ def test_a_damaged_tokenizer_is_converted_again(
         found = tokenizer_of(config, cache)
         assert found(TEXT)["input_ids"] == expected(TEXT)["input_ids"]
         assert found.bos_token_id == expected.bos_token_id
+    assert len(converted_from) == 2
+
+
+def test_a_tokenizer_that_cannot_be_read_is_left_alone(
+    words: tuple[ModelConfig, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, converted_from = words
+    cache = str(tmp_path / "cache")
+    expected = tokenizer_of(config, cache)
+    (kept,) = Path(cache).rglob("tokenizer.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert tokenizer_of(config, cache)(TEXT)["input_ids"] == expected(TEXT)["input_ids"]
+    assert kept.is_file()
+    tokenizer_of(config, cache)
     assert len(converted_from) == 2
 
 
