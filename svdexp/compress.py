@@ -1,7 +1,7 @@
 """The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Ranks, Whole, allocate, fixed_ranks
 from svdexp.cache import Cache
+from svdexp.calibration.usage import left_dense
 from svdexp.compression import Compression
 from svdexp.errors import UserError
 from svdexp.job import Job
@@ -17,7 +18,16 @@ from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.elastic import Elastic, Recipe
 from svdexp.models.modes import as_loaded, recordable
-from svdexp.models.structure import Layer, Targets, find_layers
+from svdexp.models.structure import (
+    Layer,
+    Targets,
+    abbreviated,
+    find_layers,
+    matches,
+    other_stacks,
+    shared_layers,
+)
+from svdexp.processes import Processes
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage
 from svdexp.timing import StageClock
@@ -33,12 +43,14 @@ class Plan(NamedTuple):
         budget: of all of them.
         fixed: the ranks among them that the targets fix.
         notes: sentences on what the user may not expect.
+        left_dense: what the targets select and the structure rules out, reason → names.
     """
 
     layers: list[Layer]
     budget: Budget
     fixed: Ranks
     notes: list[str]
+    left_dense: dict[str, list[str]]
 
 
 @as_loaded
@@ -75,10 +87,16 @@ def compress(
     """
     windows, texts = recordable(windows), {name: recordable(tokens) for name, tokens in (texts or {}).items()}
     check_windows(method, windows, texts)
-    layers, budget, fixed, notes = plan(model, method, ratio, targets or Targets())
-    for note in notes:
+    targets, clock = targets or Targets(), clock or StageClock()
+    layers, budget, fixed, notes, left = plan(model, method, ratio, targets)
+    with clock("calibration"):
+        idle = Processes().agree(left_dense(model, layers, windows, method.needs_gradients))
+    if idle:
+        layers, budget, fixed = without(layers, idle, method, ratio, targets)
+        left |= idle
+    for note in [*notes, *said(left)]:
         log.warning("%s", note)
-    job = Job(model, windows, method, layers, cache or Cache(), clock or StageClock(), seed, texts)
+    job = Job(model, windows, method, layers, cache or Cache(), clock, seed, texts)
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
     parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
@@ -92,7 +110,7 @@ def compress(
     if isinstance(method.storage, ElasticStorage):
         recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
         done = replace(done, elastic=Elastic(recipe, job.components))
-    return done
+    return replace(done, left_dense=left)
 
 
 def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:
@@ -114,6 +132,18 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
+    budget, fixed = shares(layers, method, ratio, targets)
+    note = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else None
+    left = shared_layers(model, targets) | other_stacks(model, targets)
+    return Plan(layers, budget, fixed, [note] if note else [], left)
+
+
+def shares(layers: Sequence[Layer], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
+    """The budget of `layers`, and the ranks among them that `targets` fixes.
+
+    Raises:
+        UserError: fixed ranks that do not fit a layer or the budget, and a budget that the shapes alone rule out.
+    """
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
     fixed = fixed_ranks(targets.ranks, budget.shapes)
     if fixed and isinstance(method.storage, ElasticStorage):
@@ -123,5 +153,27 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
         raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
     if rest.shapes and isinstance(method.allocation, Foreseen):
         method.allocation.require_room(rest)
-    note = method.allocation.unaligned(rest) if isinstance(method.allocation, Aligned) else None
-    return Plan(layers, budget, fixed, [note] if note else [])
+    return budget, fixed
+
+
+def without(
+    layers: Sequence[Layer], idle: Mapping[str, Sequence[str]], method: Method, ratio: float, targets: Targets
+) -> tuple[list[Layer], Budget, Ranks]:
+    """The plan without layers that do not work as linear ones: `ratio` then counts the others alone.
+
+    Raises:
+        UserError: there are no others, or as `shares`.
+    """
+    gone = {name for names in idle.values() for name in names}
+    rest = [layer for layer in layers if layer.name not in gone]
+    if not rest:
+        raise UserError(f"no layer to compress is left: {'; '.join(said(idle))}")
+    # a pattern that fixed ranks of these alone has nothing to fix any more
+    ranks = {key: rank for key, rank in targets.ranks.items() if any(matches(layer.name, [key]) for layer in rest)}
+    return rest, *shares(rest, method, ratio, replace(targets, ranks=ranks))
+
+
+def said(left: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each reason why layers stay dense."""
+    kept = {reason: abbreviated(names) for reason, names in left.items()}
+    return [f"left dense, and not counted in ratio: {names}, which {reason}" for reason, names in kept.items()]

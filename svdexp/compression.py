@@ -26,6 +26,7 @@ class Compression:
         elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
         training: what became of each training, by its name.
+        left_dense: what the targets select and was not compressed, reason → names; `layers` are without it.
     """
 
     layers: Sequence[Layer]
@@ -38,6 +39,7 @@ class Compression:
     elastic: Elastic | None = None
     curves: RankCurves | None = None
     training: Mapping[str, Trained] = field(default_factory=dict)
+    left_dense: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, model_fingerprint
-from svdexp.compress import compress, plan
+from svdexp.compress import compress, plan, said
 from svdexp.disk import write_atomically
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import continuations, evaluate, protocols
@@ -130,9 +130,8 @@ def preview(config: Config, run_dir: Path) -> None:
     check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     check_lengths(model, window_lengths(config, method))
-    layers, _, _, notes = plan(model, method, config.ratio, Targets(**vars(config.targets)))
-    for note in notes:
-        print(note)
+    layers, _, _, notes, left = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    print(*notes, *said(left), sep="\n")
     print(forecast(config, method, model, layers, window_counts(config), device))
     print(state_of(config, run_dir))
     tokenizer = partial(tokenizer_of, config.model, config.cache)

@@ -41,6 +41,11 @@ class Method:
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
 
     @property
+    def needs_gradients(self) -> bool:
+        """Whether the weighting looks at gradients."""
+        return self.weighting is not None and any(need in GRADIENT_STATISTICS for need in self.weighting.needs)
+
+    @property
     def replay(self) -> tuple[str, str] | None:
         """The first part that runs the blocks one by one, each on its own, and what to do instead; None: none does."""
         if self.weighting is not None and self.traversal is Traversal.blockwise:

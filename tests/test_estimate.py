@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform
-from svdexp.calibration.dense import _forward_and_backward
+from svdexp.calibration.dense import forward_and_backward
 from svdexp.calibration.statistics import Fisher, Gram
 from svdexp.command import config_dir
 from svdexp.compress import plan
@@ -94,7 +94,7 @@ def test_passes_are_what_torch_counts(name: str, windows: torch.Tensor) -> None:
         model(windows[:2], use_cache=False)
     assert workload.forward(2).model == pytest.approx(forward.get_total_flops(), rel=0.02)
     with FlopCounterMode(display=False) as backward:
-        _forward_and_backward(model, windows[:1])
+        forward_and_backward(model, windows[:1])
     assert workload.forward_backward(1).model == pytest.approx(backward.get_total_flops(), rel=0.02)
 
 
@@ -109,7 +109,7 @@ def test_what_a_backward_pass_keeps(model: PreTrainedModel, windows: torch.Tenso
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _forward_and_backward(model, windows[:1])
+        forward_and_backward(model, windows[:1])
     assert 0.5 < work_on(model).forward_backward(1).bytes / sum(kept.values()) < 2
 
 

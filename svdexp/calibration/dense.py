@@ -107,7 +107,7 @@ def collect(
     if not needs:
         return {layer.name: {} for layer in layers}
     backward = bool(needs_of_gradients(needs))
-    run, body = (_forward_and_backward, model) if backward else (_forward, _smallest_model(model, layers))
+    run, body = (forward_and_backward, model) if backward else (forward, smallest_model(model, layers))
     names = [layer.name for layer in layers]
     with torch.no_grad():
         leaders = shared_inputs(model, names, lambda: body(windows[:1, :16].to(model.device), use_cache=False))
@@ -123,11 +123,12 @@ def collect(
 
 
 @torch.no_grad()
-def _forward(body: Any, batch: torch.Tensor) -> None:
+def forward(body: Any, batch: torch.Tensor) -> None:
+    """Run a batch of windows (b, L)."""
     body(batch, use_cache=False)
 
 
-def _forward_and_backward(model: Any, batch: torch.Tensor) -> None:
+def forward_and_backward(model: Any, batch: torch.Tensor) -> None:
     """One backward pass of the summed next-token loss; gradients start at the embeddings, no parameter has any."""
 
     with gradients_from_embeddings(model):
@@ -136,7 +137,7 @@ def _forward_and_backward(model: Any, batch: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _smallest_model(model: PreTrainedModel, layers: Sequence[Layer]) -> Any:
+def smallest_model(model: PreTrainedModel, layers: Sequence[Layer]) -> Any:
     """The base model where that holds every layer: the head's large product is then never computed."""
     body: Any = model.base_model
     inside = {name for name, _ in body.named_modules(prefix=model.base_model_prefix)}

@@ -41,8 +41,9 @@ def gradient_hooks(
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            x = args[0].detach() if inputs else None
-            output.register_hook(lambda g: see(name, x, g))  # type: ignore[no-untyped-call]
+            if output.requires_grad:  # a pass without, such as an early one of a loop, leaves no gradient
+                x = args[0].detach() if inputs else None
+                output.register_hook(lambda g: see(name, x, g))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -54,24 +55,25 @@ def gradient_hooks(
 
 
 def shared_inputs(model: nn.Module, names: Sequence[str], forward: Callable[[], object]) -> dict[str, str]:
-    """Map each layer to the first layer fed by the very same tensor (q, k, v; gate, up) in one forward pass.
+    """Map each layer to the first layer fed by the very same tensors (q, k, v; gate, up) in one forward pass.
 
-    A layer that did not run, such as an expert without tokens, is its own leader.
+    A layer that runs several times must share all of its inputs. One that did not run, such as an expert without
+    tokens, is its own leader.
     """
-    seen: list[tuple[str, torch.Tensor, int]] = []  # holds the tensors, so no memory address is used twice
-    leaders: dict[str, str] = {name: name for name in names}
+    seen: list[tuple[torch.Tensor, int]] = []  # holds the tensors, so no memory address is used twice
+    inputs: dict[str, tuple[int, ...]] = dict.fromkeys(names, ())
 
     def see(name: str, x: torch.Tensor) -> None:
-        same = (leader for leader, y, version in seen if y is x and version == x._version)
-        leader = next(same, None)
-        if leader is None:
-            seen.append((name, x, x._version))
-        else:
-            leaders[name] = leader
+        same = (index for index, (y, version) in enumerate(seen) if y is x and version == x._version)
+        index = next(same, len(seen))
+        if index == len(seen):
+            seen.append((x, x._version))
+        inputs[name] += (index,)
 
     with input_hooks(model, names, see):
         forward()
-    return leaders
+    first: dict[tuple[int, ...], str] = {}
+    return {name: first.setdefault(numbers, name) if numbers else name for name, numbers in inputs.items()}
 
 
 class Collector:

@@ -4,7 +4,9 @@ The blocks are the outermost nn.ModuleList that holds most parameters. Inside th
 Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v projection is one matrix.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from svdexp.errors import UserError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Formats of weights that stand for themselves; narrower ones come with scales beside them.
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -121,22 +125,58 @@ def filled_dense(empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -
 def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     """Every compressible layer that `targets` selects, in the order of the model's modules.
 
-    On the meta device there are no weights, so they are not checked.
+    Layers that share their weight with others are none: factors would have to be shared as well. On the meta device
+    there are no weights, so they are not checked.
 
     Raises:
         UserError: nothing selected, a module that cannot be handled, or a non-finite weight.
     """
     layers = []
+    shared = {name for names in shared_layers(model, targets).values() for name in names}
     for group, block in named_blocks(model).items():
         refuse_unsupported(group, block, targets)
         for name, module in block.named_modules(prefix=group):
-            if is_linear(module) and targets.match(name):
+            if is_linear(module) and targets.match(name) and name not in shared:
                 layers.append(_layer(name, group, module))
     if targets.lm_head:
         layers.append(_head(model))
+    if not layers and shared:
+        raise UserError(f"no layer to compress: all that targets selects share their weights: {abbreviated(shared)}")
     if not layers:
         raise UserError(f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress")
     return layers
+
+
+def shared_layers(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
+    """Linear layers of the blocks, selected by `targets`, whose weight is found under several names: reason → names."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    names = [
+        name
+        for group, block in named_blocks(model).items()
+        for name, module in block.named_modules(prefix=group)
+        if is_linear(module) and targets.match(name) and counts[id(module.weight)] > 1
+    ]
+    return {"share one weight under several names": names} if names else {}
+
+
+def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
+    """Lists of blocks with linear layers that `targets` selects, beside the one that is compressed: reason → names."""
+    prefix, _ = find_blocks(model)
+    stacks: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in [prefix, *stacks])
+        if not isinstance(module, nn.ModuleList) or name == prefix or inside or prefix.startswith(f"{name}."):
+            continue
+        parts = module.named_modules(prefix=name)
+        if any(is_linear(part) and targets.match(key) for key, part in parts):
+            stacks.append(name)
+    return {f"are beside {prefix}, the one list of blocks that is compressed": stacks} if stacks else {}
+
+
+def abbreviated(names: Iterable[str]) -> str:
+    """Names with their numbers left out, each once and counted where it stands for several."""
+    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
+    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
 
 
 def refuse_unsupported(group: str, block: nn.Module, targets: Targets) -> None:
@@ -189,7 +229,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _layer(name: str, group: str, module: nn.Module) -> Layer:
     weight = weight_of(module)
-    if weight.ndim != 2 or not weight.is_floating_point():
+    if weight.ndim != 2 or weight.dtype not in NUMBERS:
         raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
     if not weight.is_meta and not torch.isfinite(weight).all():
         raise UserError(f"model: the weight of {name} holds NaN or infinity; the checkpoint is damaged")

@@ -61,6 +61,7 @@ def record(
         "achieved_ratio": compression.achieved_ratio,
         "target_bits": compression.bits,
         "target_bits_dense": compression.dense_bits,
+        "left_dense": {reason: list(names) for reason, names in compression.left_dense.items()},
         "damped_layers": len(damped),
         "damping_max": max(damped, default=0.0),
         "energy_lost_mean": sum(ranked) / len(ranked) if ranked else None,

@@ -96,8 +96,12 @@ class Components:
         return z @ V @ self.lift(V.double()).to(x.dtype).mT
 
     def factors(self) -> Factors:
-        """A = V (m, r), B = Vᵀ W (r, n)."""
-        V = torch.linalg.eigh(self.total)[1].flip(1)[:, : self.rank]
+        """A = V (m, r), B = Vᵀ W (r, n).
+
+        Where no vector was gathered, as of an expert without tokens, V is that of W itself.
+        """
+        total = self.total if bool(self.total.any()) else self.small @ self.small.mT
+        V = torch.linalg.eigh(total)[1].flip(1)[:, : self.rank]
         return Factors(self.lift(V), V.mT @ self.small)
 
 

@@ -4,6 +4,7 @@ Earlier truncations shift the inputs of later layers. With X̂ the inputs that a
 Ĉ = E[x̂ x̂ᵀ], the best A for given B solves min ‖(W − A B) X̂‖_F, so A = W Ĉ Bᵀ (B Ĉ Bᵀ)⁻¹.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,8 @@ from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Layer
 from svdexp.schema import require_positive
 from svdexp.update.base import Place, Repair
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Refit:
             if truncated:
                 statistics = self.path.statistics(group, truncated)
                 for name in truncated:
+                    if not bool(statistics[name]["gram"].any()):
+                        log.warning("%s was given no token of the update's windows and stays as truncated", name)
+                        continue
                     place(name, refit(weights[name], factors[name], statistics[name]["gram"]))
 
 

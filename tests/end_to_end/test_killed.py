@@ -20,7 +20,7 @@ LEARNED = [
 
 # what dies, where, and which stages are done then
 DEATHS = {
-    "calibration": (KRON, Death("svdexp.calibration.dense:_forward_and_backward", 3), []),
+    "calibration": (KRON, Death("svdexp.calibration.dense:forward_and_backward", 3), []),
     "shelving statistics": (KRON, Death("svdexp.cache:Path.replace", 5), []),
     "decomposition": (KRON, Death("svdexp.factorisation.workbench:decompose", 10), []),
     "rank training": (LEARNED, Death("svdexp.allocation.rank_training:Training.step", 7), ["calibration"]),

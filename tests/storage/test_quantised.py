@@ -1,5 +1,6 @@
 """Quantised factors: bits are bytes, casts leave codes alone, checkpoints of that size, and GPTQ through the model."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from svdexp.models import checkpoint
 from svdexp.models.low_rank import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
-from svdexp.storage import FactorStorage, GPTQStorage, RTNStorage, stored_bits
+from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
 from svdexp.storage.rounding import gptq, to_nearest
 from svdexp.update import RefitOutput
 from tests.conftest import tiny_model
@@ -294,3 +295,15 @@ def test_scales_that_are_no_numbers(saved: Path, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"{UP} is damaged: its scales are not finite"):
         svdexp.load(tmp_path)
+
+
+@pytest.mark.parametrize("storage", [RTNStorage(4, 8), RTNStorage(8, None), RemapStorage()], ids=str)
+def test_the_weight_has_the_format_of_the_models_numbers(storage: RTNStorage | RemapStorage) -> None:
+    """Some architectures multiply by `layer.weight` themselves, which takes numbers of one format."""
+    factors = Factors(torch.randn(12, 3), torch.randn(3, 10))
+    layer = storage.layer(factors, None, torch.zeros(1, dtype=torch.bfloat16))
+    assert layer.weight.dtype == torch.bfloat16
+    wide = layer.float().weight
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(layer.to(torch.float16).weight, wide.half())
+    assert copy.deepcopy(layer).to("meta").weight.dtype == torch.float16

@@ -1,6 +1,7 @@
 """The closed-form refit against numpy's least squares, and its place in the engine."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from svdexp.compress import compress
 from svdexp.models.low_rank import Factors
 from svdexp.models.structure import Targets, find_layers
 from svdexp.update import RefitOutput
-from svdexp.update.refit import refit
+from svdexp.update.refit import Refit, refit
 from tests.calibration.test_statistics import recorded_moments
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
@@ -57,3 +58,22 @@ def test_ranks_and_size_stay_what_they_were(windows: torch.Tensor) -> None:
     refitted = compress(tiny_model("opt"), windows, replace(WHITENED, update=RefitOutput()), 0.5)
     assert plain.ranks == refitted.ranks
     assert plain.bits == refitted.bits
+
+
+def test_what_got_no_token_stays_as_truncated(caplog: pytest.LogCaptureFixture) -> None:
+    """Least squares on no data would give zeros."""
+
+    class Path:
+        def sharing(self, group: str) -> list[list[str]]:
+            return [["idle", "busy"]]
+
+        def statistics(self, group: str, names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+            return {"idle": {"gram": torch.zeros(5, 5)}, "busy": {"gram": torch.eye(5)}}
+
+    W, pair = torch.randn(4, 5), Factors(torch.randn(4, 2), torch.randn(2, 5))
+    placed: dict[str, Factors] = {}
+    repair: Any = Refit(Path())  # type: ignore[arg-type]
+    repair("block", {"idle": W, "busy": W}, {"idle": pair, "busy": pair}, placed.__setitem__)
+    assert placed["idle"] is pair
+    assert placed["busy"] is not pair
+    assert "idle was given no token" in caplog.text

@@ -142,7 +142,23 @@ class RowPivots(PivotLinear):
         return y if self.bias is None else y + self.bias
 
 
-class RemapLinear(nn.Module):
+class CodedLinear(nn.Module):
+    """A layer of integer buffers, which says nothing of the format that the model's numbers have: `dtype` is that one.
+
+    Casts of the model change it.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.dtype = dtype or torch.get_default_dtype()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "CodedLinear":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+
+class RemapLinear(CodedLinear):
     """y = A (B x) + b with factors that stay in 8 and 16 bits in memory and become numbers when they are used.
 
     With s = min(m, n), component i of A is scale_i · [out_codes[:, i]; …], that of B scale_i · [in_codes[i], …], and
@@ -157,7 +173,7 @@ class RemapLinear(nn.Module):
     scale: torch.Tensor
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__()
+        super().__init__(kwargs.get("dtype"))
         self.in_features, self.out_features = n, m
         side, device = min(m, n), kwargs.get("device")
         rest = (m - side, rank) if m > n else (rank, n - side)
@@ -179,9 +195,9 @@ class RemapLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A B, (m, n), float32."""
+        """A B, (m, n), a product in float32."""
         A, B = self.factors(torch.float32)
-        return A @ B
+        return (A @ B).to(self.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
@@ -198,7 +214,7 @@ class RemapLinear(nn.Module):
             raise ValueError("its 16-bit parts are not finite")
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(CodedLinear):
     """y = A (B x) + b with factors kept as integer codes, rounded in groups, that become numbers when they are used.
 
     Where `rank` is None, W' is not factorised and A holds all of it.
@@ -213,7 +229,7 @@ class QuantisedLinear(nn.Module):
     def __init__(
         self, n: int, rank: int | None, m: int, bias: bool, *, code_bits: int, group_size: int | None, **kwargs: Any
     ):
-        super().__init__()
+        super().__init__(kwargs.get("dtype"))
         if code_bits not in CODE_BITS:
             raise ValueError(f"codes have {', '.join(map(str, CODE_BITS))} bits, not {code_bits}")
         if group_size is not None and (type(group_size) is not int or group_size < 1):
@@ -236,9 +252,9 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """A B, or what A holds alone, (m, n), float32."""
+        """A B, or what A holds alone, (m, n), a product in float32."""
         A = self.factor("out", torch.float32)
-        return A @ self.factor("in", torch.float32) if "in" in self.shapes else A
+        return (A @ self.factor("in", torch.float32) if "in" in self.shapes else A).to(self.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""

@@ -1,0 +1,122 @@
+"""Which layers work as linear layers, as calibration windows show: others have no statistics, or no use for factors.
+
+A model may multiply by a layer's weight by hand, so that the layer itself never runs; a subclass of nn.Linear may give
+something else than W x + b; and a layer may run without gradients where these are needed. Such layers stay dense.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from svdexp.calibration.dense import forward, forward_and_backward, smallest_model
+from svdexp.models.behaviour import frozen
+from svdexp.models.structure import Layer, weight_of
+
+# Why a layer stays dense, after its name.
+NEVER = "never ran, though what holds them did: their weights are used by hand"
+NO_DATA = "were given no token of the calibration text"
+OTHER = "give something else than W x + b"
+NO_GRADIENT = "run without gradients, which the method's weighting needs"
+
+# Forward passes that are W x + b; a subclass with another is compared with it.
+PLAIN = (nn.Linear.forward, Conv1D.forward)
+# Rounding of a product that was computed in another order, in units of the largest output.
+TOLERANCE = 32
+
+
+def left_dense(
+    model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, gradients: bool
+) -> dict[str, list[str]]:
+    """Which of `layers` do not work as linear layers with `gradients` or without: reason → names.
+
+    The first of the windows (N, L) decides on all layers but those inside a module that it did not reach, such as an
+    expert; for them further ones run, all of them if need be.
+    """
+    observer = Observer(model, layers)
+    run, body = (forward_and_backward, model) if gradients else (forward, smallest_model(model, layers))
+    with observer.listen(), frozen(model):
+        for window in windows:
+            run(body, window[None].to(model.device))
+            if not observer.waiting():
+                break
+    reasons = {layer.name: observer.fault(layer.name, gradients) for layer in layers}
+    return {
+        reason: [name for name, found in reasons.items() if found == reason]
+        for reason in dict.fromkeys(filter(None, reasons.values()))
+    }
+
+
+@dataclass
+class Observer:
+    """What was seen of the layers: which ran, which gave something else, and which outputs had a gradient."""
+
+    model: PreTrainedModel
+    layers: Sequence[Layer]
+    ran: set[str] = field(default_factory=set)
+    other: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Within this context every pass counts."""
+        names = {layer.name for layer in self.layers}
+        around = {parent_of(name) for name in names} - names
+        with ExitStack() as stack:
+            for name in names:
+                handle = self.model.get_submodule(name).register_forward_hook(self._hook(name))
+                stack.callback(handle.remove)
+            for name in around:
+                handle = self.model.get_submodule(name).register_forward_pre_hook(partial(self._note, name))
+                stack.callback(handle.remove)
+            yield
+
+    def waiting(self) -> bool:
+        """Whether there are layers that may run yet: what holds them has not."""
+        return any(layer.name not in self.ran and parent_of(layer.name) not in self.ran for layer in self.layers)
+
+    def fault(self, name: str, gradients: bool) -> str | None:
+        """Why the layer does not work as a linear one, if it does not."""
+        if name not in self.ran:
+            return NEVER if parent_of(name) in self.ran else NO_DATA
+        if name in self.other:
+            return OTHER
+        return NO_GRADIENT if gradients and name not in self.reached else None
+
+    def _note(self, name: str, *_: object) -> None:
+        self.ran.add(name)
+
+    def _hook(self, name: str) -> Any:
+        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.ran.add(name)
+            if not computes_linear(module, args, output):
+                self.other.add(name)
+            elif output.requires_grad:
+                output.register_hook(lambda gradient: self.reached.add(name))
+
+        return see
+
+
+def parent_of(name: str) -> str:
+    """The name of the module that holds the one called `name`."""
+    return name.rpartition(".")[0]
+
+
+@torch.no_grad()
+def computes_linear(module: Any, args: tuple[Any, ...], output: Any) -> bool:
+    """Whether the module made W x + b of its one argument x."""
+    if len(args) != 1 or not isinstance(args[0], torch.Tensor) or not isinstance(output, torch.Tensor):
+        return False
+    if type(module).forward in PLAIN:
+        return True
+    expected = nn.functional.linear(args[0], weight_of(module), module.bias)
+    if expected.shape != output.shape:
+        return False
+    largest = TOLERANCE * torch.finfo(output.dtype).eps * expected.abs().max() if output.numel() else 0.0
+    return bool(((expected - output).abs() <= largest).all())
