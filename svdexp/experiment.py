@@ -25,7 +25,7 @@ from svdexp.material import (
 from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_skeleton, resolve_device, resolve_dtype
-from svdexp.models.origin import origin
+from svdexp.models.origin import copy_texts, origin
 from svdexp.models.spreading import is_spread, settled
 from svdexp.models.structure import Targets
 from svdexp.processes import Processes
@@ -107,8 +107,12 @@ def carry_out(
             for prompt, before, after in zip(prompts, dense_says, compressed_says, strict=True)
         ],
     }
-    if config.save is Save.hf:
-        describe(run_dir / "checkpoint", model.config, compression.ranks, results, origin(config.model))
+    if config.save is not Save.none:
+        made_from = origin(config.model, ask_the_hub=config.save is Save.hf)
+        results["origin"] = made_from.noted()
+        copy_texts(made_from, run_dir / "checkpoint")
+        if config.save is Save.hf:
+            describe(run_dir / "checkpoint", model.config, compression.ranks, results, made_from)
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished

@@ -1,11 +1,9 @@
 """One export, top-down: checkpoint → model → folder with its card → hub."""
 
 import logging
-import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from omegaconf import OmegaConf
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from svdexp.allocation import Ranks
@@ -15,10 +13,10 @@ from svdexp.errors import UserError
 from svdexp.models.autogptq import convert
 from svdexp.models.checkpoint import architecture_of, checkpoint_of, empty_model, load, write
 from svdexp.models.merge import merge
-from svdexp.models.origin import Origin, origin
+from svdexp.models.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.models.structure import weight_of
 from svdexp.reading import read_object
-from svdexp.schema import Config, ExportConfig, Format, ModelConfig, require
+from svdexp.schema import Config, ExportConfig, Format, require
 from svdexp.tracking import Results
 
 log = logging.getLogger(__name__)
@@ -36,7 +34,9 @@ def publish(config: ExportConfig) -> None:
         _require_account(config.push_to_hub)
     source = checkpoint_of(Path(config.path).expanduser())
     run_dir = source.parent if source.name == "checkpoint" else source
-    results, made_from = _results(run_dir), _origin(run_dir)
+    _require_own_files(run_dir, source)
+    results = _results(run_dir)
+    made_from = recorded_origin(run_dir, results, source)
     model, tokenizer = load(source)
     ranks = _ranks(run_dir, model)
     if config.format is Format.dense:
@@ -46,7 +46,8 @@ def publish(config: ExportConfig) -> None:
     with whole_folder(target) as partial:
         write(model, tokenizer, partial)
         describe(partial, model.config, ranks, results, made_from, config.format)
-    log.info("%s: %.1f MB", target, sum(path.stat().st_size for path in target.iterdir()) / 1e6)
+        size = sum(path.stat().st_size for path in partial.iterdir())
+    log.info("%s: %.1f MB", target, size / 1e6)
     if config.push_to_hub:
         _upload(target, config.push_to_hub)
 
@@ -70,8 +71,8 @@ def describe(
     """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder` of `config`."""
     skeleton = empty_model(architecture_of(config), config)
     shapes = {name: (m, n) for name in ranks for m, n in [weight_of(skeleton.get_submodule(name)).shape]}
-    for text in made_from.texts if made_from else ():
-        shutil.copy(text, folder)
+    if made_from:
+        copy_texts(made_from, folder)
     write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form))
 
 
@@ -111,13 +112,12 @@ def _ranks(run_dir: Path, model: PreTrainedModel) -> Ranks:
     return ranks
 
 
-def _origin(run_dir: Path) -> Origin | None:
-    """The dense model of the run, from the configuration that Hydra left in its directory."""
-    path = run_dir / ".hydra" / "config.yaml"
-    if not path.is_file():
-        return None
-    config = OmegaConf.load(path).model
-    return origin(ModelConfig(config.name, config.path, config.revision))
+def _require_own_files(run_dir: Path, checkpoint: Path) -> None:
+    """Raise UserError for a link out of the run's folder: an export would copy, and may upload, what it names."""
+    owned = {run_dir / name: run_dir for name in ("results.json", "ranks.json", ".hydra/config.yaml", "checkpoint")}
+    owned |= dict.fromkeys(checkpoint.rglob("*"), checkpoint)
+    for path, folder in owned.items():
+        require(is_inside(path, folder), f"{path} is a link out of {folder}: put the file itself there")
 
 
 def _require_account(repository: str) -> None:
