@@ -4,7 +4,9 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,6 +22,7 @@ from svdexp.compress import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
+from svdexp.estimate.forecast import beside_tensors, forecast
 from svdexp.estimate.speed import Speed, measure_speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.stages import evaluate as work_of_evaluation
@@ -27,7 +30,7 @@ from svdexp.estimate.table import duration, render, rounded
 from svdexp.estimate.work import Work, Workload, cost_of, eigh_flops, svd_flops
 from svdexp.factorisation import Diagonal, Identity, TwoSided
 from svdexp.models.loading import load_skeleton
-from svdexp.models.structure import Layer, Targets, find_layers
+from svdexp.models.structure import Layer, Targets, find_layers, stored_bytes
 from svdexp.schema import Config, EvalConfig, Numerics, Save, validate
 from svdexp.stages import build_method
 from svdexp.storage import FactorStorage
@@ -235,6 +238,32 @@ def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert min(vars(speed).values()) > 1e6
     assert speed.seconds(Work(model=speed.model, eigen=2 * speed.eigen)) == pytest.approx(3)
+
+
+def test_a_tiny_models_memory_is_mostly_pythons_own(
+    model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    config = validate(compose("config", [f"model.path={model_folder}", "method=svd_llm", "storage=factors"]))
+    method = build_method(config)
+    layers, *_ = plan(llama, method, config.ratio, Targets())
+    text = forecast(config, method, llama, layers, [1], cpu)
+    now = psutil.Process().memory_info().rss / 1e9
+    peak = float(text.split("peak memory")[1].split("GB")[0].split()[-1])
+    assert 0.9 * now < peak < 1.5 * now
+    own = float(text.split("libraries take")[1].split("GB")[0])
+    assert 0.8 * now < own <= peak
+
+    class Held:
+        """A process that holds the model and 5 GB more."""
+
+        def memory_info(self) -> SimpleNamespace:
+            return SimpleNamespace(rss=5_000_000_000 + stored_bytes(llama))
+
+    monkeypatch.setattr(psutil, "Process", Held)
+    assert beside_tensors(llama, cpu) == 5_000_000_000
+    assert beside_tensors(skeleton(TINY["llama_gqa"]), cpu) == 5_000_000_000 + stored_bytes(llama)
+    assert beside_tensors(llama, torch.device("cuda")) == 0
 
 
 def test_few_digits() -> None:

@@ -11,8 +11,11 @@ from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage
 
 
-def render(stages: Sequence[Stage], speed: Speed, what: str) -> str:
-    """The rows, their total and their peak as text; `what` says which run and device."""
+def render(stages: Sequence[Stage], speed: Speed, what: str, beside: int = 0) -> str:
+    """The rows, their total and their peak as text; `what` says which run and device.
+
+    `beside` are the bytes in every row that are no tensors'.
+    """
     table = Table()
     for heading in ("", "TFLOP", "time", "memory"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -31,7 +34,8 @@ def render(stages: Sequence[Stage], speed: Speed, what: str) -> str:
         f"{buffer.getvalue()}"
         f"speed of the device, from short products: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
         f"{rounded(speed.eigen / 1e9)} in eigendecompositions\n"
-        "not counted: reading and writing files, memory other than tensors, and what a cache spares"
+        f"of the memory Python and its libraries take {gigabytes(beside)}\n"
+        "not counted: reading and writing files, and what a cache spares"
     )
 
 
