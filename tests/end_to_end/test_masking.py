@@ -65,6 +65,5 @@ def test_a_sweep_keeps_no_token(how: str, tmp_path: Path) -> None:
     done = run(tmp_path / "here", words, program="tests.sweeps.toy", SOME_TOKEN=TOKEN, TOY_TELLS="SOME_TOKEN")
     assert done.returncode == 0, done.output
     assert done.output.count(f"SOME_TOKEN is {TOKEN}") == 2
-    (tmp_path / "here" / "printed.txt").unlink()
     assert files_with_token(tmp_path / "here") == []
     assert "SOME_TOKEN: '***'" in (tmp_path / "here" / "sweep" / "multirun.yaml").read_text()
