@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from svdexp.data import (
     resolve_bos,
     tokenize,
     warn_without_bos,
+    whole_files,
 )
+from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
@@ -46,7 +49,42 @@ def check_inputs(config: Config, method: Method) -> None:
             if part.chat:
                 require_rows(part.text, Split.calibration, part.files)
     check_evaluation(config.eval, config.model)
+    refuse_equal_files(files_learnt(config, method), files_asked(config.eval))
     check_windows(config, method)
+
+
+def files_learnt(config: Config, method: Method) -> dict[str, list[Path]]:
+    """The files whose whole text calibrates or trains, by the key that names them."""
+    parts: dict[str, CalibrationConfig | SequentialLora] = {"calibration": config.calibration}
+    trainings = method.training.items()
+    parts |= {f"method.training.{name}": part for name, part in trainings if isinstance(part, SequentialLora)}
+    return {
+        f"{knob}.files" if part.text == "files" else f"{knob}.text={part.text}": whole_files(
+            part.text, Split.calibration, part.files
+        )
+        for knob, part in parts.items()
+        if part.text is not None
+    }
+
+
+def files_asked(part: EvalConfig) -> dict[str, list[Path]]:
+    """The files whose whole text evaluates, by the key that names them."""
+    return {
+        "eval.files" if name == "files" else f"eval.texts ({name})": whole_files(name, Split.evaluation, part.files)
+        for name in part.texts
+    }
+
+
+def warn_of_shared_passages(asked: Mapping[str, torch.Tensor], learnt: Mapping[str, torch.Tensor]) -> None:
+    """Warn where windows (N, L) of a text that evaluates hold passages of what calibrates or trains."""
+    for text, windows in asked.items():
+        for part, known in learnt.items():
+            if shared := windows_that_share(windows, known):
+                log.warning(
+                    "eval.texts, %s: %d of %d windows hold passages of %d or more tokens that %s holds too: "
+                    "figures of this text will be better than they are",
+                    *(text, shared, len(windows), PASSAGE, part),
+                )
 
 
 def check_windows(config: Config, method: Method) -> None:
@@ -151,6 +189,7 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     model = settled(load, device, config.device == BALANCED)
     check_lengths(model, window_lengths(config, method))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
+    warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
     tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}
     check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     return Material(model, tokenizer, windows, lessons, texts, exams)

@@ -111,8 +111,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4,000 words for that tokenizer."""
-    generator = torch.Generator().manual_seed(2)
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt", seed=2)
+
+
+@pytest.fixture(scope="session")
+def other_text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many, to evaluate what `text_file` calibrates."""
+    return write_words(tmp_path_factory.mktemp("text") / "other.txt", seed=3)
+
+
+def write_words(path: Path, seed: int) -> Path:
+    """4,000 words drawn with the seed."""
+    generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(WORDS), (4000,), generator=generator).tolist()
-    path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(WORDS[i] for i in picks))
     return path

@@ -16,6 +16,7 @@ from svdexp.data.texts import (
     require_rows,
     separator_of,
     split_of,
+    whole_files,
 )
 from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize, with_first
 
@@ -44,5 +45,6 @@ __all__ = [
     "split_of",
     "tokenize",
     "warn_without_bos",
+    "whole_files",
     "with_first",
 ]

@@ -141,6 +141,11 @@ def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Readin
     return [pydoc_path()] if name == "pydoc" else []
 
 
+def whole_files(name: str, split: Split, files: Sequence[str] = ()) -> list[Path]:
+    """Those of `files_of` that are one split alone; pydoc's file holds both."""
+    return [] if name == "pydoc" else files_of(name, split, files)
+
+
 def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
     """Raise UserError unless the text called `name` is instruction data."""
     others = [file for file in files if Path(file).suffix not in ROW_FILES] if name == "files" else [name]

@@ -48,7 +48,7 @@ def fresh_command(tmp_path: Path) -> Svdexp:
 
 
 @pytest.fixture
-def tiny_job(model_folder: Path, text_file: Path) -> list[str]:
+def tiny_job(model_folder: Path, text_file: Path, other_text_file: Path) -> list[str]:
     """Overrides that make the main job small: a tiny model and local text."""
     return [
         "tracker=none",
@@ -58,7 +58,7 @@ def tiny_job(model_folder: Path, text_file: Path) -> list[str]:
         "calibration.samples=4",
         "calibration.seq_len=32",
         "eval.texts=[files]",
-        f"eval.files=[{text_file}]",
+        f"eval.files=[{other_text_file}]",
         "eval.windows=4",
         "eval.seq_len=32",
         "eval.efficiency.prompt=8",

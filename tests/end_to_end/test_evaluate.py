@@ -21,13 +21,13 @@ def evaluate_command(tmp_path: Path) -> Svdexp:
 
 
 @pytest.fixture
-def exam(text_file: Path, tmp_path: Path) -> list[str]:
+def exam(other_text_file: Path, tmp_path: Path) -> list[str]:
     """Overrides that make eval=full small."""
     folder = write_local(tmp_path / "data", ["piqa", "winogrande"], count=40)
     return [
         "eval=full",
         "eval.texts=[files]",
-        f"eval.files=[{text_file}]",
+        f"eval.files=[{other_text_file}]",
         "eval.windows=4",
         "eval.seq_len=32",
         "eval.tasks=[piqa,winogrande]",
