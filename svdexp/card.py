@@ -121,7 +121,8 @@ def _measured(results: Results, form: Format) -> str:
     ]
     where = f"Measured in {results['dtype']} on {results['device']}, both models in one run. {OTHERWISE[form]}".strip()
     texts = [
-        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}."
+        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}"
+        f"{', special tokens parsed' if how.get('special_tokens') == 'parsed' else ''}."
         for text, how in results.get("protocol", {}).items()
     ]
     measured = [table([["", "dense", "compressed", "change"], *rows])] if rows else []

@@ -50,6 +50,16 @@ def test_parts_are_called_by_their_choices() -> None:
     assert "| update |" not in text
 
 
+def test_it_says_where_bos_stands_and_what_special_tokens_are() -> None:
+    how = {"windows": 4, "seq_len": 32, "split": "test", "bos": "every", "special_tokens": "text"}
+    text = written(calibration_bos="every", protocol={"ptb": how})
+    assert "| BOS in its windows | every |" in text
+    assert "`ppl/ptb`: 4 windows of 32 tokens, test, BOS every." in text
+    parsed = written(protocol={"ptb": how | {"bos": "start", "special_tokens": "parsed"}})
+    assert "`ppl/ptb`: 4 windows of 32 tokens, test, BOS start, special tokens parsed." in parsed
+    assert "BOS in its windows" not in parsed
+
+
 def test_a_record_of_an_older_version_is_read() -> None:
     older = {key: value for key, value in RESULTS.items() if not key.endswith("_options")}
     text = card(None, {}, {}, older | {"storage": "PivotStorage", "weighting": "Diagonal(alpha=0.5, scale=abs_max)"})

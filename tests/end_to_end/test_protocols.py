@@ -27,6 +27,7 @@ def test_results_say_how_they_were_measured(svdexp_command: Svdexp, tiny_job: li
     }
     assert results["ppl_tokens/files"] == results["ppl_tokens_dense/files"] == protocol["tokens"]
     assert results["ppl_stderr/files"] > 0
+    assert results["calibration_bos"] == "none"  # what the tokenizer's own way comes to
 
 
 def test_the_former_switch_for_bos_is_answered_with_the_choices(svdexp_command: Svdexp) -> None:
