@@ -10,6 +10,7 @@ from svdexp.interruption import interruptible
 
 # isort: split
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # of standard output, which may be a file on a full disk
         print(f"svdexp: the report cannot be printed: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
         return 1
     return 0
 

@@ -87,7 +87,7 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
                     [
                         *(str(model), panel.title, f"{ratio:g}", str(run["series"])),
                         _finite(value, ".4g") + (f" ± {error:.2g}" if error is not None and isfinite(value) else ""),
-                        "" if dense is None else _finite(value / dense, ".2f"),
+                        _finite(float(value) / float(dense), ".2f") if dense else "",
                         "" if accuracy is None else f"{accuracy:.3f}",
                         "" if accuracy is None or dense_accuracy is None else f"{accuracy - dense_accuracy:+.3f}",
                         f"{run['model_bytes'] / 1e6:,.0f}" if "model_bytes" in run else "",
