@@ -24,7 +24,7 @@ OTHERWISE = {
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
 }
 USE = {
-    Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the two Python files of this folder,
+    Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
 which put low-rank layers into the architecture. Without that it would fill these layers with random numbers.
 
 ```python

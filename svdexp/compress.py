@@ -16,6 +16,7 @@ from svdexp.errors import UserError
 from svdexp.job import Job
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
+from svdexp.models.checkpoint import label
 from svdexp.models.elastic import Elastic, Recipe
 from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import (
@@ -69,6 +70,8 @@ def compress(
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
     It may be in training mode and require gradients: that is set aside meanwhile, and holds for the new layers too.
+    Afterwards it is of the class that has such layers, and its config says which: what its `save_pretrained` writes is
+    loaded by `svdexp.load`, and by transformers with trust_remote_code=True.
 
     Args:
         model: any causal language model whose blocks hold linear layers, on any device.
@@ -110,6 +113,7 @@ def compress(
     if isinstance(method.storage, ElasticStorage):
         recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
         done = replace(done, elastic=Elastic(recipe, job.components))
+    label(model, done.ranks)
     return replace(done, left_dense=left)
 
 
@@ -128,6 +132,8 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
         UserError: what cannot be compressed, fixed ranks that do not fit a layer or the budget, and a budget that the
             shapes alone rule out.
     """
+    if hasattr(model.config, "svdexp"):
+        raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
     layers = find_layers(model, targets)
     require_next_token(model)
     if method.replay:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from svdexp.cache import Cache, model_fingerprint
 from svdexp.compress import compress, plan, said
@@ -26,7 +25,6 @@ from svdexp.method import Method
 from svdexp.models import checkpoint
 from svdexp.models.loading import load_skeleton, resolve_device, resolve_dtype
 from svdexp.models.origin import copy_texts, origin
-from svdexp.models.spreading import is_spread, settled
 from svdexp.models.structure import Targets
 from svdexp.processes import Processes
 from svdexp.publish import describe
@@ -38,6 +36,7 @@ from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock, forget_peak
 from svdexp.tracking import Findings, Log, NoTracker, Results, commit, layer_rows, record, show, tracked
+from svdexp.verification import verify_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def carry_out(
     if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
-            compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1])
+            compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1], config.model.trust_remote_code)
 
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
         "cell": cell,
@@ -112,7 +111,8 @@ def carry_out(
         results["origin"] = made_from.noted()
         copy_texts(made_from, run_dir / "checkpoint")
         if config.save is Save.hf:
-            describe(run_dir / "checkpoint", model.config, compression.ranks, results, made_from)
+            dense_class = checkpoint.architecture_of(model)
+            describe(run_dir / "checkpoint", model.config, dense_class, compression.ranks, results, made_from)
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
@@ -140,19 +140,3 @@ def preview(config: Config, run_dir: Path) -> None:
     print(state_of(config, run_dir))
     tokenizer = partial(tokenizer_of, config.model, config.cache)
     print(cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer())))
-
-
-@torch.no_grad()
-def verify_checkpoint(folder: Path, model: PreTrainedModel, windows: torch.Tensor) -> Results:
-    """Load what was saved and compare its logits on one window with those of the model in memory.
-
-    Raises:
-        RuntimeError: they differ by more than rounding.
-    """
-    reloaded = settled(lambda device: checkpoint.load(folder, device=device)[0], model.device, is_spread(model))
-    tokens = windows.to(model.device)
-    expected, found = model(tokens).logits, reloaded(tokens).logits
-    difference = float((expected - found).abs().max())
-    if difference > 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max()):
-        raise RuntimeError(f"the model reloaded from {folder} gives other logits (largest difference {difference:g})")
-    return {"reload_max_logit_difference": difference}

@@ -28,7 +28,7 @@ from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
 from svdexp.method import Method
-from svdexp.models.loading import load_config, locate, resolve_dtype
+from svdexp.models.loading import load_config, locate, require_dense, resolve_dtype
 from svdexp.models.positions import positions_of
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, EvaluateConfig, ModelConfig, Sampling
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def check_inputs(config: Config, method: Method) -> None:
     """Raise UserError for what can be known to be wrong before anything is loaded."""
-    locate(config.model)
+    require_dense(config.model)
     sources: list[CalibrationConfig | SequentialLora] = [config.calibration]
     sources += [part for part in method.training.values() if isinstance(part, SequentialLora)]
     for part in sources:

@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.card import card
 from svdexp.disk import whole_folder, write_atomically
 from svdexp.errors import UserError
 from svdexp.models.autogptq import convert
-from svdexp.models.checkpoint import architecture_of, checkpoint_of, empty_model, load, write
+from svdexp.models.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
 from svdexp.models.merge import merge
 from svdexp.models.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.models.structure import weight_of
@@ -37,7 +37,7 @@ def publish(config: ExportConfig) -> None:
     _require_own_files(run_dir, source)
     results = _results(run_dir)
     made_from = recorded_origin(run_dir, results, source)
-    model, tokenizer = load(source)
+    model, tokenizer = load(source, trust_remote_code=config.trust_remote_code)
     ranks = _ranks(run_dir, model)
     if config.format is Format.dense:
         merge(model)
@@ -45,7 +45,7 @@ def publish(config: ExportConfig) -> None:
         convert(model)
     with whole_folder(target) as partial:
         write(model, tokenizer, partial)
-        describe(partial, model.config, ranks, results, made_from, config.format)
+        describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format)
         size = sum(path.stat().st_size for path in partial.iterdir())
     log.info("%s: %.1f MB", target, size / 1e6)
     if config.push_to_hub:
@@ -55,21 +55,25 @@ def publish(config: ExportConfig) -> None:
 def add_card(config: Config, run_dir: Path) -> None:
     """Put the card that save=hf adds into a finished run's checkpoint."""
     folder = run_dir / "checkpoint"
-    compressed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    compressed, architecture = configuration(folder, config.model.trust_remote_code)
     ranks = read_object(run_dir / "ranks.json")
-    describe(folder, compressed, ranks, _results(run_dir), origin(config.model))
+    describe(folder, compressed, architecture, ranks, _results(run_dir), origin(config.model))
 
 
 def describe(
     folder: Path,
     config: PretrainedConfig,
+    architecture: type[PreTrainedModel],
     ranks: Ranks,
     results: Results | None,
     made_from: Origin | None,
     form: Format = Format.hf,
 ) -> None:
-    """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder` of `config`."""
-    skeleton = empty_model(architecture_of(config), config)
+    """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder`.
+
+    `config` is the checkpoint's, `architecture` the class of the dense model.
+    """
+    skeleton = empty_model(architecture, config)
     shapes = {name: (m, n) for name in ranks for m, n in [weight_of(skeleton.get_submodule(name)).shape]}
     if made_from:
         copy_texts(made_from, folder)

@@ -369,6 +369,7 @@ class ExportConfig:
     path: str = MISSING  # a run directory or checkpoint
     to: str = MISSING  # a folder that is not there yet
     format: Format = Format.hf
+    trust_remote_code: bool = False  # run the code of a checkpoint whose dense model came with some
     push_to_hub: str | None = None  # OWNER/NAME; null: nothing leaves this machine
 
 

@@ -80,14 +80,16 @@ def find(config: ModelConfig) -> ModelConfig:
     """The model that `config` means: of a run directory, the checkpoint in it.
 
     Raises:
-        UserError: it is neither a model nor a run.
+        UserError: it is neither a model nor a run, or has code of its own that is not trusted.
     """
     folder = Path(config.path).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         if not (folder / "checkpoint" / "config.json").is_file():
             raise UserError(f"path={config.path} is neither a model, with config.json, nor a run, with checkpoint/")
         config = replace(config, path=str(folder / "checkpoint"))
-    locate(config)
+    source = locate(config)
+    if source.gguf_file is None and checkpoint.is_compressed(Path(source.location)):
+        checkpoint.own_architecture(Path(source.location), config.trust_remote_code)
     return config
 
 
@@ -95,5 +97,5 @@ def load(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTr
     """The model, as svdexp saved it or as transformers loads it."""
     folder = Path(config.path).expanduser()
     if checkpoint.is_compressed(folder):
-        return checkpoint.load(folder, dtype, device)[0]
+        return checkpoint.load(folder, dtype, device, trust_remote_code=config.trust_remote_code)[0]
     return load_model(config, dtype, device)

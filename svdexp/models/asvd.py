@@ -7,7 +7,7 @@ transformers the safetensors hold, for y = A (B x) + b,
     NAME.ALinear.weight  A, (m, r), and NAME.ALinear.bias, b, where the layer has one
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from svdexp.models.portable.modeling_svdexp import Table
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 
 
-def is_asvd(config: dict[str, Any]) -> bool:
+def is_asvd(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of theirs."""
     return isinstance(config.get("truncation_ranks"), dict)
 

@@ -60,7 +60,7 @@ def quantised_layers(model: PreTrainedModel) -> dict[str, QuantisedLinear]:
         UserError: one is not, or one outside the blocks is.
     """
     found: dict[str, QuantisedLinear] = {}
-    for group in named_blocks(empty_model(architecture_of(model.config), model.config)):
+    for group in named_blocks(empty_model(architecture_of(model), model.config)):
         for name, module in model.get_submodule(group).named_modules(prefix=group):
             require(
                 not is_linear(module), f"format=gptq needs all matrices of the blocks quantised, but not so is {name}"

@@ -6,21 +6,32 @@ from a folder and unpickles nothing but tensors. It also reads what Dobi-SVD's a
 asvd.py).
 """
 
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from svdexp.allocation import Ranks
 from svdexp.disk import whole_folder
 from svdexp.errors import UserError
 from svdexp.models import asvd, dobi
 from svdexp.models.elastic import Elastic, read_recipe, resize
-from svdexp.models.intake import header_shapes, refuse_pickle, require_shapes, weight_files
-from svdexp.models.portable import modeling_svdexp
-from svdexp.models.portable.modeling_svdexp import PREFIX, VERSION, Table, entry_of, low_rank
+from svdexp.models.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.models.portable.modeling_svdexp import (
+    VERSION,
+    Table,
+    dense_class,
+    entry_of,
+    is_native,
+    low_rank,
+    low_rank_reference,
+    reference,
+)
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import is_linear
 from svdexp.reading import read_object
@@ -59,20 +70,37 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     From then on `save_pretrained` writes what transformers loads alone. A matrix whose rank is None is dense, or whole
     in a form of the storage.
     """
-    base = type(model.base_model).__name__
-    model.__class__ = _class(type(model))
+    architecture, base = architecture_of(model), dense_class(type(model.base_model))
+    model.__class__ = _class(architecture)
     modules = {name: model.get_submodule(name) for name in ranks}
     layers = {name: entry_of(module, ranks[name]) for name, module in modules.items() if not is_linear(module)}
     model.config.svdexp = {"version": VERSION, "layers": layers}
-    file = modeling_svdexp.__name__.rpartition(".")[2]
-    classes = {"AutoModel": PREFIX + base.removeprefix(PREFIX), AUTO_CLASS: type(model).__name__}
-    model.config.auto_map = {auto_class: f"{file}.{name}" for auto_class, name in classes.items()}
+    if not is_native(architecture):
+        model.config.svdexp["architecture"] = reference(architecture)
+    classes = {"AutoModel": low_rank_reference(base), AUTO_CLASS: low_rank_reference(architecture)}
+    model.config.auto_map = _config_reference(model.config) | classes
 
 
 def unlabel(model: PreTrainedModel) -> None:
-    """Let a model that `label` named, and that has no replaced layer any more, be of its original architecture."""
-    model.__class__ = architecture_of(model.config)
+    """Let a model that `label` named, and that has no replaced layer any more, be of its original architecture.
+
+    What it saves has the names that the tensors of this architecture have in files.
+    """
+    model.__class__ = architecture = architecture_of(model)
     del model.config.svdexp, model.config.auto_map
+    model.__dict__.pop("_weight_conversions", None)  # what reading the compressed one needed: nothing
+    if not is_native(architecture):
+        architecture.register_for_auto_class(AUTO_CLASS)  # type: ignore[no-untyped-call]
+        base = type(model.base_model)
+        model.config.auto_map = _config_reference(model.config) | {"AutoModel": reference(base)}
+
+
+def _config_reference(config: Any) -> dict[str, str]:
+    """The entry of auto_map for a config with code of its own, which then is saved with it."""
+    if is_native(type(config)):
+        return {}
+    type(config).register_for_auto_class()
+    return {"AutoConfig": reference(type(config))}
 
 
 def is_compressed(folder: Path) -> bool:
@@ -80,10 +108,14 @@ def is_compressed(folder: Path) -> bool:
     if (folder / dobi.REMAPPED).is_file():
         return True
     try:
-        config = read_object(folder / "config.json")
-        return "svdexp" in config or asvd.is_asvd(config)
+        return names_compressed(read_object(folder / "config.json"))
     except UserError:
         return False  # for transformers to say what is wrong
+
+
+def names_compressed(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of ours or of ASVD's."""
+    return "svdexp" in config or asvd.is_asvd(config)
 
 
 def load(
@@ -91,6 +123,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str = "cpu",
     ratio: float | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """The compressed model, in evaluation mode, and its tokenizer.
 
@@ -101,29 +134,33 @@ def load(
         device: where to put the model.
         ratio: kept fraction of the targeted layers' bits, at most the saved one; the model is the one that a run at
             this ratio gives. Needs a checkpoint saved with storage=elastic. None: the model as it was saved.
+        trust_remote_code: run the folder's code where the dense model or the tokenizer came with code of its own.
+            Otherwise none is run.
 
     Raises:
-        UserError: the folder is no checkpoint, its tensors and its tables disagree, or it has no such ratio.
+        UserError: the folder is no checkpoint, its tensors and its tables disagree, its numbers are not finite, it has
+            no such ratio, or it cannot be loaded without its own code.
     """
     folder = checkpoint_of(Path(folder))
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        architecture = architecture_of(config)
+        config, architecture = configuration(folder, trust_remote_code)
         compressed: Any = _class(architecture)
         source = _source(folder, config, architecture, dtype, ratio)
         recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
         model, report = compressed.from_pretrained(**source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # damaged JSON or safetensors surface as many types
-        raise UserError(f"checkpoint {folder} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"checkpoint {folder} cannot be read: {reason}") from error
     _require_complete(folder, report)
     layers = config.svdexp["layers"]
     _validate(folder, model, layers)
     ranks = {name: entry["rank"] for name, entry in layers.items()}
     if recipe and ratio:
         ranks |= resize(model, lambda: empty_model(architecture, config), folder, recipe, ratio)
+    _require_finite(folder, model)
     label(model, ranks)  # what is saved from here is one size
     return model.to(device).eval(), tokenizer
 
@@ -150,7 +187,9 @@ def _source(
     source: dict[str, Any] = {"config": config, "dtype": dtype}
     if (folder / dobi.REMAPPED).is_file():
         require(ratio is None, f"checkpoint {folder} is one of Dobi-SVD's, which have one size: it takes no ratio=")
-        state, ranks = dobi.read(folder, empty_model(architecture, config))
+        with at_most(dobi.most_tensors(folder), f"checkpoint {folder}"):
+            skeleton = empty_model(architecture, config)
+        state, ranks = dobi.read(folder, skeleton)
         layers = {name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()}
         config.svdexp = {"version": VERSION, "layers": layers}
         half = dobi.DTYPE if dtype == "auto" else dtype
@@ -168,7 +207,10 @@ def _source(
         shapes = header_shapes(files)
     else:
         raise UserError(f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table")
-    require_shapes(folder, shapes, empty_model(_class(architecture), config).state_dict())
+    with at_most(len(shapes), f"checkpoint {folder}"):
+        skeleton = empty_model(_class(architecture), config)
+    require_shapes(folder, shapes, skeleton.state_dict())
+    _require_ties(folder, shapes, skeleton)
     return source
 
 
@@ -182,6 +224,19 @@ def _require_complete(folder: Path, report: dict[str, Any]) -> None:
     wrong = [key for part in ("missing_keys", "unexpected_keys") for key in sorted(report[part])]
     if wrong:
         raise UserError(f"checkpoint {folder} does not match its config.json: {len(wrong)} tensors, first {wrong[0]}")
+
+
+def _require_ties(folder: Path, found: Collection[str], skeleton: PreTrainedModel) -> None:
+    """Raise UserError if config.json ties two tensors of which the files hold both."""
+    for name, source in skeleton.all_tied_weights_keys.items():
+        both = name in found and source in found
+        require(not both, f"checkpoint {folder}: config.json ties {name} to {source}, but the files hold both")
+
+
+def _require_finite(folder: Path, model: PreTrainedModel) -> None:
+    """Raise UserError for NaN or infinity in what was read; integers are looked at by the layers that have them."""
+    for name, parameter in model.named_parameters():
+        require(bool(parameter.isfinite().all()), f"checkpoint {folder}: {name} holds NaN or infinity")
 
 
 def empty_model(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:
@@ -201,15 +256,44 @@ def _validate(folder: Path, model: PreTrainedModel, layers: Table) -> None:
                 raise UserError(f"checkpoint {folder}: {name} is damaged: {error}") from error
 
 
-def architecture_of(config: Any) -> type[PreTrainedModel]:
-    """The class that transformers would load a dense model of `config` into."""
-    found: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    return found  # type: ignore[no-any-return]
+def architecture_of(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of the dense model that `model` was made of."""
+    return dense_class(type(model))
+
+
+def own_architecture(folder: Path, trust_remote_code: bool) -> str | None:
+    """FILE.CLASS of the dense model that the checkpoint `folder` was made of, if that has code of its own.
+
+    Raises:
+        UserError: it has, and is not trusted; or config.json is damaged.
+    """
+    table = read_object(folder / "config.json").get("svdexp")
+    found = table.get("architecture") if isinstance(table, dict) else None
+    if found is not None and not (isinstance(found, str) and re.fullmatch(r"\w+\.\w+", found)):
+        raise UserError(f"checkpoint {folder}: config.json is damaged: the architecture is {found!r}, not FILE.CLASS")
+    if found is not None and not trust_remote_code:
+        raise UserError(
+            f"checkpoint {folder} is of a model with code of its own, {found}, which is run only where you allow it: "
+            "trust_remote_code=True (of svdexp.evaluate model.trust_remote_code=true)"
+        )
+    return found
+
+
+def configuration(folder: Path, trust_remote_code: bool) -> tuple[Any, type[PreTrainedModel]]:
+    """The config of the checkpoint `folder`, and the class of the dense model that it was made of.
+
+    Raises:
+        UserError: as `own_architecture`.
+    """
+    own = own_architecture(folder, trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=own is not None)
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    return config, mapping[type(config)] if own is None else get_class_from_dynamic_module(own, str(folder))
 
 
 def _class(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """`architecture` with low-rank layers; transformers writes its files along with such a model."""
     hashable: Any = architecture  # for mypy
-    found: Any = architecture if architecture.__name__.startswith(PREFIX) else low_rank(hashable)
+    found: Any = low_rank(hashable)
     found.register_for_auto_class(AUTO_CLASS)
     return found  # type: ignore[no-any-return]

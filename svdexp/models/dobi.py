@@ -32,6 +32,11 @@ DTYPE = torch.float16
 State = dict[str, torch.Tensor]
 
 
+def most_tensors(folder: Path) -> int:
+    """More tensors than the two files can hold, told by their sizes: each has at least 64 bytes of its own."""
+    return sum((folder / name).stat().st_size // 64 for name in (REMAPPED, OTHERS) if (folder / name).is_file())
+
+
 def read(folder: Path, skeleton: PreTrainedModel) -> tuple[State, dict[str, int]]:
     """Everything the model needs, in float16, and the ranks of the layers that are a LowRankLinear in it.
 

@@ -1,10 +1,13 @@
 """What is looked at in a checkpoint before transformers reads it, for it may come from anywhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from svdexp.errors import UserError
 from svdexp.reading import read_object
@@ -12,6 +15,8 @@ from svdexp.schema import require
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Of a sound model: a tensor in a file may be split into several in memory, and each is registered more than once.
+SPLIT, SPARE = 8, 1000
 
 
 def refuse_pickle(path: Path) -> None:
@@ -56,6 +61,29 @@ def require_shapes(folder: Path, found: Mapping[str, torch.Size], expected: Mapp
         if name in expected and shape != expected[name].shape:
             shapes = f"{name} has shape {tuple(shape)}, not {tuple(expected[name].shape)}"
             raise UserError(f"checkpoint {folder} does not match its config.json: {shapes}")
+
+
+@contextmanager
+def at_most(tensors: int, what: str) -> Iterator[None]:
+    """Within this context no model may be made of far more parameters than there are `tensors` in the files of `what`.
+
+    A config.json that promises a million layers is found out when the first hundreds are there.
+
+    Raises:
+        UserError: one is.
+    """
+    made, most = 0, SPLIT * tensors + SPARE
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += 1
+        require(made <= most, f"{what}: config.json promises more than {most} tensors, but the files hold {tensors}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:

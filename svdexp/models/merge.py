@@ -16,7 +16,7 @@ def merge(model: PreTrainedModel) -> None:
     W' is computed in float32, then rounded to the model's format.
     """
     config, dtype = model.config, model.dtype
-    skeleton = empty_model(architecture_of(config), config)
+    skeleton = empty_model(architecture_of(model), config)
     for name in config.svdexp["layers"]:
         layer: Any = model.get_submodule(name).float()
         bias = None if layer.bias is None else layer.bias.to(dtype)

@@ -32,6 +32,9 @@ def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
     yield folder / TOKENIZER
     for module in (modeling_svdexp, svdexp_layers):
         yield folder / f"{module.__name__.rpartition('.')[2]}.py"
+    classes = config.get("auto_map")
+    for reference in classes.values() if isinstance(classes, dict) else ():  # of models with code of their own
+        yield folder / f"{str(reference).partition('.')[0]}.py"
     table = config.get("svdexp")
     elastic = table.get("elastic") if isinstance(table, dict) else None
     for name in elastic["layers"] if elastic else ():

@@ -32,7 +32,7 @@ def by_gptqmodel(W: torch.Tensor, C: torch.Tensor, grid: Grid) -> Rounded:
     columns, grouped = W.shape[1], grid.group_size is not None
     config = QuantizeConfig(
         bits=grid.bits,
-        group_size=grid.group_size or -1,
+        group_size=min(grid.group_size or -1, columns),
         sym=True,
         desc_act=not grouped,
         act_group_aware=grouped,

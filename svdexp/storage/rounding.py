@@ -39,7 +39,7 @@ class Grid:
 
     def scales(self, W: torch.Tensor) -> torch.Tensor:
         """Of every group of W (rows, columns), (rows, groups), float16."""
-        size = self.group_size or W.shape[1]
+        size = min(self.group_size or W.shape[1], W.shape[1])
         padded = torch.nn.functional.pad(W.abs(), (0, -W.shape[1] % size))
         peaks = padded.view(len(W), groups(W.shape[1], self.group_size), size).amax(2)
         return rounded_up(peaks / (middle(self.bits) - 0.5))
@@ -110,7 +110,7 @@ def turns(diagonal: torch.Tensor, group_size: int | None) -> list[torch.Tensor]:
     columns = torch.arange(len(diagonal), device=diagonal.device)
     if group_size is None:
         return list(torch.split(diagonal.argsort(descending=True, stable=True), COLUMNS))
-    parts = sorted(torch.split(columns, group_size), key=lambda part: -float(diagonal[part].mean()))
+    parts = sorted(torch.split(columns, min(group_size, len(columns))), key=lambda part: -float(diagonal[part].mean()))
     return [part[diagonal[part].argsort(descending=True, stable=True)] for part in parts]
 
 

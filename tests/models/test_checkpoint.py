@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import svdexp
 from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.portable.svdexp_layers import LowRankLinear
+from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
 
@@ -42,6 +43,21 @@ def test_save_and_load_is_exact(
     generated = loaded.generate(prompt, max_new_tokens=5, do_sample=False)
     assert generated.shape[1] > prompt.shape[1]
     assert torch.equal(generated, model.generate(prompt, max_new_tokens=5, do_sample=False))
+
+
+def test_what_compress_leaves_is_saved_by_transformers_itself(
+    model: PreTrainedModel, windows: torch.Tensor, tokenizer: Any, tmp_path: Path
+) -> None:
+    """No function of svdexp's is called between `compress` and `save_pretrained`."""
+    model.generation_config.max_new_tokens = 7
+    compress(model, windows, WHITENED, 0.5)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    plain, report = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, output_loading_info=True)
+    assert not any(report.values())
+    for loaded in (plain, svdexp.load(tmp_path)[0]):
+        assert torch.equal(loaded(windows).logits, model(windows).logits)
+        assert loaded.generation_config.max_new_tokens == 7
 
 
 def test_there_is_no_pickle_in_a_checkpoint(saved: Path) -> None:
@@ -104,6 +120,29 @@ def test_a_rank_that_disagrees_with_the_tensors_is_refused(saved: Path) -> None:
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=str(saved)):
         svdexp.load(saved)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.rank_in.weight", "model.norm.weight"])
+def test_numbers_that_are_not_finite_are_refused(saved: Path, name: str, number: float) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors[name].flatten()[3] = number
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{name} holds NaN or infinity"):
+        svdexp.load(saved)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_gqa", "gpt2", "opt"])
+def test_a_tie_that_was_flipped_is_refused(name: str, windows: torch.Tensor, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    result = compress(model, windows, WHITENED, 0.5)
+    checkpoint.save(model, tokenizer, tmp_path, result.ranks)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tied = config.get("tie_word_embeddings", model.config.tie_word_embeddings)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": not tied}))
+    sentence = r"1 tensors, first lm_head\.weight" if tied else r"config\.json ties lm_head\.weight to .*hold both"
+    with pytest.raises(UserError, match=sentence):
+        svdexp.load(tmp_path)
 
 
 def test_names_do_not_end_like_known_projections(llama: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 import svdexp
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, RTNStorage
 from tests.models.shrunk import shrunk
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -71,6 +71,22 @@ def test_truncated_weights(folder: Path, size: int) -> None:
 def test_a_config_that_promises_other_shapes(folder: Path, key: str, value: Any, sentence: str) -> None:
     edit(folder / "config.json", lambda config: config.update({key: value}))
     refused(folder, sentence)
+
+
+def test_a_config_that_promises_a_million_layers(folder: Path) -> None:
+    """Found out before they are made: that would take minutes, and gigabytes."""
+    edit(folder / "config.json", lambda config: config.update(num_hidden_layers=1_000_000, layer_types=None))
+    refused(folder, r"config\.json promises more than \d+ tensors, but the files hold 50$")
+
+
+def test_a_group_that_promises_a_long_row(tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:
+    """A group is no longer than its row, so the number means nothing, and nothing is allocated by it."""
+    model, ranks = shrunk("llama", RTNStorage(8, None))
+    checkpoint.save(model, tokenizer, tmp_path, ranks)
+    for entry in model.config.svdexp["layers"].values():
+        entry["options"]["group_size"] = 10**15
+    model.config.save_pretrained(tmp_path)
+    assert torch.equal(svdexp.load(tmp_path)[0](windows).logits, model(windows).logits)
 
 
 def test_a_table_that_promises_other_shapes(folder: Path) -> None:

@@ -6,23 +6,29 @@ config.json says which, by their names in the causal language model:
 
 (options only for kinds that have any; a rank of null is a matrix that its kind keeps whole) and asks for
 `LowRankLlamaForCausalLM` where the dense model is a LlamaForCausalLM. No such class stands in this file: `__getattr__`
-makes it when it is asked for. This file and svdexp_layers.py need torch and transformers only. They travel with every
-checkpoint; svdexp itself uses these very files.
+makes it when it is asked for. Where the dense model's class has code of its own, that code travels, too, and a third
+file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one. This
+file and svdexp_layers.py need torch and transformers only. They travel with every checkpoint; svdexp itself uses these
+very files.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
 from .svdexp_layers import LAYERS, OPTIONS, WHOLE, LowRankLinear
 
 PREFIX = "LowRank"
 VERSION = 1
+OWN_CODE = "modeling_low_rank"  # the file that makes the classes of architectures with code of their own
 
 Table = dict[str, dict[str, Any]]
 
@@ -46,12 +52,68 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         for auto_class, name in (getattr(config, "auto_map", None) or {}).items():
             config.auto_map[auto_class] = name.rpartition("--")[2]
 
-    members = {"__init__": initialise, "__module__": __name__, "__doc__": low_rank.__doc__}
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        if not is_native(architecture):
+            write_code({architecture, dense_class(type(self.base_model))}, Path(save_directory))
+        # Tensors keep the names that they have here. Those of the original files, to which transformers would turn
+        # back, may be of tensors made of several matrices, and now there may be factors in the place of one.
+        architecture.save_pretrained(self, save_directory, *args, **kwargs | {"save_original_format": False})
+
+    members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained}
+    members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
+    if is_native(architecture):
+        # Of what it takes for a stranger's class transformers initialises no module whose own tensors have been read,
+        # though the architecture may fill the buffers of its children then.
+        members["is_custom_code"] = classmethod(lambda cls: False)
+    else:
+        # transformers would name and copy this file alone; `save_pretrained` and the config's auto_map know better.
+        members |= {"_auto_class": None, "register_for_auto_class": classmethod(lambda cls, auto_class="": None)}
     # transformers looks for these two answers in the source of the class's module, which is not this one.
     for asked in ("_can_set_attn_implementation", "_can_set_experts_implementation"):
         if hasattr(architecture, asked):
             members[asked] = getattr(architecture, asked)
     return type(PREFIX + architecture.__name__, (architecture,), members)
+
+
+def dense_class(found: type[Any]) -> type[Any]:
+    """The class that `low_rank` made `found` of, or `found` itself."""
+    dense: type[Any] = found.__dict__.get("_low_rank_of", found)
+    return dense
+
+
+def is_native(architecture: type[Any]) -> bool:
+    """Whether a class is one of transformers' own, which need not travel."""
+    return architecture.__module__.startswith("transformers.")
+
+
+def reference(architecture: type[Any]) -> str:
+    """FILE.CLASS of a class with code of its own."""
+    return f"{architecture.__module__.rpartition('.')[2]}.{architecture.__name__}"
+
+
+def low_rank_reference(architecture: type[Any]) -> str:
+    """FILE.CLASS of `low_rank(architecture)`, as config.json's auto_map names it."""
+    file = __name__.rpartition(".")[2] if is_native(architecture) else OWN_CODE
+    return f"{file}.{PREFIX}{architecture.__name__}"
+
+
+def write_code(architectures: Iterable[type[Any]], folder: Path) -> None:
+    """Put what a model of classes with code of their own needs into `folder`: their files, these two, and a third.
+
+    Raises:
+        ValueError: a class stands in no file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    custom_object_save(low_rank, folder)
+    imports, classes = ["from .modeling_svdexp import low_rank"], []
+    for architecture in sorted((found for found in architectures if not is_native(found)), key=reference):
+        if not custom_object_save(architecture, folder):
+            raise ValueError(f"{architecture.__name__} is defined in no file that could be saved along with the model")
+        file, _, name = reference(architecture).rpartition(".")
+        imports.append(f"from .{file} import {name}")
+        classes.append(f"{PREFIX}{name} = low_rank({name})")
+    title = '"""The classes of this checkpoint: those of the files that it came with, with low-rank layers."""'
+    (folder / f"{OWN_CODE}.py").write_text("\n".join([title, "", *sorted(imports), "", *classes, ""]))
 
 
 def layer_table(config: Any) -> Table:

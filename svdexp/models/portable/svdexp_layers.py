@@ -289,7 +289,8 @@ def groups(columns: int, group_size: int | None) -> int:
 
 def widened(scale: torch.Tensor, columns: int, group_size: int | None) -> torch.Tensor:
     """The scale of every code in a row, (rows, columns), or what broadcasts to it, from those of groups."""
-    return scale if group_size is None else scale.repeat_interleave(group_size, dim=1)[:, :columns]
+    # A group is no longer than its row, whatever a file says.
+    return scale if group_size is None else scale.repeat_interleave(min(group_size, columns), dim=1)[:, :columns]
 
 
 def unit(bits: int) -> tuple[int, int]:
