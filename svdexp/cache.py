@@ -199,6 +199,15 @@ class Cache:
     def __init__(self, folder: Path | None = None):
         self.folder = folder
 
+    def may_write(self) -> bool:
+        """Whether this user may put something there; the folder need not be there yet."""
+        if self.folder is None:
+            return False
+        found = self.folder.absolute()
+        while not found.exists() and found != found.parent:
+            found = found.parent
+        return os.access(found, os.W_OK | os.X_OK)
+
     def shelf(self, stage: str, **ingredients: Any) -> Shelf:
         """The shelf of a stage; `ingredients` say what its results depend on and are written beside them."""
         if self.folder is None:

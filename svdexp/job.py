@@ -46,6 +46,10 @@ class Job:
         self.processes = Processes()
         if self.processes.count > 1 and cache.folder is None:
             raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
+        if self.processes.count > 1 and not cache.may_write():
+            raise UserError(
+                f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER"
+            )
         self.group_of = {layer.name: layer.group for layer in layers}
         self.groups = list(dict.fromkeys(self.group_of.values()))
         self.replaced: dict[str, nn.Module] = {}  # dense layers, while their factors are trained

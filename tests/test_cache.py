@@ -119,6 +119,8 @@ def test_a_cache_without_write_rights_is_read_and_nothing_else(open_folder: Path
     before = {path: path.read_bytes() for path in open_folder.rglob("*") if path.is_file() and os.geteuid() == 0}
 
     def work() -> None:
+        assert not Cache(open_folder / "cache").may_write()
+        assert not Cache(open_folder / "cache" / "deep" / "er").may_write()
         for model in ("m", "another"):
             shelf = Cache(open_folder / "cache").shelf("stage", model=model)
             found = shelf.get("item")
@@ -133,6 +135,9 @@ def test_a_cache_without_write_rights_is_read_and_nothing_else(open_folder: Path
     assert as_another_user(work) == 0
     for folder in folders:
         folder.chmod(0o755)
+    assert Cache(open_folder / "cache").may_write()
+    assert Cache(open_folder / "another" / "one").may_write()
+    assert not Cache().may_write()
     assert {path for path in open_folder.rglob("*") if path.is_file()} == {
         ours.folder / name for name in ("identity.json", "item.safetensors", "secret.safetensors")
     }

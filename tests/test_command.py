@@ -1,5 +1,6 @@
 """What a command says where it cannot begin, and where it ends early."""
 
+import errno
 import os
 import re
 import signal
@@ -80,8 +81,14 @@ def test_memory_that_is_not_there_is_a_sentence() -> None:
         assert isinstance(found, UserError)
         assert re.match(r"out of memory.*eval\.batch_size.*dry_run=true", str(found))
     assert len(raised) == 3
-    defect = RuntimeError("a defect")
-    assert as_mistake(defect) is defect
+    for defect in (RuntimeError("a defect"), FileNotFoundError(2, "No such file or directory", "a")):
+        assert as_mistake(defect) is defect
+
+
+def test_what_the_disk_says_is_a_sentence() -> None:
+    found = as_mistake(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "folder/file"))
+    assert isinstance(found, UserError)
+    assert str(found) == "folder/file: No space left on device; all that was complete before is kept"
 
 
 @pytest.mark.parametrize(
