@@ -27,6 +27,7 @@ from svdexp.data import (
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
 from svdexp.errors import UserError
 from svdexp.evaluation import Exam, Passage, check_tasks, check_texts, load_exams, passage, require_context
+from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.loading import load_config, locate, require_dense, resolve_dtype
 from svdexp.models.positions import positions_of
@@ -105,7 +106,7 @@ def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
 
     Args:
         model: it may be on the meta device.
-        lengths: of the windows, by the key that says so.
+        lengths: of the windows, by the key that says so, or of other texts.
     """
     known = positions_of(model)
     over = {knob: length for knob, length in lengths.items() if known and length > known.count}
@@ -114,8 +115,8 @@ def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
     asked = " and ".join(f"{knob}={length}" for knob, length in over.items())
     has = f"the {known.count} positions that {type(model).__name__} has"
     if known.firm:
-        raise UserError(f"{asked}: windows are longer than {has}")
-    log.warning("%s: windows are longer than %s; it computes on, outside of what it was made for", asked, has)
+        raise UserError(f"{asked}: more tokens than {has}")
+    log.warning("%s: more tokens than %s; it computes on, outside of what it was made for", asked, has)
 
 
 def evaluation_lengths(part: EvalConfig) -> dict[str, int]:
@@ -150,6 +151,12 @@ def check_ids(model: PreTrainedModel, texts: Mapping[str, torch.Tensor], tokeniz
             )
     if len(tokenizer) > rows:
         log.warning("the tokenizer has %d tokens, but the model's embedding has %d rows", len(tokenizer), rows)
+
+
+def prompt_lengths(prompts: Sequence[str], tokenizer: Any) -> dict[str, int]:
+    """The tokens of the longest prompt with its continuation, by what `check_lengths` calls them; none: nothing."""
+    lengths = [len(ids) + CONTINUATION for ids in prompt_ids(prompts, tokenizer).values()]
+    return {"the longest of eval.prompts with its continuation": max(lengths)} if lengths else {}
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -187,7 +194,7 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     exams = load_exams(config.eval, config.seed)
     load = partial(dense_model, config, resolve_dtype(config.precision, device))
     model = settled(load, device, config.device == BALANCED)
-    check_lengths(model, window_lengths(config, method))
+    check_lengths(model, window_lengths(config, method) | prompt_lengths(config.eval.prompts, tokenizer))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
     warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
     tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}

@@ -19,6 +19,7 @@ from svdexp.material import (
     evaluation_lengths,
     evaluation_windows,
     prompt_ids,
+    prompt_lengths,
 )
 from svdexp.models import checkpoint
 from svdexp.models.behaviour import require_next_token
@@ -53,7 +54,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         exams = load_exams(config.eval, config.seed)
         model = settled(partial(load, source, dtype), device, config.device == BALANCED)
         require_next_token(model)
-        check_lengths(model, evaluation_lengths(config.eval))
+        check_lengths(model, evaluation_lengths(config.eval) | prompt_lengths(config.eval.prompts, tokenizer))
         tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
         check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     with clock("evaluate"):

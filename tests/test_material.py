@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Learned, Uniform
 from svdexp.errors import UserError
-from svdexp.material import check_ids, check_lengths, check_windows, prompt_ids, window_lengths
+from svdexp.material import check_ids, check_lengths, check_windows, prompt_ids, prompt_lengths, window_lengths
 from svdexp.schema import CalibrationConfig, Config, EvalConfig
 from svdexp.training import BlockRefine, Distill, SequentialLora, Training
 from tests.allocation.test_foreseen import method_of
@@ -88,3 +88,11 @@ def test_prompts_are_read_with_the_tokenizer(tokenizer: Any) -> None:
     ((what, ids),) = prompt_ids(["the rank"], tokenizer).items()
     assert what == "eval.prompts, 'the rank'"
     assert ids.tolist() == tokenizer("the rank")["input_ids"]
+
+
+def test_prompts_need_positions_for_what_they_are_continued_by(tokenizer: Any) -> None:
+    assert prompt_lengths([], tokenizer) == {}
+    lengths = prompt_lengths(["the rank", "the " * 50], tokenizer)
+    assert list(lengths.values()) == [len(tokenizer("the " * 50)["input_ids"]) + 20]
+    with pytest.raises(UserError, match=r"eval\.prompts .* 64 positions"):
+        check_lengths(tiny_model("gpt2"), lengths)

@@ -15,10 +15,14 @@ from svdexp.processes import Processes
 
 @contextmanager
 def input_hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Call `see(name, input)` whenever one of the named modules runs."""
+    """Call `see(name, input)` whenever one of the named modules runs on a tensor."""
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: see(name, args[0])
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], torch.Tensor):
+                see(name, args[0])
+
+        return hook
 
     with ExitStack() as stack:
         for name in names:

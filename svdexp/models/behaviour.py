@@ -87,7 +87,10 @@ def looks_ahead(model: PreTrainedModel) -> bool:
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         if not embedded or not logits.requires_grad:
             return False
-        (gradient,) = torch.autograd.grad((logits * direction).sum(), embedded[:1])
+        try:
+            (gradient,) = torch.autograd.grad((logits * direction).sum(), embedded[:1])
+        except RuntimeError:  # of a kernel that computes forwards only
+            return bidirectional(model)
     largest = gradient.float().abs().reshape(TOKENS, -1).amax(1)
     return bool(largest[TOKENS // 2 :].max() > ROUNDING * largest.max())
 

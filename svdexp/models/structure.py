@@ -131,6 +131,8 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     Raises:
         UserError: nothing selected, a module that cannot be handled, or a non-finite weight.
     """
+    if getattr(model, "peft_config", None):
+        raise UserError(f"model: {type(model).__name__} carries adapters; merge them into its weights first")
     layers = []
     shared = {name for names in shared_layers(model, targets).values() for name in names}
     for group, block in named_blocks(model).items():

@@ -1,7 +1,8 @@
 """Block refinement: every compressed block towards the dense block's output, from the inputs that it will really get.
 
-AA-SVD (arXiv 2604.02119): all parameters of a block, mean squared error ‖block'(x̂) − block(x)‖², where x comes through
-the dense blocks before it and x̂ through the compressed ones. Memory holds the states of all windows on both paths.
+AA-SVD (arXiv 2604.02119): all parameters that are a block's own, mean squared error ‖block'(x̂) − block(x)‖², where x
+comes through the dense blocks before it and x̂ through the compressed ones. Memory holds the states of all windows on
+both paths.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ class BlockRefine(Schedule):
         block = paths.blocks[name]
         learnt, held_out = self.split(torch.arange(len(paths.compressed)))
         paths.aim(name)
-        parameters = [p for p in block.parameters() if p.is_floating_point()]
+        others = {id(p) for key, other in paths.blocks.items() if key != name for p in other.parameters()}
+        # what another block has as well would change that one, too
+        parameters = [p for p in block.parameters() if p.is_floating_point() and id(p) not in others]
         lesson.student.remember(parameters)
         formats = [p.dtype for p in parameters]
         for parameter in parameters:

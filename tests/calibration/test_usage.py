@@ -277,3 +277,13 @@ def test_names_are_abbreviated() -> None:
 
 def test_reasons_differ() -> None:
     assert len({NEVER, NO_DATA, OTHER, NO_GRADIENT}) == 4
+
+
+def test_a_layer_called_by_keyword_stays_dense_and_crashes_nothing() -> None:
+    model: Any = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+
+    def forward() -> None:
+        model["b"](model["a"](input=torch.ones(1, 3)))
+
+    assert shared_inputs(model, ["a", "b"], forward) == {"a": "a", "b": "b"}
+    assert not computes_linear(model["a"], (), torch.ones(1, 3))

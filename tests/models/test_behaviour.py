@@ -160,3 +160,18 @@ def test_every_part_that_goes_block_by_block_is_refused_before_calibration(
 def test_what_goes_through_the_whole_model_is_not_refused() -> None:
     for method in (METHOD, Method("kron", TwoSided(), GlobalLoss(), FactorStorage())):
         plan(made(OTHERS_KEYS), method, 0.8, Targets())
+
+
+class ForwardOnly(torch.autograd.Function):
+    """As a kernel without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+def test_where_no_gradient_can_be_had_attributes_are_believed() -> None:
+    for configs, ahead in ((BIDIRECTIONAL, True), (CAUSAL, False)):
+        model = made(configs["gemma3"])
+        model.lm_head.register_forward_hook(lambda module, args, output: ForwardOnly.apply(output))
+        assert looks_ahead(model) is ahead

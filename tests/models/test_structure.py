@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
 
@@ -62,4 +63,17 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_a_damaged_weight_is_named(llama: PreTrainedModel) -> None:
     llama.model.layers[1].mlp.up_proj.weight[2, 3] = torch.nan
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        find_layers(llama, Targets())
+
+
+def test_weights_that_need_scales_beside_them_are_refused(llama: PreTrainedModel) -> None:
+    layer = llama.model.layers[1].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj is already quantised"):
+        find_layers(llama, Targets())
+
+
+def test_a_model_with_adapters_is_refused(llama: PreTrainedModel) -> None:
+    llama.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UserError, match="carries adapters"):
         find_layers(llama, Targets())

@@ -256,3 +256,14 @@ def test_a_training_may_have_a_text_of_its_own(llama: PreTrainedModel, windows: 
         results.append(model(windows).logits)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_what_two_blocks_share_is_not_refined(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Else the second block's refinement would undo the first one's."""
+    llama = loud(llama)
+    llama.model.layers[2].mlp = llama.model.layers[0].mlp
+    shared = {key: value.clone() for key, value in llama.model.layers[0].mlp.state_dict().items()}
+    own = llama.model.layers[0].input_layernorm.weight.clone()
+    compress(llama, windows, method_of(block_refine=REFINE), 0.5)
+    assert all(torch.equal(llama.model.layers[0].mlp.state_dict()[key], value) for key, value in shared.items())
+    assert not torch.equal(llama.model.layers[0].input_layernorm.weight, own)
