@@ -187,7 +187,6 @@ class Material(NamedTuple):
 def read(config: Config, method: Method, device: torch.device) -> Material:
     """Everything that a run needs from files; the model last, because it takes longest."""
     tokenizer = tokenizer_of(config.model, config.cache)
-    warn_without_bos(config.calibration.bos, tokenizer, "calibration.bos")
     windows = calibration_windows(config, tokenizer)
     lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
@@ -203,8 +202,9 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
-    """Token windows (samples, seq_len) that calibrate."""
+    """Token windows (samples, seq_len) that calibrate; a warning where they lack a token that the model may need."""
     part = config.calibration
+    warn_without_bos(part.bos, tokenizer, "calibration.bos")
     bos = calibration_bos(config, tokenizer)
     stream = token_stream(part.text, part.files, part.chat, tokenizer, bos)
     generator = None

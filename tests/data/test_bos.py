@@ -10,10 +10,11 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedModel
 
+from svdexp.cache import Cache
 from svdexp.data import resolve_bos, tokenize, warn_without_bos
 from svdexp.data.bos import adds_bos
 from svdexp.errors import UserError
-from svdexp.evaluation import continuations, measure_efficiency
+from svdexp.evaluation import continuations, evaluate, measure_efficiency
 from svdexp.material import calibration_windows, evaluation_windows, training_windows
 from svdexp.method import Method
 from svdexp.schema import (
@@ -22,6 +23,7 @@ from svdexp.schema import (
     Config,
     EfficiencyConfig,
     EvalConfig,
+    EvaluateConfig,
     MethodConfig,
     ModelConfig,
     Sampling,
@@ -123,6 +125,23 @@ def test_an_evaluation_without_it_is_warned_of(adding: Any, text_file: Path, cap
     assert not caplog.text
     evaluation_windows(replace(config, eval=replace(config.eval, bos=Bos.none)), adding)
     assert caplog.text.count("eval.bos=none") == 1
+
+
+def test_so_is_a_calibration(adding: Any, text_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calibration_windows(config_of(text_file), adding)
+    assert not caplog.text
+    calibration_windows(config_of(text_file, bos=Bos.none), adding)
+    assert caplog.text.count("calibration.bos=none") == 1
+
+
+@pytest.mark.parametrize("mode", [Bos.tokenizer, Bos.none])
+def test_an_evaluation_times_such_prompts(
+    llama: PreTrainedModel, adding: Any, monkeypatch: pytest.MonkeyPatch, mode: Bos
+) -> None:
+    inputs = seen(llama, monkeypatch)
+    part = EvalConfig(name="tiny", bos=mode, efficiency=EfficiencyConfig(prompt=8, generate=1, repeats=1))
+    evaluate(llama, {}, EvaluateConfig(eval=part), Cache(None), "tiny", tokenizer=adding)
+    assert {tokens[0] == BOS for tokens in inputs if len(tokens) == 8} == {mode is Bos.tokenizer}
 
 
 def seen(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:

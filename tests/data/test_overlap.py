@@ -9,7 +9,7 @@ import torch
 
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, same, windows_that_share
 from svdexp.errors import UserError
-from svdexp.material import check_inputs, warn_of_shared_passages
+from svdexp.material import check_inputs, read, warn_of_shared_passages
 from svdexp.method import Method
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, MethodConfig, ModelConfig
 from svdexp.training import SequentialLora
@@ -87,6 +87,19 @@ def test_texts_with_splits_of_their_own_may_do_both(model_folder: Path) -> None:
         ModelConfig("tiny", str(model_folder)), method=MethodConfig(), calibration=own, eval=part, ratio=0.8
     )
     check_inputs(config, method_with())
+
+
+def test_a_run_warns_of_files_that_are_equal_in_part(
+    text_file: Path, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "longer.txt").write_text(text_file.read_text() + " the end")
+    part = EvalConfig(name="tiny", texts=["files"], files=[str(tmp_path / "longer.txt")], windows=3, seq_len=64)
+    own = CalibrationConfig(text="files", files=[str(text_file)], samples=2, seq_len=64)
+    model = ModelConfig("tiny", str(model_folder))
+    config = Config(model, method=MethodConfig(), calibration=own, eval=part, ratio=0.8, cache=None)
+    check_inputs(config, method_with())
+    read(config, method_with(), torch.device("cpu"))
+    assert "eval.texts, files: 2 of 3 windows hold passages of 64 or more tokens that calibration holds" in caplog.text
 
 
 def windows_of(seed: int, *shape: int) -> torch.Tensor:
