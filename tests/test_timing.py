@@ -53,7 +53,12 @@ def test_memory_is_the_peak_when_a_stage_last_ran(machine: SimpleNamespace) -> N
     assert clock.rss == {"outer": 20, "inner": 10}
 
 
-def test_peak_memory_is_what_the_process_held_in_bytes() -> None:
+@pytest.mark.parametrize("system", ["this one", "one without /proc"])
+def test_peak_memory_is_what_the_process_held_in_bytes(
+    system: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if system != "this one":
+        monkeypatch.setattr(timing, "PROCESS", tmp_path)
     before = psutil.Process().memory_info().rss
     more = peak_rss_bytes() - before + 100_000_000  # beyond whatever was held earlier
     with mmap.mmap(-1, more) as held:
