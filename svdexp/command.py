@@ -176,7 +176,7 @@ def explained(main: Callable[[], object]) -> int:
         refuse_null_groups(sys.argv[1:])
         main()
     except Exception as error:
-        mistake = as_mistake(error)
+        mistake = without_variable(as_mistake(error))
         if os.environ.get("SVDEXP_DEBUG") or not (isinstance(mistake, KNOWN) or outside_jobs(error)):
             raise
         print(f"svdexp: {one_sentence(mistake)}", file=sys.stderr)
@@ -193,6 +193,14 @@ def refuse_null_groups(words: Sequence[str]) -> None:
             choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
             name = group.relative_to(config_dir())
             raise UserError(f"{word}: the group takes one of {choices}; ~{name} leaves it out")
+
+
+def without_variable(error: Exception) -> Exception:
+    """The error; as a sentence where Hydra looked for a variable that the environment lacks."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not (isinstance(error, KeyError) and frames[-1:] == [type(os.environ).__getitem__.__code__]):
+        return error
+    return UserError(f"hydra.job.env_copy names {error.args[0]}, which the environment does not have")
 
 
 def outside_jobs(error: Exception) -> bool:

@@ -118,6 +118,11 @@ def require_positive(knob: str, value: float) -> None:
     require(value >= 1, f"{knob} must be at least 1, not {value}")
 
 
+def require_tokens(knob: str, length: int) -> None:
+    """Raise UserError unless something of `length` tokens has a next token to predict."""
+    require(length >= 2, f"{knob} must be at least 2, not {length}")
+
+
 def require_ratio(ratio: float) -> None:
     """Raise UserError unless `ratio` is in (0, 1]."""
     require(0 < ratio <= 1, f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {ratio:g}")
@@ -210,7 +215,7 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         require_positive("calibration.samples", self.samples)
-        require(self.seq_len >= 2, f"calibration.seq_len must be at least 2, not {self.seq_len}")
+        require_tokens("calibration.seq_len", self.seq_len)
         require(
             (self.text == "files") == bool(self.files),
             "calibration=files and calibration.files=[…] go together: give both or neither",
@@ -278,7 +283,7 @@ class EvalConfig:
                 require(self.stride is None, f"{drawn}: eval.stride must be null")
         for text, rows in self.rows_by_text.items():
             require_positive(f"eval.rows_by_text.{text}", rows)
-        require(self.seq_len >= 2, f"eval.seq_len must be at least 2, not {self.seq_len}")
+        require_tokens("eval.seq_len", self.seq_len)
         if self.stride is not None:
             require_positive("eval.stride", self.stride)
             self.body(self.bos)

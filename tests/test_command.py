@@ -58,9 +58,15 @@ def test_a_sweep_over_nothing_is_refused(word: str, tmp_path: Path) -> None:
 
 
 def test_what_hydra_cannot_do_is_a_sentence(tmp_path: Path) -> None:
-    done = toy(tmp_path, f"model.name={'x' * 300}")
+    done = toy(tmp_path, "hydra.run.dir=/dev/null/run")
     assert done.returncode == 1
-    assert re.fullmatch(r"svdexp: OSError: .*File name too long.*\n", done.output)
+    assert re.fullmatch(r"svdexp: NotADirectoryError: .*/dev/null/run.*\n", done.output)
+
+
+def test_a_variable_that_is_not_there(tmp_path: Path) -> None:
+    done = toy(tmp_path, "hydra.job.env_copy=[NOT_SET_ANYWHERE]")
+    assert done.returncode == 1
+    assert done.output == "svdexp: hydra.job.env_copy names NOT_SET_ANYWHERE, which the environment does not have\n"
 
 
 def test_a_defect_keeps_its_traceback(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_training import Training
 from svdexp.estimate.work import Work, Workload, eigh_flops, svd_flops
-from svdexp.schema import require, require_positive
+from svdexp.schema import require, require_positive, require_tokens
 
 # Stands in for a γ that training made negative: such a layer gets the lowest rank.
 TINY = 1e-6
@@ -68,7 +68,7 @@ class Learned(Aligned):
         if self.windows is not None:
             require_positive("method.allocation.windows", self.windows)
         if self.seq_len is not None:
-            require(self.seq_len >= 2, f"method.allocation.seq_len must be at least 2, not {self.seq_len}")
+            require_tokens("method.allocation.seq_len", self.seq_len)
         for name in ("sharpness", "lr", "lr_end"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"method.allocation.{name} must be positive, not {value:g}")

@@ -176,7 +176,7 @@ def resolve_device(name: str) -> torch.device:
         name = f"cuda:{place}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory, `meta`, cannot
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} is not available here: {str(error).splitlines()[0]}") from error
     return device

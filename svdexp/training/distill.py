@@ -17,7 +17,7 @@ from torch import nn
 from svdexp.estimate.work import Work, Workload
 from svdexp.evaluation.perplexity import perplexity
 from svdexp.models.structure import checkpointed_blocks
-from svdexp.schema import require, require_positive
+from svdexp.schema import require, require_tokens
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent, factor_numbers
 from svdexp.training.descent import Curve, Descent, Schedule
@@ -44,7 +44,7 @@ class Distill(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(f"{self.knob}.seq_len", self.seq_len)
+        require_tokens(f"{self.knob}.seq_len", self.seq_len)
         require(0 < self.temperature < math.inf, f"{self.knob}.temperature must be positive, not {self.temperature}")
         require(0 <= self.labels <= 1, f"{self.knob}.labels is a share, from 0 to 1, not {self.labels}")
         require(0 <= self.hidden < math.inf, f"{self.knob}.hidden must not be negative, but is {self.hidden}")

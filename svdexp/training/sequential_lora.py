@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from svdexp.estimate.work import Work, Workload
-from svdexp.schema import require, require_positive
+from svdexp.schema import require, require_positive, require_tokens
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent
 from svdexp.training.descent import Curve, Descent, Schedule, joined
@@ -57,7 +57,8 @@ class SequentialLora(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("seq_len", "r", "alpha"):
+        require_tokens(f"{self.knob}.seq_len", self.seq_len)
+        for key in ("r", "alpha"):
             require_positive(f"{self.knob}.{key}", getattr(self, key))
         require(0 <= self.dropout < 1, f"{self.knob}.dropout is a share below 1, not {self.dropout}")
 

@@ -78,3 +78,9 @@ def test_blocks_stand_on_all_gpus(llama: PreTrainedModel, windows: torch.Tensor)
         compress(model, windows, METHOD, 0.6)
         values.append(perplexity(model, windows, None, None).value)
     assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["meta", "nowhere", "cpu:x"])
+def test_devices_that_compute_nothing_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"device={name} is not available here: "):
+        resolve_device(name)

@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"labels": 2.0}, "labels is a share"),
         ({"hidden": -1.0}, "hidden must not be negative"),
-        ({"seq_len": 0}, "seq_len must be at least 1"),
+        ({"seq_len": 1}, "seq_len must be at least 2, not 1"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, float], sentence: str) -> None:
