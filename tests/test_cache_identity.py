@@ -1,13 +1,15 @@
 """What a run finds in the cache is what it would have computed: whatever changes a result is in its identity."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from svdexp.allocation import Sensitivity, Uniform
-from svdexp.cache import Cache
+from svdexp.cache import FORMAT, Cache, fingerprint, identity
 from svdexp.calibration import INPUT_STATISTICS
 from svdexp.compress import compress
 from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
@@ -15,7 +17,7 @@ from svdexp.factorisation.weighting import ChannelScale
 from svdexp.method import Method
 from svdexp.models.structure import Targets
 from svdexp.schema import Numerics, Traversal
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, RTNStorage
 from tests.conftest import tiny_model
 
 WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
@@ -25,9 +27,14 @@ WEIGHTINGS = [
 ]
 
 
-def weights(windows: torch.Tensor, method: Method, cache: Cache, ratio: float = 0.5) -> dict[str, torch.Tensor]:
+TARGETS = ("*.0.*.q_proj", "*.1.*.up_proj")
+
+
+def weights(
+    windows: torch.Tensor, method: Method, cache: Cache, ratio: float = 0.5, include: Sequence[str] = TARGETS
+) -> dict[str, torch.Tensor]:
     model = tiny_model("llama_gqa")
-    compress(model, windows, method, ratio, cache=cache, targets=Targets(include=["*.0.*.q_proj", "*.1.*.up_proj"]))
+    compress(model, windows, method, ratio, cache=cache, targets=Targets(include=include))
     return dict(model.named_parameters())
 
 
@@ -67,8 +74,35 @@ def test_blockwise_results_belong_to_their_ranks(windows: torch.Tensor, tmp_path
 
 
 def test_no_sensitivity_meets_that_of_other_layers(windows: torch.Tensor, tmp_path: Path) -> None:
-    """ASVD's trials are of the layers that its weighting makes."""
+    """ASVD's trials are of the layers that its weighting and numerics make and its storage holds."""
     method = replace(WHITENED, allocation=Sensitivity(candidates=[0.3, 0.6], windows=2))
-    for count, weighting in enumerate((InputMoment(), Identity()), start=1):
-        weights(windows, replace(method, weighting=weighting), Cache(tmp_path))
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"weighting": Identity()},
+        {"numerics": Numerics.double_svd},
+        {"storage": RTNStorage(8)},
+    )
+    for count, change in enumerate(changes, start=1):
+        weights(windows, replace(method, **change), Cache(tmp_path))
         assert len(list((tmp_path / "sensitivity").iterdir())) == count
+
+
+def test_layers_of_a_block_that_were_no_targets_are_computed(windows: torch.Tensor, tmp_path: Path) -> None:
+    weights(windows, WHITENED, Cache(tmp_path), include=["*.0.*.q_proj"])
+    both = ["*.0.*.q_proj", "*.0.*.up_proj"]
+    found = weights(windows, WHITENED, Cache(tmp_path), include=both)
+    assert alike(found, weights(windows, WHITENED, Cache(), include=both))
+
+
+def test_equal_bytes_of_another_format_shape_or_name_are_other_tensors() -> None:
+    zeros = torch.zeros(4)
+    others = [{"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()}]
+    assert len({fingerprint(tensors) for tensors in others}) == len(others)
+    assert fingerprint({"a": zeros}) == fingerprint({"a": torch.zeros(4)})
+
+
+def test_another_mathematics_forgets_what_an_older_one_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what raising FORMAT is for."""
+    before = identity(a=1)
+    monkeypatch.setattr("svdexp.cache.FORMAT", FORMAT + 1)
+    assert identity(a=1) != before
