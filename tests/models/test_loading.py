@@ -17,6 +17,7 @@ from svdexp.models.loading import load_config, load_model, load_skeleton
 from svdexp.schema import EvaluateConfig, ModelConfig
 from svdexp.standalone import load
 from tests.conftest import tiny_model
+from tests.models import gguf_files
 from tests.test_compress import WHITENED
 
 CPU = torch.device("cpu")
@@ -61,6 +62,13 @@ def test_a_tensor_that_is_gone_is_named(form: str, name: str, gone: str, tmp_pat
     known = "lm_head.weight" if gone == "embed_out.weight" else gone
     with pytest.raises(UserError, match=rf"lack 1 of the model's tensors, {known} is missing$"):
         read(written(tmp_path / "model", name, without(gone), form))
+
+
+def test_a_gguf_file_that_lacks_tensors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(gguf_files.PARTS, "mlp.up_proj")
+    path = gguf_files.write_llama(tmp_path / "tiny.gguf", tiny_model("llama"))
+    with pytest.raises(UserError, match=r"lack 3 of the model's tensors, model\.layers\.0\.mlp\.up_proj\.weight is"):
+        load_model(ModelConfig("tiny", str(path)), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "base_model.model."])
