@@ -81,8 +81,9 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_models_that_look_ahead_are_refused(name: str) -> None:
     for model in (made(BIDIRECTIONAL[name]), skeleton(BIDIRECTIONAL[name])):
-        with pytest.raises(UserError, match="looks at later tokens"):
-            require_next_token(model)
+        for refuse in (require_next_token, lambda model: plan(model, METHOD, 0.8, Targets())):
+            with pytest.raises(UserError, match="looks at later tokens"):
+                refuse(model)
 
 
 @pytest.mark.parametrize("name", BY_WEIGHTS_ONLY)
