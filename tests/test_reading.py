@@ -9,7 +9,6 @@ from svdexp.errors import UserError
 from svdexp.evaluation.tasks.local import read_rows
 from svdexp.models.checkpoint import is_compressed
 from svdexp.reading import read_json, read_object
-from svdexp.report.collect import read
 
 DEEP = "[" * 100_000
 
@@ -28,8 +27,6 @@ def test_what_is_read_from_files(tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(UserError, match=r"line 1 is nested too deeply"):
         read_rows("arc_easy", path)
-    with pytest.raises(UserError):  # of a report the record is a sentence, or passed over
-        read([tmp_path])
     (tmp_path / "config.json").write_text(DEEP)
     assert not is_compressed(tmp_path)
     for text, sentence in (("[]", "is not an object"), ("{", "it is not JSON"), ("\xff", "it is not JSON")):

@@ -55,7 +55,7 @@ def cut(words: PreTokenizer | None, text: str) -> list[str]:
         ({"deepseek-coder"}, ["a", "  ", "1", "2", " b", "'", "s", "\n", "\n", " c", ".", " ", "3"]),
         ({"falcon"}, ["a", " ", " ", "12", " b", "'", "s", "\n\n", " c", ".", " ", "3"]),
     ],
-    ids=str,
+    ids=["digits", "qwen2", "llama3", "bloom", "viking", "deepseek-coder", "falcon"],
 )
 def test_the_words_of_each_name(names: set[str], expected: list[str]) -> None:
     for name in names:
