@@ -4,8 +4,8 @@
 # Seen with transformers 5.23.0, torch 2.13.0 (Python 3.11, CPU).
 #
 # `class Mine(FalconH1ForCausalLM)` with an empty body adds nothing, so Mine.from_pretrained(folder) ought to give the
-# model that FalconH1ForCausalLM.from_pretrained(folder) gives. Its parameters are the same bits, nothing is reported as missing
-# and no warning tells of it, but the non-persistent buffer `mup_vector` of every layer is uninitialised memory:
+# model that FalconH1ForCausalLM.from_pretrained(folder) gives. Its parameters are the same bits, nothing is reported as
+# missing and no warning tells of it, but the non-persistent buffer `mup_vector` of every layer is uninitialised memory:
 # whatever was there before, another number at each load, and other logits with it.
 #
 # What decides is the name of the module that the class was written in. from_pretrained builds the model on the meta
