@@ -32,6 +32,27 @@ def test_uniform_spends_what_rounding_left() -> None:
     assert sorted(filter(None, ranks.values())) == [4] + [5] * 7
 
 
+def test_what_is_left_goes_to_who_is_furthest_below_its_share() -> None:
+    """60 numbers are left: a has 200 of its 300, b, whose rank costs these 60, 300 of its 800."""
+    offer = budget(561 / 1100, a=(10, 30), b=(20, 40))
+    assert offer.fill({"a": 5, "b": 5}) == {"a": 5, "b": 6}
+    assert offer.fill({"a": 5, "b": 5}, ["a", "b"]) == {"a": 6, "b": 5}, "unless an order is given"
+
+
+def test_what_is_left_goes_round_again() -> None:
+    """150 numbers are left: a rank of 40 for each of two, then a second one for the first."""
+    assert budget(391 / 600, a=(10, 30), b=(10, 30)).fill({"a": 3, "b": 3}, ["b", "a"]) == {"a": 4, "b": 5}
+
+
+def test_what_rounding_left_goes_where_it_took_most() -> None:
+    """For the tenth rank of x, 100 numbers, 60 do not do: they buy one of 40 where 5.8 became 5, not where 3.2 did 3.
+
+    Although z has less of its share, and comes first.
+    """
+    offer = budget(1280.5 / 2200, z=(10, 30), x=(20, 80), y=(10, 30))
+    assert offer.fit({"z": 3.2, "x": 10, "y": 5.8}) == {"z": 3, "x": 9, "y": 6}
+
+
 @pytest.mark.parametrize("ratio", [0.2, 0.37, 0.5, 0.8, 0.99])
 def test_budget_is_met_within_two_permille(ratio: float) -> None:
     shapes = {

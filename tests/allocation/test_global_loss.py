@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from svdexp.allocation import Budget, Evidence, GlobalLoss, Ranks
-from svdexp.allocation.global_loss import choose, multiplier, trades_of
+from svdexp.allocation.global_loss import Trade, choose, multiplier, spend, trades_of
 from svdexp.allocation.spectra import tails
 from svdexp.storage import FactorStorage, Storage
 from tests.allocation.fakes import PivotStorage
 
-SHAPES = {"a": (8, 6), "b": (5, 9), "c": (8, 6)}
+# A rank of b takes twice the bits of one of a: a price per rank would be another.
+SHAPES = {"a": (8, 6), "b": (5, 23), "c": (8, 6)}
 RATIOS = [0.3, 0.45, 0.6, 0.75, 0.9]
 
 
@@ -100,3 +101,26 @@ def test_bits_that_buy_nothing_stay_unspent() -> None:
     sigma = {"a": torch.tensor([2.0, 1.0, 0, 0, 0, 0, 0, 0])}
     ranks = GlobalLoss()(Budget(0.9, {"a": (8, 8)}, FactorStorage()), Evidence(None, None, sigma, None))  # type: ignore[arg-type]
     assert ranks == {"a": 2}
+
+
+def spent(left: float, **layers: tuple[list[float], list[float]]) -> dict[str, int]:
+    """The rungs that `left` bits buy for layers, each of (losses, bits), that stand at their lowest."""
+    tables = {name: tuple(map(torch.tensor, numbers)) for name, numbers in layers.items()}
+    trades = [Trade([name], losses[None], bits) for name, (losses, bits) in tables.items()]
+    lowest = sum(float(trade.bits[0]) for trade in trades)
+    return spend(trades, [torch.tensor([0])] * len(trades), lowest + left)
+
+
+def test_what_is_left_goes_where_a_bit_helps_most() -> None:
+    """3 less for 10 bits before 4 less for 40."""
+    assert spent(40, a=([3.0, 0], [10.0, 20]), b=([4.0, 0], [10.0, 50])) == {"a": 1, "b": 0}
+
+
+def test_a_climb_may_skip_a_rung_that_alone_helps_little() -> None:
+    assert spent(25, a=([5.0, 5, 0], [10.0, 30, 35])) == {"a": 2}
+
+
+def test_climbs_go_on_while_they_fit() -> None:
+    """One of a's after another; b's first wants 20, and of c's, 9 less for 40 or 1 for 10, only the smaller is left."""
+    assert spent(20, a=([4.0, 2, 0], [10.0, 20, 30])) == {"a": 2}
+    assert spent(45, b=([8.0, 0], [10.0, 30]), c=([9.0, 8, 0], [10.0, 20, 50])) == {"b": 1, "c": 1}

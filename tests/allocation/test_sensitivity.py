@@ -72,6 +72,12 @@ def test_each_layer_takes_its_smallest_cut() -> None:
     assert ranks_of(budget, cuts) == {"a": 40, "b": 60}
 
 
+def test_what_the_cuts_leave_goes_to_the_most_sensitive() -> None:
+    """Half of two (10, 30) matrices is rank 3 each, 240 numbers of 300; the 60 left buy one rank of 40."""
+    budget = Budget(0.5, {"a": (10, 30), "b": (10, 30)}, FactorStorage())
+    assert meet_budget(budget, [Cut(1.0, "a", 0.5), Cut(2.0, "b", 0.5)]) == {"a": 3, "b": 4}
+
+
 def test_low_stable_rank_is_cut_first() -> None:
     """The reference cuts the flat spectrum first, which loses most."""
     steep, flat = torch.zeros(64), torch.ones(64)

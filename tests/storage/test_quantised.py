@@ -22,10 +22,12 @@ from svdexp.models.low_rank import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
+from svdexp.storage.quantised import unit_columns
 from svdexp.storage.rounding import gptq, to_nearest
 from svdexp.update import RefitOutput
 from tests.conftest import tiny_model
 from tests.storage.test_pivot import random_factors
+from tests.storage.test_rounding import by_the_book, correlated
 from tests.test_compress import WHITENED
 
 STORAGES = [RTNStorage(8, None), RTNStorage(6, 7), RTNStorage(4, 4), RTNStorage(3, 1), RTNStorage(4, 1000)]
@@ -135,6 +137,19 @@ def test_gptq_makes_up_for_errors_on_the_layers_inputs() -> None:
     assert torch.equal(calibrated.bias, plain.bias)
     y = plain(x)
     assert float((calibrated(x) - y).norm()) < 0.7 * float((nearest(x) - y).norm())
+
+
+def test_gptq_rounds_each_factor_for_the_inputs_that_it_gets() -> None:
+    """By the recursion in float64: B for x, A for what the rounded B makes of x, not for what B itself would."""
+    factors, storage = unit_columns(random_factors(24, 32, 16)), GPTQStorage(3, 8)
+    C = correlated(32).float()
+    layer = storage.calibrated(low_rank_layer(factors, None, torch.empty(24, 32, dtype=torch.float64)), C)
+    C = C.double()
+    B = storage.grid.numbers(by_the_book(factors.B, C, storage.grid))
+    A, other = (storage.grid.numbers(by_the_book(factors.A, x @ C @ x.T, storage.grid)) for x in (B, factors.B))
+    assert not torch.allclose(A, other, atol=1e-3)
+    torch.testing.assert_close(layer.factor("in", torch.float64), B)
+    torch.testing.assert_close(layer.factor("out", torch.float64), A)
 
 
 @torch.no_grad()
