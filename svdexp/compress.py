@@ -92,7 +92,7 @@ def compress(
     check_windows(method, windows, texts)
     targets, clock = targets or Targets(), clock or StageClock()
     layers, budget, fixed, notes, left = plan(model, method, ratio, targets)
-    with clock("calibration"):
+    with clock("usage"):  # a stage of its own: no cache can spare it
         idle = Processes().agree(left_dense(model, layers, windows, method.needs_gradients))
     if idle:
         layers, budget, fixed = without(layers, idle, method, ratio, targets)

@@ -16,6 +16,7 @@ from svdexp.compress import compress
 from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.checkpoint import unlabel
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
@@ -106,6 +107,7 @@ def test_blockwise_inputs_come_from_the_compressed_blocks(model: PreTrainedModel
             torch.testing.assert_close(found[name]["gram"].double(), expected[name], rtol=1e-4, atol=1e-5)
         compressed = Method("one", InputMoment(), Uniform(), FactorStorage())
         compress(model, windows, compressed, 0.5, targets=Targets(include=[f"{group}.*"]))
+        unlabel(model)  # a model that is compressed already is refused
 
 
 def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.end_to_end.forked import Death, run
-from tests.tracking.wandb_file import Tracked
+from tests.tracking.wandb_file import Tracked, finished
 
 KRON = ["method=kron", "storage=factors"]
 LEARNED = [
@@ -64,7 +64,7 @@ def test_a_tracker_that_was_not_told_is_told_by_the_next_start(
     words += ["method/training=distill", "method.training.distill.seq_len=16", "method.training.distill.steps=2"]
     (tmp_path / "calm").mkdir()
     assert run(tmp_path / "calm", [*words, "hydra.run.dir=run"]).returncode == 0
-    expected = Tracked(tmp_path / "calm" / "run")
+    expected = finished(tmp_path / "calm" / "run")
 
     words.append("hydra.run.dir=run")
     death = Death("svdexp.tracking.wandb_tracker:WandbSession.log")
@@ -75,7 +75,7 @@ def test_a_tracker_that_was_not_told_is_told_by_the_next_start(
     again = run(tmp_path, words)
     assert again.returncode == 0, again.output
     assert "finished already" in again.output
-    told, results = Tracked(found), json.loads((found / "results.json").read_text())
+    told, results = finished(found), json.loads((found / "results.json").read_text())
     assert told.folder.name != killed.name
     assert told.folder.name.endswith(f"-{told.run.run_id}")
     assert killed.name.endswith(f"-{told.run.run_id}")

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,10 @@ class Tracked:
         (path,) = [row[f"{key}/path"] for row in self.history if f"{key}/path" in row]
         content = json.loads((self.folder / "files" / path).read_text())
         return content["columns"], content["data"]
+
+
+def finished(run_dir: Path) -> Tracked:
+    """What the last offline run holds when it has ended, which it may some moments after the process that began it."""
+    while (found := Tracked(run_dir)).exit_code is None:
+        time.sleep(0.1)
+    return found
