@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Svdexp, read
-from tests.tracking.wandb_file import Tracked
+from tests.tracking.wandb_file import finished
 
 
 def test_every_figure_is_in_the_offline_run(
@@ -30,7 +30,7 @@ def test_every_figure_is_in_the_offline_run(
     assert "wandb" not in done.stdout + done.stderr
     assert not [path for path in (tmp_path / "home").rglob("*") if "wandb" in path.name]
     (run_dir,) = (path.parent for path in (tmp_path / "grid").glob("*/results.json"))
-    run, results = Tracked(run_dir), read(run_dir)
+    run, results = finished(run_dir), read(run_dir)
 
     figures = {key: value for key, value in results.items() if isinstance(value, int | float | str)}
     assert {key: run.summary.get(key) for key in figures} == pytest.approx(figures)
