@@ -139,9 +139,9 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     if method.replay:
         require_replayable(model, *method.replay)
     budget, fixed = shares(layers, method, ratio, targets)
-    note = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else None
+    notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
     left = shared_layers(model, targets) | other_stacks(model, targets)
-    return Plan(layers, budget, fixed, [note] if note else [], left)
+    return Plan(layers, budget, fixed, notes, left)
 
 
 def shares(layers: Sequence[Layer], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:

@@ -33,9 +33,10 @@ def verify_checkpoint(
     tokens = windows.to(model.device)
     expected = model(tokens).logits
     if not bool(expected.isfinite().all()):
+        wider = "" if model.dtype is torch.float32 else "precision=float32, "
         raise UserError(
             f"the compressed model computes NaN or infinity in {model.dtype}, so {folder} cannot be verified: try "
-            "precision=float32, a larger ratio or another method"
+            f"{wider}a larger ratio or another method"
         )
     found = settled(load, model.device, is_spread(model))(tokens).logits
     difference = float((expected - found).abs().max())

@@ -50,12 +50,17 @@ def test_a_buffer_that_nobody_fills_fails(
         verify_checkpoint(*saved, windows[:1])
 
 
-def test_a_model_that_computes_nan_fails(saved: tuple[Path, PreTrainedModel], windows: torch.Tensor) -> None:
+@pytest.mark.parametrize(("dtype", "advised"), [(torch.float32, False), (torch.bfloat16, True)], ids=str)
+def test_a_model_that_computes_nan_fails(
+    dtype: torch.dtype, advised: bool, saved: tuple[Path, Any], windows: torch.Tensor
+) -> None:
     folder, model = saved
+    model.to(dtype)
     with torch.no_grad():
         model.lm_head.weight[0] = torch.nan
-    with pytest.raises(UserError, match=r"computes NaN or infinity in torch\.float32.*precision=float32"):
+    with pytest.raises(UserError, match=rf"computes NaN or infinity in {dtype}.*a larger ratio") as refusal:
         verify_checkpoint(folder, model, windows[:1])
+    assert ("precision=float32" in str(refusal.value)) == advised
 
 
 def test_memory_is_left_as_it_was() -> None:

@@ -73,15 +73,22 @@ class Aligned:
         """Raise UserError where even the lowest ranks are more than `budget`."""
         budget.aligned(self.rank_align).lowest()
 
-    def unaligned(self, budget: "Budget") -> str | None:
-        """The sentence on matrices smaller than one multiple of `rank_align`, if there are any."""
+    def unaligned(self, budget: "Budget") -> list[str]:
+        """A sentence on matrices smaller than one multiple of `rank_align`, and one on those that it keeps whole."""
+        aligned, free = budget.aligned(self.rank_align), budget.aligned(1)
         small = [name for name, shape in budget.shapes.items() if min(shape) < self.rank_align]
-        if not small:
-            return None
-        return (
-            f"method.allocation.rank_align={self.rank_align} is larger than {len(small)} of {len(budget.shapes)} "
-            f"matrices, the first {small[0]} of shape {budget.shapes[small[0]]}: their ranks are multiples of 1"
-        )
+        whole = [name for name in budget.shapes if aligned.ladder(name).top == 0 < free.ladder(name).top]
+
+        def counted(names: Sequence[str]) -> str:
+            return (
+                f"{len(names)} of {len(budget.shapes)} matrices, the first {names[0]} of shape {free.shapes[names[0]]}"
+            )
+
+        knob = f"method.allocation.rank_align={self.rank_align}"
+        sentences = [f"{knob} is larger than {counted(small)}: their ranks are multiples of 1"] if small else []
+        if whole:
+            sentences.append(f"{knob} keeps {counted(whole)}, whole: no multiple of it is cheaper")
+        return sentences
 
 
 @dataclass(frozen=True)

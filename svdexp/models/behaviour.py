@@ -58,7 +58,7 @@ def gradients_from_embeddings(model: Any) -> Iterator[list[torch.Tensor]]:
 def require_next_token(model: PreTrainedModel) -> None:
     """Raise UserError for a model that looks at later tokens, as masked language models and encoders do.
 
-    On the meta device its config and the attention in its blocks are believed.
+    And for one that does not run at all. On the meta device its config and the attention in its blocks are believed.
     """
     if bidirectional(model) if _is_skeleton(model) else looks_ahead(model):
         raise UserError(
@@ -82,7 +82,7 @@ def looks_ahead(model: PreTrainedModel) -> bool:
     """Whether a logit depends on a later token."""
     generator = torch.Generator().manual_seed(0)
     with frozen(model), gradients_from_embeddings(model) as embedded:
-        logits = _run(model, model).logits[0, : TOKENS // 2].float()
+        logits = _logits(model)[0, : TOKENS // 2].float()
         # any direction will do but that of all ones, in which softmax sees nothing
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         if not embedded or not logits.requires_grad:
@@ -192,6 +192,18 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _is_skeleton(model: PreTrainedModel) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
+
+
+def _logits(model: Any) -> torch.Tensor:
+    """Of the model's own code anything may come."""
+    try:
+        logits: torch.Tensor = _run(model, model).logits
+    except (torch.OutOfMemoryError, MemoryError, UserError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model: {type(model).__name__} does not run on {TOKENS} tokens: {reason}") from error
+    return logits
 
 
 def _run(model: Any, body: Any) -> Any:

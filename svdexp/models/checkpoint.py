@@ -33,7 +33,7 @@ from svdexp.models.portable.modeling_svdexp import (
     reference,
 )
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import is_linear
+from svdexp.models.structure import first_not_finite, is_linear
 from svdexp.reading import read_object
 from svdexp.schema import require
 
@@ -235,8 +235,8 @@ def _require_ties(folder: Path, found: Collection[str], skeleton: PreTrainedMode
 
 def _require_finite(folder: Path, model: PreTrainedModel) -> None:
     """Raise UserError for NaN or infinity in what was read; integers are looked at by the layers that have them."""
-    for name, parameter in model.named_parameters():
-        require(bool(parameter.isfinite().all()), f"checkpoint {folder}: {name} holds NaN or infinity")
+    damaged = first_not_finite(model)
+    require(damaged is None, f"checkpoint {folder}: {damaged} holds NaN or infinity")
 
 
 def empty_model(architecture: type[PreTrainedModel], config: Any) -> PreTrainedModel:

@@ -139,6 +139,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     model: PreTrainedModel
     model, report = loaded
     _require_whole(config, report)
+    _believe_weights(model)
     model.requires_grad_(False)
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
@@ -240,6 +241,14 @@ def _require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
         raise UserError(
             f"model.path={config.path}: {name} has shape {tuple(found)}, but the model of config.json {tuple(expected)}"
         )
+
+
+def _believe_weights(model: Any) -> None:
+    """Where config.json ties the head to the embedding, but the files hold two that differ, transformers takes both:
+    so what is saved may not say that they are tied."""
+    promised = model.get_expanded_tied_weights_keys(all_submodels=True).keys()
+    if promised - model.all_tied_weights_keys.keys():
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _require_decoder(config: Any) -> None:

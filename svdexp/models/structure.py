@@ -133,10 +133,12 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     """
     if getattr(model, "peft_config", None):
         raise UserError(f"model: {type(model).__name__} carries adapters; merge them into its weights first")
+    if damaged := first_not_finite(model):
+        raise UserError(f"model: {damaged} holds NaN or infinity; the checkpoint is damaged")
     layers = []
     shared = {name for names in shared_layers(model, targets).values() for name in names}
+    refuse_unsupported(model, targets)
     for group, block in named_blocks(model).items():
-        refuse_unsupported(group, block, targets)
         for name, module in block.named_modules(prefix=group):
             if is_linear(module) and targets.match(name) and name not in shared:
                 layers.append(_layer(name, group, module))
@@ -147,6 +149,12 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     if not layers:
         raise UserError(f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress")
     return layers
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter that holds NaN or infinity; on the meta device none does."""
+    named = ((name, x) for name, x in model.named_parameters() if x.dtype in NUMBERS and not x.is_meta)
+    return next((name for name, x in named if not bool(x.isfinite().all())), None)
 
 
 def shared_layers(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
@@ -177,21 +185,32 @@ def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
 
 def abbreviated(names: Iterable[str]) -> str:
     """Names with their numbers left out, each once and counted where it stands for several."""
-    counts = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
+    counts = Counter(map(_any_number, names))
     return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in counts.items())
 
 
-def refuse_unsupported(group: str, block: nn.Module, targets: Targets) -> None:
-    """Raise UserError for weights that are matrices in disguise, such as experts stacked in 3-D."""
-    for name, module in block.named_modules(prefix=group):
-        if isinstance(module, CONVOLUTIONS) or not targets.match(name):
-            continue
-        for key, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim >= 3:
-                raise UserError(
-                    f"model: {name}.{key} stacks matrices in a tensor of shape {tuple(parameter.shape)}, "
-                    f"which svdexp cannot compress; leave it dense with targets.exclude=['{name}']"
-                )
+def _any_number(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def refuse_unsupported(model: nn.Module, targets: Targets) -> None:
+    """Raise UserError for weights of the blocks that are matrices in disguise, such as experts stacked in 3-D."""
+    found = {
+        f"{name}.{key}": parameter.shape
+        for group, block in named_blocks(model).items()
+        for name, module in block.named_modules(prefix=group)
+        if not isinstance(module, CONVOLUTIONS) and targets.match(name)
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 3 and sum(size > 1 for size in parameter.shape) > 1  # others are vectors
+    }
+    if found:
+        first, shape = next(iter(found.items()))
+        holders = dict.fromkeys(_any_number(name.rpartition(".")[0]) for name in found)
+        patterns = ",".join(f"'{pattern}'" for pattern in [*targets.exclude, *holders])
+        raise UserError(
+            f"model: {first} stacks matrices in a tensor of shape {tuple(shape)}, which svdexp cannot compress; leave "
+            f"{'it' if len(found) == 1 else f'all {len(found)} of its kind'} dense with targets.exclude=[{patterns}]"
+        )
 
 
 def split_arguments(
@@ -233,8 +252,6 @@ def _layer(name: str, group: str, module: nn.Module) -> Layer:
     weight = weight_of(module)
     if weight.ndim != 2 or weight.dtype not in NUMBERS:
         raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
-    if not weight.is_meta and not torch.isfinite(weight).all():
-        raise UserError(f"model: the weight of {name} holds NaN or infinity; the checkpoint is damaged")
     return Layer(name, group, *weight.shape)
 
 

@@ -71,12 +71,14 @@ def test_multiples_are_not_blamed_for_a_ratio_that_leaves_no_rank_either_way(all
     assert "rank_align" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(("align", "said"), [(16, 0), (17, 6), (33, 21)])
-def test_matrices_smaller_than_one_multiple_are_counted_once(
-    align: int, said: int, llama: PreTrainedModel, windows: torch.Tensor, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("align", "larger", "whole"), [(1, 0, 0), (8, 0, 0), (16, 0, 12), (17, 6, 6), (33, 21, 0)])
+def test_matrices_that_multiples_do_not_fit_are_counted_once(
+    align: int, larger: int, whole: int, llama: PreTrainedModel, windows: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a block's seven matrices k_proj and v_proj are (16, 32), the others at least 32 wide."""
     with caplog.at_level(logging.WARNING):
         compress(llama, windows, method_of(GlobalLoss(rank_align=align)), 0.9)
     sentences = [record.getMessage() for record in caplog.records if "rank_align" in record.getMessage()]
-    assert [f"is larger than {said} of 21 matrices" in sentence for sentence in sentences] == [True] * bool(said)
+    expected = [f"is larger than {larger} of 21 matrices"] * bool(larger)
+    expected += [f"keeps {whole} of 21 matrices"] * bool(whole)
+    assert [words in sentence for words, sentence in zip(expected, sentences, strict=True)] == [True] * len(expected)

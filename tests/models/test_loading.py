@@ -96,6 +96,21 @@ def test_tied_heads_and_surplus_tensors_are_no_fault(form: str, windows: torch.T
     assert torch.equal(model(windows).logits, tiny_model("llama_gqa")(windows).logits)
 
 
+@torch.no_grad()
+def test_a_head_that_is_not_what_the_config_ties_it_to_stays(
+    windows: torch.Tensor, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Transformers reads both, and so does whoever reads what was made of them."""
+    head = torch.randn(96, 32)
+    model = read(written(tmp_path / "model", "llama_gqa", lambda state: state | {"lm_head.weight": head}, "file"))
+    assert torch.equal(model.lm_head.weight, head)
+    done = compress(model, windows, WHITENED, 0.5)
+    checkpoint.save(model, tokenizer, tmp_path / "small", done.ranks)
+    loaded, _ = checkpoint.load(tmp_path / "small")
+    assert torch.equal(loaded.lm_head.weight, head)
+    assert torch.equal(loaded(windows).logits, model(windows).logits)
+
+
 def test_an_evaluation_refuses_it_too(tmp_path: Path) -> None:
     folder = written(tmp_path / "model", "llama", without(UP), "file")
     config = EvaluateConfig(str(folder), ModelConfig("tiny", str(folder)))

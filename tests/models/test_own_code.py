@@ -105,3 +105,31 @@ def test_a_merged_one_is_of_the_original_class(saved: Path, windows: torch.Tenso
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", trust_remote_code=True)
     assert type(loaded).__name__ == "TwigForCausalLM"
     torch.testing.assert_close(loaded(windows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_model_without_a_body_comes_back(tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:
+    """Its prefix names no part, so the whole model is its own base model."""
+    folder = own_code.write(tmp_path / "trunk", tokenizer)
+    code = folder / "modeling_twig.py"
+    code.write_text(code.read_text().replace('base_model_prefix = "model"', 'base_model_prefix = "trunk"'))
+    model = load_model(ModelConfig("twig", str(folder), trust_remote_code=True), torch.float32, torch.device("cpu"))
+    assert model.base_model is model
+    result = compress(model, windows, WHITENED, 0.5)
+    checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks)
+    assert verify_checkpoint(tmp_path / "checkpoint", model, windows[:1], trust_remote_code=True) == {
+        "reload_max_logit_difference": 0
+    }
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", trust_remote_code=True)
+    assert torch.equal(theirs(windows).logits, model(windows).logits)
+
+
+def test_code_that_does_not_run_is_told_before_calibration(
+    tokenizer: Any, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = own_code.write(tmp_path / "strict", tokenizer)
+    code = folder / "modeling_twig.py"
+    code.write_text(code.read_text().replace("labels=None, **kwargs", "labels=None"))
+    model = load_model(ModelConfig("twig", str(folder), trust_remote_code=True), torch.float32, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"TwigForCausalLM does not run on 16 tokens: .*'use_cache'"):
+        compress(model, windows, WHITENED, 0.5)

@@ -1,10 +1,12 @@
 """Layers are found by structure, for every architecture, and what cannot be handled is named."""
 
+import ast
+
 import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, RwkvConfig
 
 from svdexp.errors import UserError
 from svdexp.models.structure import Targets, find_blocks, find_layers, weight_of
@@ -55,6 +57,23 @@ def test_experts_in_one_tensor_are_refused_by_name_and_can_be_excluded() -> None
     assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+def test_the_advice_for_stacked_experts_holds_for_all_blocks_and_keeps_what_is_excluded() -> None:
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
+    with pytest.raises(UserError, match=r"all 6 of its kind.*targets\.exclude=") as refusal:
+        find_layers(model, Targets(exclude=["*.k_proj"]))
+    advice = ast.literal_eval(str(refusal.value).rpartition("targets.exclude=")[2])
+    assert advice == ["*.k_proj", "model.layers.*.mlp.experts"]
+    layers = find_layers(model, Targets(exclude=advice))
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "v_proj", "o_proj"}
+
+
+def test_vectors_of_many_dimensions_are_no_matrices() -> None:
+    config = RwkvConfig(vocab_size=96, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, context_length=64)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model.get_parameter("rwkv.blocks.0.attention.time_mix_key").shape == (1, 1, 32)
+    assert len(find_layers(model, Targets())) == 14
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="no list of blocks"):
         find_blocks(nn.Linear(2, 2))
@@ -63,6 +82,12 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_a_damaged_weight_is_named(llama: PreTrainedModel) -> None:
     llama.model.layers[1].mlp.up_proj.weight[2, 3] = torch.nan
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        find_layers(llama, Targets())
+
+
+def test_damage_outside_the_layers_is_named(llama: PreTrainedModel) -> None:
+    llama.model.norm.weight[3] = torch.inf
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN or infinity"):
         find_layers(llama, Targets())
 
 

@@ -159,7 +159,8 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
         ValueError: a name is not that of a linear layer, or a rank is beyond its shape.
     """
     modules = dict(model.named_modules())
-    if model.base_model is model:  # its names lack the causal language model's prefix
+    # The names in a model without a head lack the causal language model's prefix.
+    if model.base_model is model and not layers.keys() <= modules.keys():
         start = f"{model.base_model_prefix}."
         layers = {name.removeprefix(start): entry for name, entry in layers.items() if name.startswith(start)}
     for name, entry in layers.items():
