@@ -31,20 +31,26 @@ class Beginning:
         return torch.cat([torch.tensor([self.token]), stream]) if self.mode is Bos.start else stream
 
 
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer, called on a text, begins it with the beginning-of-sequence token."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("", verbose=False)["input_ids"][:1] == [bos]
+def put_before(tokenizer: Any) -> list[int]:
+    """What the tokenizer, called on a text, puts before it: BOS, one or several tokens of other names, or nothing."""
+    text = "The 1"
+    body = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer(text, verbose=False)["input_ids"]
+    places = range(len(whole) - len(body) + 1)
+    return list(whole[: next((place for place in places if whole[place : place + len(body)] == body), 0)])
 
 
 def resolve_bos(mode: Bos, tokenizer: Any, knob: str = "eval.bos") -> Beginning:
     """What `mode`, the value of `knob`, comes to with this tokenizer.
 
+    Where it follows a tokenizer that puts several tokens before a text, the last of them is taken.
+
     Raises:
         UserError: the tokenizer has no beginning-of-sequence token.
     """
     if mode in FOLLOWING:
-        mode = FOLLOWING[mode] if adds_bos(tokenizer) else Bos.none
+        first = put_before(tokenizer)
+        return Beginning(FOLLOWING[mode], first[-1]) if first else Beginning(Bos.none, None)
     if mode is Bos.none:
         return Beginning(mode, None)
     if tokenizer.bos_token_id is None:
@@ -53,12 +59,18 @@ def resolve_bos(mode: Bos, tokenizer: Any, knob: str = "eval.bos") -> Beginning:
 
 
 def warn_without_bos(mode: Bos, tokenizer: Any, knob: str) -> None:
-    """Log a warning where BOS is switched off for a model whose tokenizer adds it."""
-    if mode is Bos.none and adds_bos(tokenizer):
+    """Log a warning where BOS is switched off for a model whose tokenizer adds it, or several tokens become one."""
+    first = put_before(tokenizer)
+    if not first:
+        return
+    words = tokenizer.convert_ids_to_tokens(first)
+    if mode is Bos.none:
         log.warning(
             "%s=none, but the model's tokenizer begins texts with %s: without it some models are far worse than they "
             "are; %s=tokenizer follows the tokenizer",
-            knob,
-            tokenizer.bos_token,
-            knob,
+            *(knob, "".join(words), knob),
+        )
+    elif mode in FOLLOWING and len(first) > 1:
+        log.warning(
+            "the model's tokenizer begins texts with %s, of which %s gives %s alone", "".join(words), knob, words[-1]
         )

@@ -1,9 +1,13 @@
 """Token windows: (N, L) slices of one long token stream."""
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram, WordLevel, WordPiece
 
 from svdexp.errors import UserError
 
@@ -16,14 +20,41 @@ def tokenize(text: str, tokenizer: Any, *, parse_special: bool = False) -> torch
 
     A special token that is written out in it is text like any other, unless `parse_special`.
     """
-    # mistral-common's tokenizers never parse them, and refuse to be told so.
-    told = {} if parse_special or not _parses_special(tokenizer) else {"split_special_tokens": True}
-    ids = tokenizer(text, add_special_tokens=False, verbose=False, **told)["input_ids"]
+    if parse_special or type(tokenizer).__name__ == "MistralCommonBackend":  # which never parses, and takes no orders
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    elif (plain := without_special(tokenizer)) is not None:
+        ids = plain.encode(text, add_special_tokens=False).ids
+    else:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _parses_special(tokenizer: Any) -> bool:
-    return type(tokenizer).__name__ != "MistralCommonBackend"
+@lru_cache(maxsize=2)
+def without_special(tokenizer: Any) -> Tokenizer | None:
+    """Where special tokens are words of the model, a copy of it in which no text has their names; else None.
+
+    Unigram and word models find a special token in a text as they find every word, told to split it or not.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, Unigram | WordLevel | WordPiece):
+        return None
+    state = json.loads(backend.to_str())
+    model, special = state["model"], set(tokenizer.all_special_tokens)
+    special |= {token["content"] for token in state["added_tokens"] if token["special"]}
+
+    def unheard(name: str) -> str:
+        return f"\ufdd0{name}" if name in special else name
+
+    for token in state["added_tokens"]:
+        token["content"] = unheard(token["content"])
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {unheard(name): index for name, index in vocabulary.items()}
+        model["unk_token"] = unheard(model["unk_token"])
+    else:
+        model["vocab"] = [[unheard(name), score] for name, score in vocabulary]
+    state["truncation"] = state["padding"] = state["post_processor"] = None
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def cut_windows(

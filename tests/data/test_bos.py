@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from svdexp.cache import Cache
 from svdexp.data import resolve_bos, tokenize, warn_without_bos
-from svdexp.data.bos import adds_bos
+from svdexp.data.bos import put_before
 from svdexp.errors import UserError
 from svdexp.evaluation import continuations, evaluate, measure_efficiency
 from svdexp.material import calibration_windows, evaluation_windows, training_windows
@@ -38,9 +38,45 @@ def adding(tokenizer: Any) -> Any:
     """The tokenizer, adding <s> of its own accord."""
     own = copy.deepcopy(tokenizer)
     own.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", BOS)])
-    assert adds_bos(own)
-    assert not adds_bos(tokenizer)
+    assert put_before(own) == [BOS]
+    assert put_before(tokenizer) == []
     return own
+
+
+def templated(tokenizer: Any, template: str) -> Any:
+    """The tokenizer, adding what the template has."""
+    own, words = copy.deepcopy(tokenizer), ["<s>", "</s>"]
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        template, special_tokens=[(word, own.convert_tokens_to_ids(word)) for word in words]
+    )
+    return own
+
+
+@pytest.mark.parametrize("bos", ["<s>", "</s>", None])
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [("$A", []), ("<s> $A", ["<s>"]), ("$A </s>", []), ("<s> $A </s>", ["<s>"]), ("</s> $A", ["</s>"])],
+)
+def test_what_stands_before_a_text_is_told_from_what_stands_behind_it(
+    tokenizer: Any, bos: str | None, template: str, before: list[str]
+) -> None:
+    own = templated(tokenizer, template)
+    own.bos_token = bos
+    ids = own.convert_tokens_to_ids(before)
+    assert put_before(own) == ids
+    begins = resolve_bos(Bos.tokenizer, own)
+    assert (begins.mode, begins.token) == ((Bos.every, ids[0]) if before else (Bos.none, None))
+
+
+def test_of_several_tokens_before_a_text_the_last_is_taken_and_the_others_are_warned_of(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = templated(tokenizer, "</s> <s> $A")
+    assert resolve_bos(Bos.tokenizer, own).token == BOS
+    warn_without_bos(Bos.every, own, "eval.bos")
+    assert not caplog.text
+    warn_without_bos(Bos.tokenizer, own, "eval.bos")
+    assert "begins texts with </s><s>, of which eval.bos gives <s> alone" in caplog.text
 
 
 def config_of(path: Path, **options: Any) -> Config:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PythonBackend
 
@@ -129,3 +130,36 @@ def test_special_tokens_in_a_text_are_text_for_fast_and_slow_tokenizers() -> Non
         assert own.convert_ids_to_tokens(found) == list("ab<unk>c")
         parsed = tokenize("ab<unk>c", own, parse_special=True)
         assert own.convert_ids_to_tokens(parsed) == ["a", "b", "<unk>", "c"]
+
+
+def unigram(words: PreTokenizer | None) -> PreTrainedTokenizerFast:
+    pieces = ["<unk>", "<s>", *"▁abc<>unks/", "ab", "▁ab"]
+    own = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=0))
+    own.pre_tokenizer = words
+    own.add_tokens([AddedToken("cc", special=False, normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", bos_token="<s>", pad_token="<pad>")
+
+
+def word_level() -> PreTrainedTokenizerFast:
+    own = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "a": 2}, unk_token="<unk>"))
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", bos_token="<s>")
+
+
+@pytest.mark.parametrize("words", [None, pre_tokenizers.Metaspace()], ids=["bare", "words"])
+def test_special_tokens_are_text_for_models_that_have_them_as_words(words: PreTokenizer | None) -> None:
+    own = unigram(words)
+    tokens = own.convert_ids_to_tokens(tokenize("ab<unk>cc<s>c x", own))
+    found = [token for token in tokens if token != "▁"]
+    assert found[found.index("<") :][:7] == [*"<unk>", "cc", "<"]  # other added tokens are what they were
+    assert found.count("<unk>") == 1  # of the unknown letter
+    assert "<s>" not in found
+    plain = "ab c a cc b"
+    assert tokenize(plain, own).tolist() == own(plain, add_special_tokens=False)["input_ids"]
+    assert "<s>" in own.convert_ids_to_tokens(tokenize("ab<s>", own, parse_special=True))
+
+
+def test_a_word_that_is_a_special_token_is_an_unknown_one() -> None:
+    own = word_level()
+    assert tokenize("a <s> a x", own).tolist() == [2, 0, 2, 0]
+    assert tokenize("a <s> a x", own, parse_special=True).tolist() == [2, 1, 2, 0]
