@@ -121,7 +121,10 @@ def objective(cfg: DictConfig) -> float | None:
         return None
     results = read_object(Path(HydraConfig.get().runtime.output_dir) / RESULTS)
     if not isinstance(results.get(key), int | float):
-        raise UserError(f"objective={key} is no figure in the run's results.json")
+        error = UserError(f"objective={key} is no figure in the run's results.json")
+        if HydraConfig.get().mode is RunMode.RUN:
+            end(error)
+        raise error
     return float(results[key])
 
 

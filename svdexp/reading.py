@@ -13,10 +13,13 @@ def parse_json(text: str, what: str) -> Any:
     """The value of a JSON text; `what` begins the sentence about a text that is none.
 
     Raises:
-        UserError: it is not JSON, or nested more deeply than Python follows.
+        UserError: it is not JSON, nested more deeply than Python follows, or has words that no file can hold.
     """
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character, which JSON can spell and nothing can write
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except ValueError as error:
         raise UserError(f"{what} is not JSON: {error}") from error
     except RecursionError as error:

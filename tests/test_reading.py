@@ -29,7 +29,8 @@ def test_what_is_read_from_files(tmp_path: Path) -> None:
         read_rows("arc_easy", path)
     (tmp_path / "config.json").write_text(DEEP)
     assert not is_compressed(tmp_path)
-    for text, sentence in (("[]", "is not an object"), ("{", "it is not JSON"), ("\xff", "it is not JSON")):
+    objects = [("[]", "is not an object"), *((text, "it is not JSON") for text in ("{", "\xff", '{"a": "\\ud800"}'))]
+    for text, sentence in objects:
         path.write_text(text)
         with pytest.raises(UserError, match=sentence):
             read_object(path)

@@ -13,6 +13,8 @@ from svdexp.schema import TargetsConfig, Traversal
 
 SECONDS = ("calibration", "factorisation", "allocation", "storage", "update", "training")
 FULL = asdict(TargetsConfig())  # what a run compresses unless it is told otherwise
+# Beginnings of columns that are made here, and not always; no run writes such keys.
+MADE = ("series", "speedup/", "model_bytes", "target_bytes", "ppl_bos/")
 # What may differ between two runs of one method that are not the same line of a picture.
 PARTS = ("weighting", "allocation", "update", "training", "storage", "traversal", "calibrated_on", "compresses")
 
@@ -34,7 +36,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    row = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    row = {key: value for key, value in record.items() if not (isinstance(value, dict | list) or key.startswith(MADE))}
     row.setdefault("traversal", Traversal.dense.value)  # older records do not say; few were anything else
     for part in GROUPS:
         row[part] = in_words(record[part], record.get(f"{part}_options") or {}) if record.get(part) else None

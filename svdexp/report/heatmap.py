@@ -56,6 +56,7 @@ class RankMap:
         return cls(projections, blocks, ranks, full, dense)
 
 
+@mpl.rc_context(LOOK)
 def rank_maps(maps: Mapping[str, RankMap | None], columns: int) -> Figure:
     """Small maps in reading order under their titles; None leaves a place empty.
 

@@ -54,7 +54,7 @@ def _section(title: str, kind: str, words: str, content: bytes) -> Section:
 
 def file_name(kind: str, model: str) -> str:
     """`ranks-llama-7b.png`; a model that no file can be called after gets digits, so that no two share a file."""
-    word = re.sub(r"[^\w.-]+", "_", model)[:LONGEST]
+    word = re.sub(r"[^\w.-]+", "_", model, flags=re.ASCII)[:LONGEST]
     digits = "" if word == model else f"-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
     return f"{kind}-{word}{digits}.png"
 

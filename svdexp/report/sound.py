@@ -1,6 +1,7 @@
 """What is wrong with a record that something else than a run wrote, or that was damaged: one reason, in words."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 NAMES = ("model", "method", "storage")
@@ -10,6 +11,7 @@ FIGURES = (
     *("ratio", "achieved_ratio", "target_bits", "params", "bytes", "seconds/", "peak_", "flops_per_token"),
     *("ppl", "acc/", "acc_", "tokens_per_second/", "speed_spread/"),
 )
+SIZES = ("target_bits", "params", "bytes")  # of these, it is positive
 # Keys whose value has keys of its own, and what the report reads of these.
 TABLES: Mapping[str, Mapping[str, type]] = {
     "calibration": {"text": str, "samples": int, "seq_len": int},
@@ -36,6 +38,8 @@ def fault(record: Any) -> str | None:
     for key, value in record.items():
         if key.startswith(FIGURES) and not _is_number(value):
             return f"{key} is no number"
+        if key.startswith(SIZES) and not 0 < value < inf:
+            return f"{key} is no size"
         if key in MAYBE and not isinstance(value, str | None):
             return f"{key} is no word"
         if key.endswith("_options") and not isinstance(value, dict | None):

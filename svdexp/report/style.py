@@ -31,6 +31,7 @@ LOOK: Any = {
     "lines.linewidth": 1.4,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names may hold dollars
 }
 DENSE: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1}
 # A value that lies above the axis, at its upper edge.

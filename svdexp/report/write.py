@@ -1,11 +1,13 @@
 """The report as files: a tidy table, Markdown with pictures, and one HTML page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from svdexp.disk import UnwritableError, whole_file
 from svdexp.errors import UserError
 from svdexp.published import published
 from svdexp.report import pictures
@@ -34,16 +36,23 @@ def write(records: Sequence[Record], gone: Sequence[Missing], target: Path) -> s
         for section in pictures.sections(str(model), rows, found, looks)
     ]
     sections = [*summary(frame, gone), *drawn, *details(records)]
+    files: dict[str, Callable[[Path], object]] = {
+        "results.csv": partial(frame.to_csv, index=False),
+        "results.parquet": partial(frame.to_parquet, index=False),
+        **{
+            picture.name: lambda path, png=picture.png: path.write_bytes(png)
+            for section in drawn
+            for picture in section.pictures
+        },
+        "report.md": lambda path: path.write_text(markdown(TITLE, sections)),
+        "report.html": lambda path: path.write_text(html(TITLE, sections)),
+    }
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(target / "results.csv", index=False)
-        frame.to_parquet(target / "results.parquet", index=False)
-        for picture in (picture for section in drawn for picture in section.pictures):
-            (target / picture.name).write_bytes(picture.png)
-        (target / "report.md").write_text(markdown(TITLE, sections))
-        (target / "report.html").write_text(html(TITLE, sections))
-    except OSError as error:
-        raise UserError(f"--to {target} cannot be written: {error.strerror or error}") from error
+        for name, put in files.items():
+            with whole_file(target / name) as path:
+                put(path)
+    except UnwritableError as error:
+        raise UserError(f"--to {target} cannot be written: {error.reason}") from error
     return f"{len(records)} runs, {len(gone)} cells without results: {target / 'report.html'}"
 
 

@@ -18,7 +18,7 @@ INCIDENTAL = (
 )
 
 
-LONGEST = 80  # characters of a word in a folder's name; file systems take 255 bytes in all
+LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 
 
 def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def cell_name(*words: object, _root_: DictConfig) -> str:
 
 def joined(*words: object) -> str:
     """The words as part of a folder's name: without what a file system or a shell minds, and not too long for it."""
-    return "_".join(re.sub(r"[^\w.+-]+", "-", str(word)).strip("-.")[:LONGEST] for word in words)
+    plain = (re.sub(r"[^\w.+-]+", "-", str(word)).strip("-.") for word in words)
+    return "_".join(word.encode()[:LONGEST].decode(errors="ignore") for word in plain)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from svdexp.compression import Compression
 from svdexp.disk import write_atomically
+from svdexp.errors import UserError
 from svdexp.reading import read_json, read_object
 from svdexp.sweeps import RESULTS, UNTRACKED
 from svdexp.tracking.depth import gamma_rows, learned_lines, spectrum_rows
@@ -13,6 +14,7 @@ from svdexp.tracking.layers import LayerRow, layer_rows
 from svdexp.tracking.record import Results
 
 LAYERS = "layers.json"
+REST = ("spectra", "learned", "gamma")  # what neither results.json nor layers.json has
 Rows = list[list[str | int | float]]
 
 
@@ -54,9 +56,11 @@ class Findings:
             UserError: a file of the run cannot be read.
         """
         rest = read_object(run_dir / UNTRACKED)
+        if rest.keys() != set(REST):
+            raise UserError(f"{run_dir / UNTRACKED} is not what a run leaves")
         return cls(results=read_object(run_dir / RESULTS), layers=read_json(run_dir / LAYERS), **rest)
 
     def leave(self, run_dir: Path) -> None:
         """Keep what results.json and layers.json do not have."""
-        rest = {"spectra": self.spectra, "learned": self.learned, "gamma": self.gamma}
+        rest = {key: getattr(self, key) for key in REST}
         write_atomically(run_dir / UNTRACKED, json.dumps(rest))

@@ -41,6 +41,9 @@ MALFORMED: list[tuple[str, str]] = [
             ({"protocol": {"x": []}}, "protocol is not what a run leaves"),
             ({"protocol": {"x": {"bos": True}}}, "protocol is not what a run leaves"),
             ({"training": {"distill": {}}}, "training is not what a run leaves"),
+            ({"target_bits_dense": 0}, "target_bits_dense is no size"),
+            ({"params_dense": float("inf")}, "params_dense is no size"),
+            ({"model": "\ud800"}, "results.json cannot be read: it is not JSON"),
         ]
     ),
 ]
@@ -116,6 +119,42 @@ def test_no_two_models_share_a_picture(tmp_path: Path) -> None:
         leave_cell(tmp_path / "runs" / str(index), "kron", 0.8, 1.0, model=name)
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
     assert len(list((tmp_path / "to").glob("ranks-*.png"))) == 3
+
+
+def test_names_that_pictures_would_read_as_formulas_or_files_cannot_hold(tmp_path: Path) -> None:
+    cell = leave_cell(tmp_path / "runs", "$a_$", 0.8, 1.0, model="模" * 100)
+    rows = json.loads((cell / "layers.json").read_text())
+    (cell / "layers.json").write_text(json.dumps([row | {"projection": "$x_$"} for row in rows]))
+    assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
+    assert len(list((tmp_path / "to").glob("*.png"))) == 5
+
+
+def test_keys_and_figures_that_no_run_leaves_do_not_end_the_report(tmp_path: Path) -> None:
+    others = {"series": "x", "speedup/decode": "x", "model_bytes": "x", "target_bytes_dense": []}
+    leave_cell(tmp_path / "runs", "svd", 0.8, 1.0, **others)
+    leave(tmp_path / "runs" / "old", ratio=0.8, **others)
+    cell = leave_cell(tmp_path / "runs", "kron", 0.8, 1.0)
+    rows = json.loads((cell / "layers.json").read_text())
+    (cell / "layers.json").write_text(json.dumps([rows[0] | {"energy_lost": float("inf")}, *rows[1:]]))
+    assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
+    assert len(survey([tmp_path / "runs"])[0]) == 3
+
+
+def test_a_report_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_cell(tmp_path / "runs", "kron", 0.8, 1.0)
+    target = tmp_path / "to"
+    target.mkdir()
+    (target / "report.md").write_text("before")
+
+    def half(path: Path, text: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:9])
+        full()
+
+    monkeypatch.setattr(module.Path, "write_text", half)
+    assert main([str(tmp_path / "runs"), "--to", str(target)]) == 1
+    assert (target / "report.md").read_text() == "before"
+    assert not list(target.glob(".*"))
 
 
 def record(**values: Any) -> dict[str, Any]:
