@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -38,7 +39,7 @@ def publish(config: ExportConfig) -> None:
     results = _results(run_dir)
     made_from = recorded_origin(run_dir, results, source)
     model, tokenizer = load(source, trust_remote_code=config.trust_remote_code)
-    ranks = _ranks(run_dir, model)
+    ranks = _ranks(run_dir, architecture_of(model), model.config)
     if config.format is Format.dense:
         merge(model)
     elif config.format is Format.gptq:
@@ -56,7 +57,7 @@ def add_card(config: Config, run_dir: Path) -> None:
     """Put the card that save=hf adds into a finished run's checkpoint."""
     folder = run_dir / "checkpoint"
     compressed, architecture = configuration(folder, config.model.trust_remote_code)
-    ranks = read_object(run_dir / "ranks.json")
+    ranks = _ranks(run_dir, architecture, compressed)
     describe(folder, compressed, architecture, ranks, _results(run_dir), origin(config.model))
 
 
@@ -99,20 +100,21 @@ def _results(run_dir: Path) -> Results | None:
     return found
 
 
-def _ranks(run_dir: Path, model: PreTrainedModel) -> Ranks:
-    """Those that the run left, which name dense layers, too; or those of the model.
+def _ranks(run_dir: Path, architecture: type[PreTrainedModel], config: PretrainedConfig) -> Ranks:
+    """Those that the run left, which name dense layers, too; or those of the checkpoint. As `describe` takes them.
 
     Raises:
         UserError: the run's file is not of this model.
     """
     path = run_dir / "ranks.json"
     if not path.is_file():
-        return {name: entry["rank"] for name, entry in model.config.svdexp["layers"].items()}
+        return {name: entry["rank"] for name, entry in config.svdexp["layers"].items()}
     ranks = read_object(path)
-    modules = dict(model.named_modules())
+    modules = dict(empty_model(architecture, config).named_modules())
     for name, rank in ranks.items():
-        right = name in modules and (rank is None or (type(rank) is int and rank >= 1))
-        require(right, f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}")
+        weight = getattr(modules.get(name), "weight", None)
+        is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
+        require(is_matrix and (rank is None or (type(rank) is int and rank >= 1)), f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}")
     return ranks
 
 

@@ -7,9 +7,10 @@ from safetensors import SafetensorError, safe_open
 
 from svdexp.errors import UserError
 from svdexp.models.elastic import FOLDER
-from svdexp.models.intake import INDEX, header_shapes, weight_files
+from svdexp.models.intake import INDEX, WEIGHTS, header_shapes, weight_files
 from svdexp.models.portable import modeling_svdexp, svdexp_layers
 from svdexp.reading import read_object
+from svdexp.schema import require
 
 TOKENIZER = "tokenizer_config.json"
 
@@ -18,7 +19,8 @@ def require_whole(folder: Path) -> None:
     """Raise UserError if a file of the checkpoint is missing, or one with tensors is shorter than its header says."""
     config = read_object(folder / "config.json")
     names = header_shapes(weight_files(folder)).keys()
-    if (folder / INDEX).is_file() and (gone := sorted(read_object(folder / INDEX)["weight_map"].keys() - names)):
+    indexed = not (folder / WEIGHTS).is_file()
+    if indexed and (gone := sorted(read_object(folder / INDEX)["weight_map"].keys() - names)):
         raise UserError(f"checkpoint {folder} lacks tensors that {INDEX} names, first {gone[0]}")
     for path in _others(folder, config):
         if not path.is_file():
@@ -37,7 +39,9 @@ def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
         yield folder / f"{str(reference).partition('.')[0]}.py"
     table = config.get("svdexp")
     elastic = table.get("elastic") if isinstance(table, dict) else None
-    for name in elastic["layers"] if elastic else ():
+    layers = elastic.get("layers") if isinstance(elastic, dict) else elastic
+    require(isinstance(layers, list | None), f"{folder / 'config.json'}: svdexp.elastic is no recipe")
+    for name in layers or ():
         yield folder / FOLDER / f"{name}.safetensors"
 
 

@@ -136,6 +136,8 @@ RECORD = {
         ("ranks.json", '{"elsewhere": 3}', r"ranks\.json does not belong .* elsewhere cannot have the rank 3"),
         ("ranks.json", '{"model.decoder.layers.0.fc1": "3"}', r"fc1 cannot have the rank 3"),
         ("ranks.json", '{"model.decoder.layers.0.fc1": 0}', r"fc1 cannot have the rank 0"),
+        ("ranks.json", '{"model.decoder.layers.0": 3}', r"layers\.0 cannot have the rank 3"),
+        ("ranks.json", '{"model.decoder.final_layer_norm": 3}', r"norm cannot have the rank 3"),
     ],
 )
 def test_malformed_files_of_a_run(name: str, content: str, sentence: str, tokenizer: Any, tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_a_checkpoint_that_is_asked_for_must_be_whole(
     assert is_finished(config(), tmp_path)
 
 
+def test_files_of_a_checkpoint_that_something_else_wrote_end_in_no_traceback(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    carry(tmp_path)
+    model, ranks = shrunk("opt", FactorStorage())
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(model, tokenizer, folder, ranks)
+    (folder / "model.safetensors.index.json").write_text("[]")  # which nothing reads beside model.safetensors
+    assert is_finished(config(save=Save.checkpoint), tmp_path)
+    table = json.loads((folder / "config.json").read_text())
+    for elastic in (5, {"layers": 5}, {"layers": {}}):
+        table["svdexp"]["elastic"] = elastic
+        (folder / "config.json").write_text(json.dumps(table))
+        assert not is_finished(config(save=Save.checkpoint), tmp_path)
+        assert "svdexp.elastic is no recipe" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize(("difference", "finished"), [("NaN", False), ("0.0", True), ("1e-6", True), ("null", True)])
 def test_a_verification_without_a_number_is_no_end(difference: str, finished: bool, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(f'{{"cell": "seed 0", "reload_max_logit_difference": {difference}}}')
