@@ -114,7 +114,10 @@ def _ranks(run_dir: Path, architecture: type[PreTrainedModel], config: Pretraine
     for name, rank in ranks.items():
         weight = getattr(modules.get(name), "weight", None)
         is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
-        require(is_matrix and (rank is None or (type(rank) is int and rank >= 1)), f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}")
+        require(
+            is_matrix and (rank is None or (type(rank) is int and rank >= 1)),
+            f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}",
+        )
     return ranks
 
 

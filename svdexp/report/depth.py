@@ -35,8 +35,8 @@ def error_by_depth(rows: pd.DataFrame, layers: Layers, looks: Mapping[str, Style
         for axis, ratio in zip(axes, ratios, strict=True):
             drawn: list[float] = []
             for name, part in having[having["ratio"] == ratio].groupby("series"):
-                found = {block: value for block, value in lost[part["folder"].iloc[-1]].items()}
-                found = {block: value for block, value in found.items() if 0 < value < inf}
+                said = lost[part["folder"].iloc[-1]]
+                found = {block: value for block, value in said.items() if 0 < value < inf}
                 look = pick(looks[str(name)], "color", "marker", "linestyle")
                 axis.plot(list(found), list(found.values()), label=str(name), markersize=3.5, linewidth=1, **look)
                 drawn += found.values()

@@ -54,7 +54,7 @@ def tokenizer_of(model: ModelConfig, cache: str | None) -> Any:
 
 def _kept_tokenizer(folder: Path) -> Any | None:
     """The tokenizer in `folder`, if there is one; what is damaged is removed, what cannot be read stays."""
-    if not folder.is_dir():
+    if not folder.is_dir() or not _opens(folder):
         return None
     try:
         for name in (
@@ -63,10 +63,6 @@ def _kept_tokenizer(folder: Path) -> Any | None:
         ):  # without the second one it would load without BOS or EOS
             (folder / name).read_bytes()
         return AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            log.warning("%s cannot be read, and is done without: %s", folder, error.strerror or error)
-            return None
     except Exception as error:  # damaged contents raise a dozen types
         log.debug("%s", error)
     _discard(folder)
@@ -93,7 +89,7 @@ def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> P
         made["rope"] = scaling
     folder = _folder(source, Path(config.cache), **made)
     kept = replace(config.model, path=str(folder), revision=None)
-    if folder.is_dir():
+    if folder.is_dir() and _opens(folder):
         try:
             model = load_model(kept, dtype, device)
             if model_fingerprint(model) == noted_weights(config, dtype):
@@ -112,6 +108,17 @@ def _folder(source: Source, cache: Path, **made: Any) -> Path:
     """Where a part of a GGUF file is kept, that was `made` so."""
     content = digest(Path(source.location) / str(source.gguf_file), cache / "contents")
     return cache / "converted" / identity(content=content, **made)
+
+
+def _opens(folder: Path) -> bool:
+    """Whether all files in `folder` can be opened; where one cannot, that says nothing of what is in it."""
+    try:
+        for path in filter(Path.is_file, folder.iterdir()):
+            path.open("rb").close()
+    except OSError as error:
+        log.warning("%s cannot be read, and is done without: %s", folder, error.strerror or error)
+        return False
+    return True
 
 
 def _discard(folder: Path) -> None:

@@ -18,6 +18,8 @@ from svdexp.schema import require, require_positive
 
 log = logging.getLogger(__name__)
 
+# A step may see an item more than once, where a paper's batch meets little text; beyond this it is a mistake.
+MOST_PASSES = 100
 # Per look at held-out text: the step, the mean loss since the last look, the held-out score.
 Curve = list[list[float]]
 
@@ -95,10 +97,15 @@ class Schedule:
         return apart
 
     def check(self, count: int, length: int) -> None:
-        """Raise UserError where `count` windows of `length` tokens are too few, or shorter than an item."""
-        self._apart(count)
+        """Raise UserError where `count` windows of `length` tokens are too few, also for a batch, or too short."""
+        apart = self._apart(count)
         item = self.item_length(length)
         require(item <= length, f"{self.knob}.seq_len={item} is longer than calibration.seq_len={length}")
+        items = (count - apart) * (length // item)
+        require(
+            self.batch <= MOST_PASSES * items,
+            f"{self.knob}.batch={self.batch} goes over all {items} items more than {MOST_PASSES} times a step",
+        )
 
     def steps_over(self, count: int) -> int:
         """How many steps there are with `count` items."""

@@ -102,6 +102,31 @@ def test_a_copy_without_the_files_rope_scaling_is_not_taken(
     assert [path.endswith(".gguf") for path in read] == [True, True, False]
 
 
+def closed(name: str) -> Any:
+    """A `Path.open` that opens no file of this name."""
+    plain = Path.open
+
+    def attempt(path: Path, *words: Any, **options: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *words, **options)
+
+    return attempt
+
+
+def test_a_copy_that_cannot_be_read_is_left_alone(
+    job: tuple[Config, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, read = job
+    expected = model_fingerprint(dense_model(config, torch.float32, CPU))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", closed("model.safetensors"))
+        assert model_fingerprint(dense_model(config, torch.float32, CPU)) == expected
+    assert "cannot be read, and is done without: Permission denied" in caplog.text
+    dense_model(config, torch.float32, CPU)
+    assert [path.endswith(".gguf") for path in read] == [True, True, False]
+
+
 TEXT = "rank 12 of  34\n  <|end|>  5"
 
 
@@ -157,7 +182,7 @@ def test_a_tokenizer_that_cannot_be_read_is_left_alone(
     expected = tokenizer_of(config, cache)
     (kept,) = Path(cache).rglob("tokenizer.json")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        patch.setattr(Path, "open", closed("tokenizer.json"))
         assert tokenizer_of(config, cache)(TEXT)["input_ids"] == expected(TEXT)["input_ids"]
     assert kept.is_file()
     tokenizer_of(config, cache)

@@ -87,9 +87,12 @@ def test_findings_come_back(tmp_path: Path) -> None:
     assert Findings.left_in(tmp_path) == found
 
 
-def test_findings_that_cannot_be_read_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("content", ["{", '{"spectra": [], "other": []}'])
+def test_findings_that_cannot_be_read_are_one_line(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tracker = Broken("finish")
-    (tmp_path / "untracked.json").write_text("{")
+    (tmp_path / "untracked.json").write_text(content)
     complete(tracker, NOTHING, tmp_path)
     assert [message.partition(": ")[0] for message in caplog.messages] == ["tracker"]
     assert tracker.calls == []

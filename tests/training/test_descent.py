@@ -128,3 +128,12 @@ def test_some_windows_are_held_out() -> None:
     assert len(Schedule(held_out=0.0).split(windows)[1]) == 1
     with pytest.raises(UserError, match="leaves none to learn from"):
         Schedule().split(windows[:1])
+
+
+def test_a_batch_is_not_far_larger_than_the_text() -> None:
+    """Before calibration, and before a step asks for more numbers than memory holds."""
+    Distill(batch=100 * 9 * 2, seq_len=12).check(10, 30)
+    Schedule(batch=32).check(4, 30)  # a paper's batch meets little text
+    for batch in (100 * 9 * 2 + 1, 10**15):
+        with pytest.raises(UserError, match=rf"method\.training\.distill\.batch={batch} goes over all 18 items"):
+            Distill(batch=batch, seq_len=12).check(10, 30)
