@@ -266,6 +266,23 @@ def test_a_tiny_models_memory_is_mostly_pythons_own(
     assert beside_tensors(llama, torch.device("cuda")) == 0
 
 
+def test_a_forecast_is_of_the_configured_run(
+    model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Stage] = []
+    monkeypatch.setattr("svdexp.estimate.forecast.render", lambda rows, *about: shown.extend(rows) or "")
+    words = [f"model.path={model_folder}", "ratio=0.3", "cache=null", "calibration.samples=5", "calibration.seq_len=48"]
+    config = validate(compose("config", words))
+    method = build_method(config)
+    layers, *_ = plan(llama, method, config.ratio, Targets())
+    forecast(config, method, llama, layers, [config.eval.windows or 1 for _ in config.eval.texts], torch.device("cpu"))
+    expected = rows_of(words, llama)
+    assert [(row.name, row.work) for row in shown] == [(row.name, row.work) for row in expected]
+    beside = {round(row.bytes - other.bytes) for row, other in zip(shown, expected, strict=True)}
+    assert len(beside) == 1
+    assert beside.pop() > 0
+
+
 def test_few_digits() -> None:
     assert [rounded(x) for x in (0, 0.001, 0.123, 9.96, 13.48, 1234)] == ["0", "< 0.01", "0.12", "10", "13", "1,200"]
     spoken = [duration(x) for x in (0.2, 12.3, 130, 5 * 3600, 20 * 86400)]

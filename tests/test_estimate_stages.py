@@ -8,14 +8,18 @@ import pytest
 from svdexp.allocation import EffectiveRank, Uniform
 from svdexp.calibration.statistics import Gram
 from svdexp.estimate.anatomy import workload_of
+from svdexp.estimate.compressed_path import compressed_path
 from svdexp.estimate.decomposition import decomposition
+from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage, stages
-from svdexp.estimate.work import Workload
+from svdexp.estimate.table import render
+from svdexp.estimate.work import Work, Workload, cost_of
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.structure import Targets, find_layers
 from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Traversal
 from svdexp.storage import ElasticStorage, FactorStorage
+from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
 
 METHOD = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
@@ -102,3 +106,54 @@ def test_speed_takes_prompts_and_steps(workload: Workload) -> None:
         return tokens * (2 * (MATRICES + 96 * 32) + 4 * tokens * 32 * BLOCKS)
 
     assert found == 3 * forward(8) + (2 * 4 + 4) * forward(32)
+
+
+def test_the_dense_model_sees_all_windows_without_its_head_in_one_batch(workload: Workload) -> None:
+    found = rows(workload)["calibration"]
+    assert found.work.model == WINDOWS * LENGTH * (2 * MATRICES + 4 * LENGTH * 32 * BLOCKS)
+    assert found.bytes == workload.model_bytes + GRAMS + WINDOWS * LENGTH * 2 * 4 * (32 + 48)
+
+
+def test_every_matrix_is_decomposed(workload: Workload) -> None:
+    found = rows(workload)["factorisation"].work
+    one_by_one = [decomposition(m, n, 0, 2, METHOD.numerics) for m, n in SHAPES]
+    assert found.eigen == BLOCKS * sum(work.eigen for work in one_by_one)
+    assert found.float64 == pytest.approx(BLOCKS * sum(work.float64 for work in one_by_one))
+
+
+def test_products_of_the_other_numerics() -> None:
+    """Of (3, 2) under C: its check and Cholesky factor n³/3 each, 2 m n² in W C or W S, then what goes back."""
+    assert decomposition(3, 2, 0, 2, Numerics.cholesky).float64 == pytest.approx(2 * 8 / 3 + 2 * 12 + 8)
+    assert decomposition(3, 2, 0, 2, Numerics.double_svd).float64 == pytest.approx(8 / 3 + 2 * 12 + 2 * 8)
+
+
+def test_seeing_compressed_inputs_takes_sums_of_the_windows_there_are(workload: Workload) -> None:
+    per_token = BLOCKS * (3 * 2 * 32**2 + 2 * 48**2)
+    assert compressed_path(workload, 4).float32 == 4 * LENGTH * per_token
+    assert compressed_path(workload, 100) == compressed_path(workload, WINDOWS)
+
+
+def test_texts_are_counted_together_and_in_batches(workload: Workload) -> None:
+    shape = EvalConfig(texts=[], seq_len=16, batch_size=2, efficiency=None)
+    found = {row.name: row for row in stages(workload, METHOD, shape, [3, 4], save=False, cached=True)}
+    assert found["evaluate_dense"].work == workload.forward(7, length=16, batch=2)
+    assert found["evaluate"].work == workload.forward(7, length=16, batch=2, compressed=True)
+    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    assert found["evaluate_dense"].bytes - workload.model_bytes == found["evaluate"].bytes - small
+
+
+def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) -> None:
+    parts = {"first": BlockRefine(steps=1, batch=2), "second": BlockRefine(steps=3, batch=2)}
+    one, other = (cost_of(part, workload) for part in parts.values())
+    found = rows(workload, replace(METHOD, training=parts))["training"]
+    assert found.work == one + other
+    assert found.work.model > max(one.model, other.model) > 0
+    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    assert found.bytes == workload.model_bytes + small + found.work.bytes
+
+
+def test_a_table_adds_times_up_and_keeps_the_largest_memory() -> None:
+    speed = Speed(model=1e12, float32=1e11, float64=1e10, eigen=1e9)
+    parts = [Stage("one", Work(model=3e12, float32=2e11), 3e9), Stage("two", Work(float64=3e10, eigen=4e9), 2e9)]
+    total = next(line for line in render(parts, speed, "a run").splitlines() if "total time" in line)
+    assert total.replace("│", " ").split()[-4:] == ["12", "s", "3.0", "GB"]
