@@ -40,12 +40,12 @@ def write(records: Sequence[Record], gone: Sequence[Missing], target: Path) -> s
         "results.csv": partial(frame.to_csv, index=False),
         "results.parquet": partial(frame.to_parquet, index=False),
         **{
-            picture.name: lambda path, png=picture.png: path.write_bytes(png)
+            picture.name: partial(Path.write_bytes, data=picture.png)
             for section in drawn
             for picture in section.pictures
         },
-        "report.md": lambda path: path.write_text(markdown(TITLE, sections)),
-        "report.html": lambda path: path.write_text(html(TITLE, sections)),
+        "report.md": partial(Path.write_text, data=markdown(TITLE, sections)),
+        "report.html": partial(Path.write_text, data=html(TITLE, sections)),
     }
     try:
         for name, put in files.items():
