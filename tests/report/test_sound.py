@@ -146,9 +146,9 @@ def test_a_report_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytes
     target.mkdir()
     (target / "report.md").write_text("before")
 
-    def half(path: Path, text: str) -> None:
+    def half(path: Path, data: str) -> None:
         with path.open("w") as file:
-            file.write(text[:9])
+            file.write(data[:9])
         full()
 
     monkeypatch.setattr(module.Path, "write_text", half)
