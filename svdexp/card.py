@@ -10,13 +10,14 @@ from svdexp.allocation import Ranks
 from svdexp.choices import GROUPS, modern, spoken
 from svdexp.markdown import code, fenced, in_line, table
 from svdexp.models.origin import Origin
+from svdexp.record import Record, Results, compared
+from svdexp.record import results as keys
 from svdexp.schema import Format
-from svdexp.tracking import Results, dense_key
-from svdexp.tracking.console import COUNTS, change, figure
+from svdexp.tracking.console import beside_dense, is_one_of
 
 BARS = "▁▂▃▄▅▆▇█"
 # What a model keeps, but for rounding, when its layers take another form.
-KEPT = ("ppl/", "acc/", "acc_norm/")
+KEPT = (keys.PPL, keys.ACC, keys.ACC_NORM)
 OTHERWISE = {
     Format.hf: "",
     Format.dense: "The compressed model was measured before its factors were multiplied out, which only rounds; "
@@ -71,7 +72,7 @@ def card(
         form: what the folder holds.
     """
     name = origin.name if origin else "a language model"
-    size = f" to {results['achieved_ratio']:.1%} of the bits of its compressed layers" if results else ""
+    size = f" to {keys.ACHIEVED_RATIO.of(results):.1%} of the bits of its compressed layers" if results else ""
     how = f"compressed{size} by low-rank factorisation of its linear layers with svdexp {__version__}"
     again = ", and multiplied out to its own size again" if form is Format.dense else ""
     parts = [
@@ -98,32 +99,35 @@ def _data(origin: Origin | None) -> str:
     return data.to_yaml()
 
 
-def _making(results: Results) -> str:
-    rows = [("method", results["method"]), *((key, said) for key in GROUPS if (said := spoken(results, key)))]
-    rows += [("kept, asked for", results["ratio"]), ("kept, achieved", f"{results['achieved_ratio']:.4f}")]
-    text = results["calibration"]
+def _making(results: Record) -> str:
+    rows: list[tuple[str, object]] = [("method", keys.METHOD.of(results))]
+    rows += [*((key, said) for key in GROUPS if (said := spoken(results, key)))]
+    rows += [("kept, asked for", keys.RATIO.of(results))]
+    rows += [("kept, achieved", f"{keys.ACHIEVED_RATIO.of(results):.4f}")]
+    text = keys.CALIBRATION.of(results)
     rows += [("calibration text", f"{text['text']}, {text['samples']} × {text['seq_len']} tokens, {text['sampling']}")]
-    rows += [("BOS in its windows", bos)] if (bos := results.get("calibration_bos")) else []
-    rows += [("layers", f"{key}: {value}") for key, value in results["targets"].items() if value]
-    rows += [("seed", results["seed"]), ("commit", results["commit"] or "an installed release")]
-    rows += [("versions", ", ".join(f"{package} {version}" for package, version in results["versions"].items()))]
-    asked = results.get("command")
+    rows += [("BOS in its windows", bos)] if (bos := keys.CALIBRATION_BOS.get(results)) else []
+    rows += [("layers", f"{key}: {value}") for key, value in keys.TARGETS.of(results).items() if value]
+    rows += [("seed", keys.SEED.of(results)), ("commit", keys.COMMIT.of(results) or "an installed release")]
+    rows += [("versions", ", ".join(f"{package} {version}" for package, version in keys.VERSIONS.of(results).items()))]
+    asked = keys.COMMAND.get(results)
     command = [] if asked is None else [fenced(f"python -m svdexp {asked}".rstrip())]
     return "\n\n".join(["## How it was made", *command, table([["", ""], *([str(c) for c in row] for row in rows)])])
 
 
-def _measured(results: Results, form: Format) -> str:
+def _measured(results: Record, form: Format) -> str:
     """Dense beside compressed; of another form than the one that was measured, what its numbers keep."""
     rows = [
-        [key, figure(results, key, dense_key), figure(results, key), change(key, results[dense_key(key)], value)]
-        for key, value in results.items()
-        if dense_key(key) in results and not key.startswith(COUNTS) and (form is Format.hf or key.startswith(KEPT))
+        beside_dense(results, key, dense)
+        for key, dense in compared(results).items()
+        if form is Format.hf or is_one_of(key, KEPT)
     ]
-    where = f"Measured in {results['dtype']} on {results['device']}, both models in one run. {OTHERWISE[form]}".strip()
+    where = f"Measured in {keys.DTYPE.of(results)} on {keys.DEVICE.of(results)}, both models in one run."
+    where = f"{where} {OTHERWISE[form]}".strip()
     texts = [
-        f"`ppl/{text}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}"
+        f"`{keys.PPL.at(text)}`: {how['windows']} windows of {how['seq_len']} tokens, {how['split']}, BOS {how['bos']}"
         f"{', special tokens parsed' if how.get('special_tokens') == 'parsed' else ''}."
-        for text, how in results.get("protocol", {}).items()
+        for text, how in (keys.PROTOCOL.get(results) or {}).items()
     ]
     measured = [table([["", "dense", "compressed", "change"], *rows])] if rows else []
     return "\n\n".join(["## Measured", *measured, in_line(" ".join([where, *texts]))])

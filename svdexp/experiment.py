@@ -28,6 +28,8 @@ from svdexp.models.origin import copy_texts, origin
 from svdexp.models.structure import Targets
 from svdexp.processes import Processes
 from svdexp.publish import describe
+from svdexp.record import Results
+from svdexp.record import results as keys
 from svdexp.schema import Config, Save
 from svdexp.stages import build, build_method
 from svdexp.sweeps import state_of
@@ -35,7 +37,7 @@ from svdexp.sweeps.cached import cached_stages
 from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock, forget_peak
-from svdexp.tracking import Findings, Log, NoTracker, Results, commit, layer_rows, record, show, tracked
+from svdexp.tracking import Findings, Log, NoTracker, commit, layer_rows, record, show, tracked
 from svdexp.verification import verify_checkpoint
 
 log = logging.getLogger(__name__)
@@ -91,24 +93,26 @@ def carry_out(
         if not main:
             return None
         compressed_says = continuations(model, tokenizer, prompts, config.eval.bos)
-    compressed["protocol"] = protocols(texts)
+    compressed |= keys.PROTOCOL.says(protocols(texts))
     if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1], config.model.trust_remote_code)
 
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
-        "cell": cell,
-        "calibration_bos": calibration_bos(config, tokenizer).mode.value,
-        "tasks": {exam.name: exam.describe() for exam in exams},
-        "generation": [
-            {"prompt": prompt, "dense": before, "compressed": after}
-            for prompt, before, after in zip(prompts, dense_says, compressed_says, strict=True)
-        ],
+        **keys.CELL.says(cell),
+        **keys.CALIBRATION_BOS.says(calibration_bos(config, tokenizer).mode.value),
+        **keys.TASKS.says({exam.name: exam.describe() for exam in exams}),
+        **keys.GENERATION.says(
+            [
+                {"prompt": prompt, "dense": before, "compressed": after}
+                for prompt, before, after in zip(prompts, dense_says, compressed_says, strict=True)
+            ]
+        ),
     }
     if config.save is not Save.none:
         made_from = origin(config.model, ask_the_hub=config.save is Save.hf)
-        results["origin"] = made_from.noted()
+        results |= keys.ORIGIN.says(made_from.noted())
         copy_texts(made_from, run_dir / "checkpoint")
         if config.save is Save.hf:
             dense_class = checkpoint.architecture_of(model)

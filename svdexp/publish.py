@@ -17,8 +17,8 @@ from svdexp.models.merge import merge
 from svdexp.models.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.models.structure import weight_of
 from svdexp.reading import read_object
+from svdexp.record import Results
 from svdexp.schema import Config, ExportConfig, Format, require
-from svdexp.tracking import Results
 
 log = logging.getLogger(__name__)
 

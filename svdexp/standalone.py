@@ -25,11 +25,13 @@ from svdexp.models import checkpoint
 from svdexp.models.behaviour import require_next_token
 from svdexp.models.loading import load_model, locate, resolve_device, resolve_dtype
 from svdexp.models.spreading import BALANCED, settled
+from svdexp.record import Results
+from svdexp.record import results as keys
 from svdexp.schema import EvaluateConfig, ModelConfig
 from svdexp.sweeps.converted import tokenizer_of
 from svdexp.sweeps.identity import identity_of
 from svdexp.timing import StageClock, forget_peak
-from svdexp.tracking import Results, circumstances, commit, identified, show_one
+from svdexp.tracking import circumstances, commit, identified, show_one
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> Results:
@@ -63,15 +65,12 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer, weights)
         said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
 
-    results: Results = {"cell": cell, **identified(config.model, weights), "eval": asdict(config.eval)}
+    results: Results = keys.CELL.says(cell) | identified(config.model, weights) | keys.EVAL.says(asdict(config.eval))
     results |= figures | circumstances(config.seed, run_dir, clock, model)
-    results |= {
-        "protocol": protocols(texts),
-        "tasks": {exam.name: exam.describe() for exam in exams},
-        "generation": [
-            {"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)
-        ],
-    }
+    results |= keys.PROTOCOL.says(protocols(texts)) | keys.TASKS.says({exam.name: exam.describe() for exam in exams})
+    results |= keys.GENERATION.says(
+        [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)]
+    )
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
     show_one(results)
     return results

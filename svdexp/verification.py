@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from svdexp.errors import UserError
 from svdexp.models import checkpoint
 from svdexp.models.spreading import is_spread, settled
-from svdexp.tracking import Results
+from svdexp.record import Results
+from svdexp.record.results import RELOAD
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def verify_checkpoint(
     # NaN fails the comparison as well.
     if not difference <= 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max()):
         raise RuntimeError(f"the model reloaded from {folder} gives other logits (largest difference {difference:g})")
-    return {"reload_max_logit_difference": difference}
+    return RELOAD.says(difference)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,10 +16,12 @@ from svdexp.cache import Cache, identity
 from svdexp.errors import UserError
 from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.evaluation.tasks.exam import quiet
+from svdexp.record import Record, Results
+from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE
 
 log = logging.getLogger(__name__)
 
-METRICS = ("acc", "acc_norm")
+METRICS = {"acc": (ACC, ACC_STDERR), "acc_norm": (ACC_NORM, ACC_NORM_STDERR)}  # by lm-eval's name
 LIKELIHOODS = "float32"
 REQUESTS = 16  # of about a hundred tokens each
 
@@ -33,7 +35,7 @@ def accuracies(
     cache: Cache,
     weights: str | None,
     what: str,
-) -> dict[str, Any]:
+) -> Results:
     """acc/TASK and acc_norm/TASK with acc_stderr/TASK, acc_norm_stderr/TASK and acc_rows/TASK, and acc/average.
 
     Args:
@@ -48,15 +50,15 @@ def accuracies(
     Raises:
         UserError: a log-likelihood is not finite.
     """
-    figures: dict[str, Any] = {}
+    figures: Results = {}
     for exam in exams:
         shelf = cache.shelf("accuracy", model=weights, device=model.device.type, **asked(exam, tokenizer))
         answers = shelf.remember("answers", partial(answer, model, tokenizer, exam, batch_size or REQUESTS))
         for metric, right in answers.items():
-            figures[f"{metric}/{exam.name}"] = right.mean().item()
-            figures[f"{metric}_stderr/{exam.name}"] = standard_error(right)
-        figures[f"acc_rows/{exam.name}"] = len(answers["acc"])
-        log.info("%s of the %s model: %.4f", exam.name, what, figures[f"acc/{exam.name}"])
+            shares, errors = METRICS[metric]
+            figures |= shares.says({exam.name: right.mean().item()}) | errors.says({exam.name: standard_error(right)})
+        figures |= ACC_ROWS.says({exam.name: len(answers["acc"])})
+        log.info("%s of the %s model: %.4f", exam.name, what, ACC.of(figures)[exam.name])
     return figures | average(figures)
 
 
@@ -119,13 +121,10 @@ def standard_error(right: torch.Tensor) -> float:
     return float(right.std()) / math.sqrt(len(right)) if len(right) > 1 else math.nan
 
 
-def average(figures: Mapping[str, Any]) -> dict[str, float]:
+def average(figures: Record) -> Results:
     """acc/average: the mean of the seven commonsense acc, each task counting once; nothing unless all are there."""
-    tasks = SUITES["commonsense"]
-    if not all(f"acc/{task}" in figures for task in tasks):
+    tasks, right, errors = SUITES["commonsense"], ACC.of(figures), ACC_STDERR.of(figures)
+    if not set(tasks) <= right.keys():
         return {}
-    errors = [figures[f"acc_stderr/{task}"] for task in tasks]
-    return {
-        "acc/average": sum(figures[f"acc/{task}"] for task in tasks) / len(tasks),
-        "acc_stderr/average": math.hypot(*errors) / len(tasks),
-    }
+    mean, error = sum(right[task] for task in tasks), math.hypot(*(errors[task] for task in tasks))
+    return ACC.says({AVERAGE: mean / len(tasks)}) | ACC_STDERR.says({AVERAGE: error / len(tasks)})

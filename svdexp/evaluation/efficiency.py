@@ -17,6 +17,8 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from svdexp.errors import UserError
 from svdexp.models.structure import stored_bytes
 from svdexp.progress import progress
+from svdexp.record import Results
+from svdexp.record.results import DECODE, FLOPS_PER_TOKEN, GENERATION_BYTES, LATENCY, PREFILL, SPEED, SPEED_SPREAD
 from svdexp.schema import EfficiencyConfig
 
 SAMPLING_SECONDS = 0.02
@@ -57,20 +59,14 @@ class Efficiency:
     cache_bytes: int
     flops: float
 
-    def figures(self) -> dict[str, float | int]:
+    def figures(self) -> Results:
         """Under their names in results.json."""
         return {
-            "tokens_per_second/prefill": self.prefill,
-            "tokens_per_second/decode": self.decode,
-            "speed_spread/prefill": self.prefill_spread,
-            "speed_spread/decode": self.decode_spread,
-            "latency_ms/first_token": self.first_token,
-            "latency_ms/p50": self.latency[0],
-            "latency_ms/p90": self.latency[1],
-            "latency_ms/p99": self.latency[2],
-            "generation_bytes/peak": self.peak_bytes,
-            "generation_bytes/kv_cache": self.cache_bytes,
-            "flops_per_token": self.flops,
+            **SPEED.says({PREFILL: self.prefill, DECODE: self.decode}),
+            **SPEED_SPREAD.says({PREFILL: self.prefill_spread, DECODE: self.decode_spread}),
+            **LATENCY.says(dict(zip(LATENCY.members, (self.first_token, *self.latency), strict=True))),
+            **GENERATION_BYTES.says({"peak": self.peak_bytes, "kv_cache": self.cache_bytes}),
+            **FLOPS_PER_TOKEN.says(self.flops),
         }
 
 

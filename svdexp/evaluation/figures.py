@@ -15,6 +15,8 @@ from svdexp.evaluation.perplexity import perplexity
 from svdexp.evaluation.tasks import Exam
 from svdexp.models.structure import stored_bytes
 from svdexp.processes import Processes
+from svdexp.record import Results
+from svdexp.record.results import BYTES, PARAMS, PPL, PPL_STDERR, PPL_TOKENS
 from svdexp.schema import Config, EvaluateConfig
 
 
@@ -27,7 +29,7 @@ def evaluate(
     exams: Sequence[Exam] = (),
     tokenizer: Any = None,
     weights: str | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Figures of one model: ppl/TEXT and acc/TASK, their standard errors and counts, those of `Efficiency`,
     params, bytes.
 
@@ -35,7 +37,7 @@ def evaluate(
     Tasks need the tokenizer. `weights` is the model's fingerprint, where it was taken already. Of processes that share
     the run, each measures its part of every text, and the main one all the rest.
     """
-    figures: dict[str, Any] = {}
+    figures: Results = {}
     if config.eval.efficiency:
         require_context(model.config, config.eval.efficiency)
     if weights is None and (texts or exams):
@@ -45,9 +47,9 @@ def evaluate(
         shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))
         bar = f"perplexity of the {what} model, {name}"
         found = kept_perplexity(model, text, config.eval.batch_size, bar, shelf)
-        figures[f"ppl/{name}"] = found["value"].item()
-        figures[f"ppl_stderr/{name}"] = found["stderr"].item()
-        figures[f"ppl_tokens/{name}"] = int(found["tokens"].item())
+        figures |= PPL.says({name: found["value"].item()})
+        figures |= PPL_STDERR.says({name: found["stderr"].item()})
+        figures |= PPL_TOKENS.says({name: int(found["tokens"].item())})
     if not Processes().main:
         return figures
     figures |= accuracies(
@@ -57,9 +59,7 @@ def evaluate(
         first = resolve_bos(config.eval.bos, tokenizer).token if tokenizer else None
         speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed, first)
         figures |= speed.figures()
-    figures["params"] = sum(p.numel() for p in model.parameters())
-    figures["bytes"] = stored_bytes(model)
-    return figures
+    return figures | PARAMS.says(sum(p.numel() for p in model.parameters())) | BYTES.says(stored_bytes(model))
 
 
 def kept_perplexity(

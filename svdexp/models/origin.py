@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from svdexp.errors import UserError
 from svdexp.models.loading import Source, locate
 from svdexp.reading import read_plain_yaml
+from svdexp.record.results import MODEL, ORIGIN
 from svdexp.schema import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -70,11 +71,11 @@ def recorded_origin(run_dir: Path, results: Mapping[str, Any] | None, checkpoint
     configured = read_plain_yaml(path) if path.is_file() else {}
     model = configured.get("model")
     model, results = model if isinstance(model, dict) else {}, results or {}
-    name = _word(results.get("model")) or _word(model.get("name"))
+    name = _word(MODEL.get(results)) or _word(model.get("name"))
     if name is None:
         return None
-    noted = results.get("origin")
-    if isinstance(noted, dict):
+    noted = ORIGIN.get(results)
+    if noted is not None:
         repository, licence = _repository(noted.get("repository")), _word(noted.get("licence"))
     else:  # a run of an earlier version
         repository, licence = _repository(model.get("path"), owned=True), None

@@ -1,7 +1,7 @@
 """Find what runs left: records, layers, and cells without a record."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 from svdexp.choices import modern
 from svdexp.errors import UserError
 from svdexp.reading import read_json
+from svdexp.record import results as keys
 from svdexp.report.models import labels
 from svdexp.report.sound import fault, layers_fault
 
-Record = dict[str, Any]
+Record = dict[str, object]  # a modern record with `folder` and `label`
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
         except UserError as error:
             gone.append(Missing(path.parent, str(error)))
             continue
-        if isinstance(record, dict) and "model" in record and not {"method", "ratio"} & record.keys():
+        if isinstance(record, dict) and is_evaluation(record):
             continue
         if reason := fault(record):
             gone.append(Missing(path.parent, f"results.json is malformed: {reason}"))
@@ -55,8 +56,13 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
         ended = f"; {len(gone)} cells have none, the first {gone[0].reason}" if gone else ""
         raise UserError(f"no results.json of a compression below {where}{ended}")
     labelled = [record | {"label": label} for record, label in zip(records, labels(records), strict=True)]
-    keys = ("label", "method", "storage", "allocation")
-    return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in keys), -r["ratio"])), gone
+    order = ("label", *(key.name for key in (keys.METHOD, keys.STORAGE, keys.ALLOCATION)))
+    return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in order), -keys.RATIO.of(r))), gone
+
+
+def is_evaluation(record: Mapping[str, object]) -> bool:
+    """Whether it is of a model that was measured as it is."""
+    return keys.MODEL.name in record and not {keys.METHOD.name, keys.RATIO.name} & record.keys()
 
 
 def missing(folders: Iterable[Path]) -> list[Missing]:

@@ -1,13 +1,14 @@
 """One tidy table: a row per run, a column per figure, and what the pictures need beside the record."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import pandas as pd
 
-from svdexp.choices import GROUPS, in_words
+from svdexp.choices import in_words
+from svdexp.record import results as keys
+from svdexp.record.kinds import Table
 from svdexp.report.collect import Record
 from svdexp.schema import TargetsConfig, Traversal
 
@@ -35,41 +36,67 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     return rows
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record) -> Record:
     row = {key: value for key, value in record.items() if not (isinstance(value, dict | list) or key.startswith(MADE))}
-    row.setdefault("traversal", Traversal.dense.value)  # older records do not say; few were anything else
-    for part in GROUPS:
-        row[part] = in_words(record[part], record.get(f"{part}_options") or {}) if record.get(part) else None
-    trained = record.get("training", {})
+    row.setdefault(keys.TRAVERSAL.name, Traversal.dense.value)  # older records do not say; few were anything else
+    for part, options in keys.PARTS.items():
+        chosen = part.get(record)
+        row[part.name] = in_words(chosen, options.get(record) or {}) if chosen else None
+    trained = keys.TRAINING.get(record) or {}
     said = [in_words(part.get("name", name), part["options"]) for name, part in trained.items()]
-    row["training"] = " + ".join(said) or None
-    row["seconds_to_compress"] = sum(record.get(f"seconds/{stage}", 0.0) for stage in SECONDS)
-    if {"params_dense", "target_bits", "target_bits_dense"} <= record.keys():
-        dense, kept, params = (record[key] for key in ("target_bits_dense", "target_bits", "params_dense"))
-        if dense > 16 * params:  # versions before 0.1 counted a float32 run's numbers as 32 bits
-            dense, kept = dense / 2, kept / 2
-        row |= {"model_bytes_dense": 2 * params, "target_bytes_dense": dense / 8}
-        row["model_bytes"] = row["model_bytes_dense"] - (dense - kept) / 8
-    row |= {f"ppl_bos/{text}": how.get("bos") for text, how in record.get("protocol", {}).items()}
-    tasks = [key for key in record if key.startswith("acc/") and key != "acc/average"]
-    for kind, prefix in {"acc_mean": "acc/", "acc_mean_dense": "acc_dense/"}.items():
-        values = [value for key in tasks if (value := record.get(key.replace("acc/", prefix))) is not None]
+    row[keys.TRAINING.name] = " + ".join(said) or None
+    row["seconds_to_compress"] = seconds_to_compress(record)
+    row |= sizes(record)
+    row |= {f"ppl_bos/{text}": how.get("bos") for text, how in (keys.PROTOCOL.get(record) or {}).items()}
+    tasks = tasks_among(record)
+    for kind, shares in {"acc_mean": keys.ACC.of(record), "acc_mean_dense": keys.ACC.of_dense(record)}.items():
+        values = [shares[task] for task in tasks if task in shares]
         row |= {kind: sum(values) / len(values)} if values else {}
-    row["tasks"] = ", ".join(sorted(key.removeprefix("acc/") for key in tasks)) or None
-    for phase in ("prefill", "decode"):
-        speed, dense = (record.get(f"tokens_per_second/{phase}{suffix}") for suffix in ("", "_dense"))
-        if speed and dense:
-            row[f"speedup/{phase}"] = speed / dense
-    return row | {"calibrated_on": _calibration(record.get("calibration")), "compresses": _targets(record)}
+    row["tasks"] = ", ".join(sorted(tasks)) or None
+    speeds, dense_speeds = keys.SPEED.of(record), keys.SPEED.of_dense(record)
+    for phase in keys.PHASES:
+        if (speed := speeds.get(phase)) and (dense_speed := dense_speeds.get(phase)):
+            row[f"speedup/{phase}"] = speed / dense_speed
+    return row | {"calibrated_on": _calibration(keys.CALIBRATION.get(record)), "compresses": _compresses(record)}
 
 
-def _calibration(part: Mapping[str, Any] | None) -> str | None:
+def sizes(record: Record) -> Record:
+    """The model's bytes and the targeted layers' at 16 bits; nothing where the record does not say."""
+    dense, kept = keys.TARGET_BITS.get_dense(record), keys.TARGET_BITS.get(record)
+    params = keys.PARAMS.get_dense(record)
+    if dense is None or kept is None or params is None:
+        return {}
+    # versions before 0.1 counted a float32 run's numbers as 32 bits
+    per_byte = 16 if dense > 16 * params else 8
+    whole = 2 * params
+    model = whole - (dense - kept) / per_byte
+    return {"model_bytes_dense": whole, "target_bytes_dense": dense / per_byte, "model_bytes": model}
+
+
+def seconds_to_compress(record: Record) -> float:
+    """Of all stages but loading, evaluation and saving."""
+    seconds = keys.SECONDS.of(record)
+    return sum(seconds.get(stage, 0.0) for stage in SECONDS)
+
+
+def tasks_among(columns: Iterable[str]) -> list[str]:
+    """The tasks whose accuracies are among keys; their average is none."""
+    return [task for task in keys.ACC.among(columns) if task != keys.AVERAGE]
+
+
+def _calibration(part: Table | None) -> str | None:
     return f"{part['text']} {part['samples']}×{part['seq_len']}" if part else None
 
 
-def _targets(record: Record) -> str:
+def targets(record: Record) -> Table:
+    """What the run compressed; older records do not say, and were whole."""
+    found = keys.TARGETS.get(record)
+    return FULL if found is None else found
+
+
+def _compresses(record: Record) -> str:
     """Empty for all linear layers of the blocks."""
-    changed = {key: value for key, value in record.get("targets", FULL).items() if value != FULL.get(key)}
+    changed = {key: value for key, value in targets(record).items() if value != FULL.get(key)}
     return " ".join(f"{key}={value}" for key, value in changed.items())
 
 

@@ -1,30 +1,30 @@
 """Which records are of one model: its weights decide, not its name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-TELLING = ("model_path", "model_revision", "dtype")
+from svdexp.record import Record
+from svdexp.record import results as keys
+
+TELLING = tuple(key.name for key in (keys.MODEL_PATH, keys.MODEL_REVISION, keys.DTYPE))
 UNKNOWN = "weights not recorded"
 
 
-def labels(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def labels(records: Sequence[Record]) -> list[str]:
     """Per record its model's name; where one name has several weights, with what tells them apart.
 
     That is the path, the revision or the number format, else the beginning of the weights' fingerprint. Older records
     have none: beside others of the name they stand apart, because nobody knows.
     """
-    found: dict[str, dict[str | None, list[Mapping[str, Any]]]] = {}
+    found: dict[str, dict[str | None, list[Record]]] = {}
     for record in records:
-        found.setdefault(record["model"], {}).setdefault(record.get("model_fingerprint"), []).append(record)
+        found.setdefault(keys.MODEL.of(record), {}).setdefault(keys.MODEL_FINGERPRINT.get(record), []).append(record)
     said = {name: _apart(of_weights) for name, of_weights in found.items()}
-    names = [said[record["model"]][record.get("model_fingerprint")] for record in records]
-    return [
-        f"{record['model']} ({words})" if words else record["model"]
-        for record, words in zip(records, names, strict=True)
-    ]
+    names = [keys.MODEL.of(record) for record in records]
+    words = [said[name][keys.MODEL_FINGERPRINT.get(record)] for name, record in zip(names, records, strict=True)]
+    return [f"{name} ({more})" if more else name for name, more in zip(names, words, strict=True)]
 
 
-def _apart(of_weights: Mapping[str | None, Sequence[Mapping[str, Any]]]) -> dict[str | None, str]:
+def _apart(of_weights: Mapping[str | None, Sequence[Record]]) -> dict[str | None, str]:
     """By fingerprint the words that no other one has; none where there is but one."""
     if len(of_weights) == 1:
         return dict.fromkeys(of_weights, "")

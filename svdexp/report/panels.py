@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from svdexp.record.results import ACC, ACC_ROWS, PPL, PPL_TOKENS
+from svdexp.report.frame import tasks_among
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -28,16 +31,16 @@ def perplexity_panels(rows: pd.DataFrame) -> list[Panel]:
     What was measured and is not a number counts as infinite.
     """
     panels = []
-    for key in sorted(key for key in rows if key.startswith("ppl/")):
-        text = key.removeprefix("ppl/")
-        counted = rows.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=rows.index)).notna()
+    for text in sorted(PPL.among(rows)):
+        key = PPL.at(text)
+        counted = rows.get(PPL_TOKENS.at(text), pd.Series(np.nan, index=rows.index)).notna()
         having = rows[rows[key].notna() | counted].fillna({key: np.inf})
-        counts = having.get(f"ppl_tokens/{text}", pd.Series(np.nan, index=having.index)).fillna(0)
+        counts = having.get(PPL_TOKENS.at(text), pd.Series(np.nan, index=having.index)).fillna(0)
         places = having.get(f"ppl_bos/{text}", pd.Series("none", index=having.index)).fillna("none")
         for (tokens, bos), part in having.groupby([counts, places]):
             title = f"{text}, {tokens:,.0f} tokens" if tokens else text
             title += f", BOS {bos}" if bos != "none" else ""
-            panels.append(Panel(title, key, f"ppl_dense/{text}", part))
+            panels.append(Panel(title, key, PPL.dense_at(text), part))
     return panels
 
 
@@ -49,11 +52,11 @@ def accuracy_panels(rows: pd.DataFrame) -> list[Panel]:
         count = str(tasks).count(",") + 1
         if count > 1:
             panels.append(Panel(f"mean of {count} tasks", "acc_mean", "acc_mean_dense", part))
-    for key in sorted(key for key in rows if key.startswith("acc/") and key != "acc/average"):
-        task = key.removeprefix("acc/")
+    for task in sorted(tasks_among(rows)):
+        key = ACC.at(task)
         asked = rows[rows[key].notna()]
-        counts = asked.get(f"acc_rows/{task}", pd.Series(np.nan, index=asked.index)).fillna(0)
+        counts = asked.get(ACC_ROWS.at(task), pd.Series(np.nan, index=asked.index)).fillna(0)
         for count, part in asked.groupby(counts):
             title = f"{task}, {count:,.0f} rows" if count else task
-            panels.append(Panel(title, key, f"acc_dense/{task}", part))
+            panels.append(Panel(title, key, ACC.dense_at(task), part))
     return panels

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from svdexp.record.results import DECODE, PREFILL
 from svdexp.report.curves import CLIP, Plot, ceiling, finite
 from svdexp.report.panels import Panel, perplexity_panels
 from svdexp.report.style import BEYOND, LOOK, Style, explain_beyond, grid, legend, log_axis, number, pick
 
-PHASES = ("decode", "prefill")
+PHASES = (DECODE, PREFILL)
 
 
 def front(speed: Sequence[float], perplexity: Sequence[float]) -> list[int]:

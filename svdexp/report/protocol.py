@@ -5,11 +5,12 @@ from typing import Any
 
 from svdexp.choices import eval_choice, own_parts, spoken
 from svdexp.published import EVALUATED, Figure
+from svdexp.record import results as keys
 from svdexp.report.collect import Record
 from svdexp.schema import Bos, SpecialTokens
 
 PARSED = SpecialTokens.parsed.value
-METHOD = ("weighting", "allocation", "update")
+METHOD = tuple(key.name for key in (keys.WEIGHTING, keys.ALLOCATION, keys.UPDATE))
 
 
 def differences(record: Record, figure: Figure) -> list[str]:
@@ -19,22 +20,23 @@ def differences(record: Record, figure: Figure) -> list[str]:
 
 def _of_method(record: Record) -> Iterator[str]:
     """A method whose parts were exchanged is not the one that was published under its name."""
-    own = own_parts(record["method"]) or {}
+    own = own_parts(keys.METHOD.of(record)) or {}
     for key in METHOD:
         if key in own and key in record and spoken(record, key) != own[key]:
             yield f"{key} {spoken(record, key)}, there {own[key]}"
-    if record.get("traversal", own.get("traversal")) != own.get("traversal"):
-        yield f"traversal {record['traversal']}, there {own.get('traversal')}"
-    if spoken(record, "storage") != record["storage"]:
-        yield f"storage {spoken(record, 'storage')}, there {record['storage']}"
-    if record.get("training"):
-        yield f"trained by {' and '.join(record['training'])}, there not"
+    here, there = keys.TRAVERSAL.get(record), own.get("traversal")
+    if keys.TRAVERSAL.name in record and here != there:
+        yield f"traversal {here}, there {there}"
+    if (storage := spoken(record, keys.STORAGE.name)) != keys.STORAGE.of(record):
+        yield f"storage {storage}, there {keys.STORAGE.of(record)}"
+    if trained := keys.TRAINING.get(record):
+        yield f"trained by {' and '.join(trained)}, there not"
 
 
 def _of_calibration(record: Record, figure: Figure) -> Iterator[str]:
     if not figure.calibration:
         return
-    here = record.get("calibration")
+    here = keys.CALIBRATION.get(record)
     if here is None:
         yield "calibration not recorded"
         return
@@ -47,7 +49,7 @@ def _of_calibration(record: Record, figure: Figure) -> Iterator[str]:
 def _of_evaluation(record: Record, figure: Figure) -> Iterator[str]:
     if figure.evaluation is None:
         return
-    protocol, asked = record.get("protocol", {}).get(figure.text), record.get("eval")
+    protocol, asked = (keys.PROTOCOL.get(record) or {}).get(figure.text), keys.EVAL.get(record)
     if protocol is None or asked is None:
         yield "protocol not recorded"
         return

@@ -1,22 +1,28 @@
 """What is wrong with a record that something else than a run wrote, or that was damaged: one reason, in words."""
 
 from collections.abc import Mapping
-from math import inf
 from typing import Any
 
-NAMES = ("model", "method", "storage")
-MAYBE = ("weighting", "allocation", "update", "traversal", "model_fingerprint")  # a word, or null
-# Keys of results.json that begin so have a number.
-FIGURES = (
-    *("ratio", "achieved_ratio", "target_bits", "params", "bytes", "seconds/", "peak_", "flops_per_token"),
-    *("ppl", "acc/", "acc_", "tokens_per_second/", "speed_spread/"),
+from svdexp.record import place
+from svdexp.record import results as keys
+from svdexp.record.keys import Entry
+from svdexp.record.kinds import is_number
+
+NAMES = (keys.MODEL, keys.METHOD, keys.STORAGE)
+# What the report reads, or puts in a column, of a record; another value of another kind is let alone.
+READ = (
+    *(keys.WEIGHTING, keys.ALLOCATION, keys.UPDATE, keys.TRAVERSAL, keys.MODEL_FINGERPRINT, *keys.PARTS.values()),
+    *(keys.ACHIEVED_RATIO, keys.TARGET_BITS, keys.PARAMS, keys.BYTES, keys.FLOPS_PER_TOKEN),
+    *(keys.PPL, keys.PPL_STDERR, keys.PPL_TOKENS, keys.ACC, keys.ACC_STDERR, keys.ACC_NORM, keys.ACC_NORM_STDERR),
+    *(keys.ACC_ROWS, keys.SPEED, keys.SPEED_SPREAD, keys.SECONDS),
+    *(keys.PEAK_RSS, keys.PEAK_RSS_BY_STAGE, keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE),
 )
-SIZES = ("target_bits", "params", "bytes")  # of these, it is positive
+SIZES = (keys.TARGET_BITS, keys.PARAMS, keys.BYTES)  # which are positive
 # Keys whose value has keys of its own, and what the report reads of these.
 TABLES: Mapping[str, Mapping[str, type]] = {
-    "calibration": {"text": str, "samples": int, "seq_len": int},
-    "eval": {},
-    "targets": {},
+    keys.CALIBRATION.name: {"text": str, "samples": int, "seq_len": int},
+    keys.EVAL.name: {},
+    keys.TARGETS.name: {},
 }
 
 PROTOCOL: Mapping[str, type] = {
@@ -31,23 +37,21 @@ def fault(record: Any) -> str | None:
     if not isinstance(record, dict):
         return "it is no table"
     for name in NAMES:
-        if not isinstance(record.get(name), str):
-            return f"{name} is no word"
-    if not _is_number(record.get("ratio")) or not 0 < record["ratio"] <= 1:
+        if name.get(record) is None:
+            return f"{name.name} is no {name.kind.name}"
+    ratio = keys.RATIO.get(record)
+    if ratio is None or not 0 < ratio <= 1:
         return "ratio is no kept fraction"
     for key, value in record.items():
-        if key.startswith(FIGURES) and not _is_number(value):
-            return f"{key} is no number"
-        if key.startswith(SIZES) and not 0 < value < inf:
+        entry = _read(key)
+        if entry and not entry.kind.fits(value):
+            return f"{key} is no {entry.kind.name}"
+        if entry in SIZES and not value > 0:
             return f"{key} is no size"
-        if key in MAYBE and not isinstance(value, str | None):
-            return f"{key} is no word"
-        if key.endswith("_options") and not isinstance(value, dict | None):
-            return f"{key} is no table"
     for key, inside in TABLES.items():
         if key in record and not _has(record[key], inside):
             return f"{key} is not what a run leaves"
-    for key, sound in {"protocol": _is_protocol, "training": _is_training}.items():
+    for key, sound in {keys.PROTOCOL.name: _is_protocol, keys.TRAINING.name: _is_training}.items():
         entries = record.get(key, {})
         if not isinstance(entries, dict) or not all(map(sound, entries.values())):
             return f"{key} is not what a run leaves"
@@ -62,10 +66,16 @@ def layers_fault(rows: Any) -> str | None:
         if not _has(row, dict.fromkeys(WORDS, str)) or not {"block", "rank"} <= row.keys():
             return "a layer is not what a run leaves"
         if not all(
-            value is None or _is_number(value) for key, value in row.items() if key not in ("name", "projection")
+            value is None or is_number(value) for key, value in row.items() if key not in ("name", "projection")
         ):
             return f"{row['name']} has words where numbers belong"
     return None
+
+
+def _read(key: str) -> Entry[Any] | None:
+    """The declaration of a key that the report reads; None of another."""
+    found = place(key)
+    return found.entry if found and found.entry in READ else None
 
 
 def _is_protocol(entry: Any) -> bool:
@@ -80,8 +90,3 @@ def _is_training(entry: Any) -> bool:
 
 def _has(table: Any, inside: Mapping[str, type]) -> bool:
     return isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in inside.items())
-
-
-def _is_number(value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    return whole or isinstance(value, float)

@@ -7,14 +7,20 @@ import pandas as pd
 
 from svdexp.choices import GROUPS, spoken
 from svdexp.published import Figure, Published
+from svdexp.record import error_key
+from svdexp.record import results as keys
 from svdexp.report.collect import Missing, Record
-from svdexp.report.frame import FULL, SECONDS
+from svdexp.report.frame import FULL, seconds_to_compress, targets
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.protocol import differences
 
 Rows = list[list[str]]
 
-FIXED = ("label", "method", "weighting", "allocation", "storage", "ratio", "achieved_ratio")
+FIXED = (
+    "label",
+    *(key.name for key in (keys.METHOD, keys.WEIGHTING, keys.ALLOCATION, keys.STORAGE)),
+    *(key.name for key in (keys.RATIO, keys.ACHIEVED_RATIO)),
+)
 # The tables of published figures: their titles, and whether they hold what was measured alike.
 PUBLISHED = {
     "Published figures of the same cells": True,
@@ -25,16 +31,15 @@ PARTS_SAID = ("method", "allocation", "storage")
 
 def every_run(records: Sequence[Record]) -> Rows:
     """One row a run."""
-    texts = sorted({key for record in records for key in record if key.startswith("ppl/")})
-    rows = [["model", *FIXED[1:], *texts, "seconds to compress", "peak RSS, GB"]]
+    texts = sorted({text for record in records for text in keys.PPL.among(record)})
+    rows = [["model", *FIXED[1:], *map(keys.PPL.at, texts), "seconds to compress", "peak RSS, GB"]]
     for record in records:
-        seconds = sum(record.get(f"seconds/{stage}", 0.0) for stage in SECONDS)
         rows.append(
             [
                 *(_said(record, key) for key in FIXED),
-                *(_cell(record.get(key)) for key in texts),
-                f"{seconds:.0f}",
-                f"{record['peak_rss_bytes'] / 1e9:.1f}" if "peak_rss_bytes" in record else "",
+                *(_cell(keys.PPL.of(record).get(text)) for text in texts),
+                f"{seconds_to_compress(record):.0f}",
+                "" if (peak := keys.PEAK_RSS.get(record)) is None else f"{peak / 1e9:.1f}",
             ]
         )
     return rows
@@ -53,8 +58,8 @@ def beside_published(records: Sequence[Record], known: Published, *, alike: bool
         if alike == bool(differing):
             continue
         numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in figure.footnotes]
-        error = record.get(f"ppl_stderr/{text}")
-        measured = _cell(record[f"ppl/{text}"]) + (f" ± {_cell(error)}" if error is not None else "")
+        error = keys.PPL_STDERR.of(record).get(text)
+        measured = _cell(keys.PPL.of(record)[text]) + (f" ± {_cell(error)}" if error is not None else "")
         cell = [_said(record, key) for key in ("label", *PARTS_SAID, "ratio")]
         said = [text, _protocol(record, text), measured, f"{figure.value:g}", figure.source, figure.protocol]
         rows.append([*cell, *said, *([] if alike else ["; ".join(differing)]), ", ".join(numbers)])
@@ -64,11 +69,11 @@ def beside_published(records: Sequence[Record], known: Published, *, alike: bool
 def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tuple[Record, str, Figure]]:
     """Every perplexity of a run with every published one of the same model, method, storage, ratio and text."""
     for record in records:
-        if record.get("targets", FULL) != FULL:  # a ratio of other layers
+        if targets(record) != FULL:  # a ratio of other layers
             continue
-        for key in sorted(key for key in record if key.startswith("ppl/")):
-            text = key.removeprefix("ppl/")
-            for figure in known.of(record["model"], record["method"], record["storage"], record["ratio"], "ppl", text):
+        model, method, storage = (key.of(record) for key in (keys.MODEL, keys.METHOD, keys.STORAGE))
+        for text in sorted(keys.PPL.among(record)):
+            for figure in known.of(model, method, storage, keys.RATIO.of(record), keys.PPL.name, text):
                 yield record, text, figure
 
 
@@ -81,7 +86,7 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
             for ratio, runs in sorted(panel.rows.groupby("ratio"), reverse=True):
                 run = runs.sort_values(panel.key).iloc[0].dropna()
                 value, accuracy = run[panel.key], run.get("acc_mean")
-                error = run.get(panel.key.replace("ppl/", "ppl_stderr/"))
+                error = run.get(error_key(panel.key))
                 dense, dense_accuracy = run.get(panel.dense_key), run.get("acc_mean_dense")
                 rows.append(
                     [
@@ -93,7 +98,7 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
                         f"{run['model_bytes'] / 1e6:,.0f}" if "model_bytes" in run else "",
                         f"{run['speedup/decode']:.2f}" if "speedup/decode" in run else "",
                         f"{run['seconds_to_compress']:,.0f}",
-                        f"{run['peak_rss_bytes'] / 1e9:.1f}" if "peak_rss_bytes" in run else "",
+                        f"{run[keys.PEAK_RSS.name] / 1e9:.1f}" if keys.PEAK_RSS.name in run else "",
                     ]
                 )
     return rows if len(rows) > 1 else []
@@ -108,7 +113,7 @@ def without_results(missing: Sequence[Missing]) -> Rows:
 
 def _protocol(record: Record, text: str) -> str:
     """How a perplexity was measured, in few words; runs of older versions do not say."""
-    found = record.get("protocol", {}).get(text)
+    found = (keys.PROTOCOL.get(record) or {}).get(text)
     if found is None:
         return ""
     special = f", special tokens {found['special_tokens']}" if "special_tokens" in found else ""

@@ -59,7 +59,7 @@ def write(records: Sequence[Record], gone: Sequence[Missing], target: Path) -> s
 def read_layers(records: Sequence[Record]) -> tuple[dict[str, list[dict[str, Any]]], list[Missing]]:
     """By a run's folder the rows of its layers, and the folders where these cannot be read."""
     found, damaged = {}, []
-    for folder in (record["folder"] for record in records):
+    for folder in (str(record["folder"]) for record in records):
         try:
             found[folder] = layers(Path(folder))
         except UserError as error:

@@ -23,13 +23,13 @@ from svdexp.disk import UnwritableError, write_atomically
 from svdexp.errors import UserError
 from svdexp.masking import masked_config, masked_words
 from svdexp.reading import read_object
+from svdexp.record.results import CELL, RELOAD
 from svdexp.schema import Config, EvaluateConfig, Save
 
 log = logging.getLogger(__name__)
 
 RESULTS, FAILED, LOCK, CARD = "results.json", "failed.json", ".lock", "README.md"
 UNTRACKED = "untracked.json"  # there as long as the tracker has not been told of the results
-VERIFIED = "reload_max_logit_difference"  # of results.json, where there is a checkpoint
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
 Decision = TypeVar("Decision")
@@ -156,13 +156,13 @@ def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
         results = {}
     from svdexp.sweeps.identity import identity_of  # imports torch
 
-    if results.get("cell") != identity_of(config):
+    if CELL.get(results) != identity_of(config):
         raise OccupiedError(
             f"{folder} holds results of another configuration, or of other contents of its files; "
             "choose another hydra.run.dir (in a sweep hydra.sweep.dir), or delete that folder"
         )
-    difference = results.get(VERIFIED, 0.0)
-    if isinstance(difference, float) and math.isnan(difference):
+    difference = RELOAD.get(results)  # there is one where there is a checkpoint
+    if difference is not None and math.isnan(difference):
         return False
     wanted, checkpoint = config.save if isinstance(config, Config) else Save.none, folder / "checkpoint"
     if wanted is not Save.none and not (checkpoint.is_dir() and is_whole(checkpoint)):

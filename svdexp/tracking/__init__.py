@@ -3,12 +3,13 @@
 Add a tracker with one file here, its YAML in conf/tracker/, and a line below.
 """
 
+from svdexp.record import Results
 from svdexp.tracking.console import show, show_one
 from svdexp.tracking.findings import Findings
 from svdexp.tracking.layers import layer_rows
 from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
-from svdexp.tracking.record import Results, circumstances, dense_key, identified, record
+from svdexp.tracking.record import circumstances, identified, record
 from svdexp.tracking.tracker import Log, Tracker, complete, tracked
 from svdexp.tracking.wandb_tracker import WandbTracker
 
@@ -22,7 +23,6 @@ __all__ = [
     "circumstances",
     "commit",
     "complete",
-    "dense_key",
     "identified",
     "layer_rows",
     "record",

@@ -8,10 +8,10 @@ from svdexp.compression import Compression
 from svdexp.disk import write_atomically
 from svdexp.errors import UserError
 from svdexp.reading import read_json, read_object
+from svdexp.record import Results
 from svdexp.sweeps import RESULTS, UNTRACKED
 from svdexp.tracking.depth import gamma_rows, learned_lines, spectrum_rows
 from svdexp.tracking.layers import LayerRow, layer_rows
-from svdexp.tracking.record import Results
 
 LAYERS = "layers.json"
 REST = ("spectra", "learned", "gamma")  # what neither results.json nor layers.json has

@@ -1,31 +1,21 @@
-"""The flat record of a run: results.json. Its keys are stable names that other tools may rely on."""
+"""The flat record of a run, as results.json has it."""
 
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from svdexp.choices import GROUPS, part_of
 from svdexp.compression import Compression
+from svdexp.record import Results, dense_key
+from svdexp.record import results as keys
+from svdexp.record.kinds import Trained
 from svdexp.schema import Config, ModelConfig
 from svdexp.timing import StageClock, peak_rss_bytes
 from svdexp.tracking.provenance import command, commit, versions
 from svdexp.training import Curve
-
-Results = dict[str, Any]
-
-
-def dense_key(key: str) -> str:
-    """Where the dense model's value of a figure stands.
-
-    `ppl/TEXT` → `ppl_dense/TEXT`, `params` → `params_dense`, and, because prefill and decode are parts of one
-    measurement, `tokens_per_second/decode` → `tokens_per_second/decode_dense`.
-    """
-    head, slash, tail = key.partition("/")
-    return f"{head}_dense/{tail}" if slash and head != "tokens_per_second" else f"{key}_dense"
 
 
 def record(
@@ -43,28 +33,23 @@ def record(
     ranked = [error for error in compression.errors.values() if error > 0]
     results: Results = {
         **identified(config.model, weights),
-        "method": config.method.name,
+        **keys.METHOD.says(config.method.name),
         **parts(config),
-        **{key: getattr(config.method, key) for key in ("traversal", "numerics", "sigma_fuse")},
-        "training": {
-            name: {
-                **asdict(part_of("method/training", config.method.training[name])),
-                "tokens": done.tokens,
-                "curve": without_nan(done.curve),
-            }
-            for name, done in compression.training.items()
-        },
-        "targets": asdict(config.targets),
-        "calibration": asdict(config.calibration),
-        "eval": asdict(config.eval),
-        "ratio": config.ratio,
-        "achieved_ratio": compression.achieved_ratio,
-        "target_bits": compression.bits,
-        "target_bits_dense": compression.dense_bits,
-        "left_dense": {reason: list(names) for reason, names in compression.left_dense.items()},
-        "damped_layers": len(damped),
-        "damping_max": max(damped, default=0.0),
-        "energy_lost_mean": sum(ranked) / len(ranked) if ranked else None,
+        **keys.TRAVERSAL.says(config.method.traversal),
+        **keys.NUMERICS.says(config.method.numerics),
+        **keys.SIGMA_FUSE.says(config.method.sigma_fuse),
+        **keys.TRAINING.says(trainings(config, compression)),
+        **keys.TARGETS.says(asdict(config.targets)),
+        **keys.CALIBRATION.says(asdict(config.calibration)),
+        **keys.EVAL.says(asdict(config.eval)),
+        **keys.RATIO.says(config.ratio),
+        **keys.ACHIEVED_RATIO.says(compression.achieved_ratio),
+        **keys.TARGET_BITS.says(compression.bits),
+        keys.TARGET_BITS.dense: compression.dense_bits,
+        **keys.LEFT_DENSE.says({reason: list(names) for reason, names in compression.left_dense.items()}),
+        **keys.DAMPED_LAYERS.says(len(damped)),
+        **keys.DAMPING_MAX.says(max(damped, default=0.0)),
+        **keys.ENERGY_LOST_MEAN.says(sum(ranked) / len(ranked) if ranked else None),
     }
     results |= compressed | {dense_key(key): value for key, value in dense.items()}
     return results | circumstances(config.seed, run_dir, clock, model)
@@ -73,40 +58,51 @@ def record(
 def identified(model: ModelConfig, weights: str) -> Results:
     """Which model: its name, where it came from, and the fingerprint of its weights in the format of the run."""
     return {
-        "model": model.name,
-        "model_path": model.path,
-        "model_revision": model.revision,
-        "model_fingerprint": weights,
+        **keys.MODEL.says(model.name),
+        **keys.MODEL_PATH.says(model.path),
+        **keys.MODEL_REVISION.says(model.revision),
+        **keys.MODEL_FINGERPRINT.says(weights),
     }
 
 
 def parts(config: Config) -> Results:
     """Of weighting, allocation, update and storage the choice by its name, and all options beside it."""
     said: Results = {}
-    for key, group in GROUPS.items():
-        values = config.storage if key == "storage" else getattr(config.method, key)
-        part = part_of(group, values) if values else None
-        said |= {key: part and part.name, f"{key}_options": part and dict(part.options)}
+    for key, options in keys.PARTS.items():
+        values = config.storage if key is keys.STORAGE else getattr(config.method, key.name)
+        part = part_of(GROUPS[key.name], values) if values else None
+        said |= key.says(part.name if part else None) | options.says(dict(part.options) if part else None)
     return said
+
+
+def trainings(config: Config, compression: Compression) -> dict[str, Trained]:
+    """By training the choice with its options, what it saw, and how it went."""
+    chosen = {name: part_of("method/training", config.method.training[name]) for name in compression.training}
+    return {
+        name: {
+            "name": chosen[name].name,
+            "options": chosen[name].options,
+            "tokens": done.tokens,
+            "curve": without_nan(done.curve),
+        }
+        for name, done in compression.training.items()
+    }
 
 
 def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrainedModel) -> Results:
     """What a run took, and what it ran on and with."""
-    results = {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
-    return (
-        results
-        | memory(clock)
-        | {
-            "device": device_name(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "seed": seed,
-            "commit": commit(),
-            "versions": versions(),
-            "command": command(),
-            "run_dir": str(run_dir),
-        }
-    )
+    return {
+        **keys.SECONDS.says(clock.seconds),
+        **memory(clock),
+        **keys.DEVICE.says(device_name(model.device)),
+        **keys.DTYPE.says(str(model.dtype).removeprefix("torch.")),
+        **keys.THREADS.says(torch.get_num_threads()),
+        **keys.SEED.says(seed),
+        **keys.COMMIT.says(commit()),
+        **keys.VERSIONS.says(versions()),
+        **keys.COMMAND.says(command()),
+        **keys.RUN_DIR.says(str(run_dir)),
+    }
 
 
 def without_nan(curve: Curve) -> list[list[float | None]]:
@@ -116,11 +112,9 @@ def without_nan(curve: Curve) -> list[list[float | None]]:
 
 def memory(clock: StageClock) -> Results:
     """Peak memory of the process and, on CUDA, of the fullest device: of the whole run and by stage."""
-    figures: Results = {"peak_rss_bytes": peak_rss_bytes()}
-    figures |= {f"peak_rss_bytes/{stage}": held for stage, held in clock.rss.items()}
+    figures = keys.PEAK_RSS.says(peak_rss_bytes()) | keys.PEAK_RSS_BY_STAGE.says(clock.rss)
     if any(clock.device.values()):
-        figures["peak_device_bytes"] = max(clock.device.values())
-        figures |= {f"peak_device_bytes/{stage}": held for stage, held in clock.device.items()}
+        figures |= keys.PEAK_DEVICE.says(max(clock.device.values())) | keys.PEAK_DEVICE_BY_STAGE.says(clock.device)
     return figures
 
 

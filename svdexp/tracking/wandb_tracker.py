@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.errors import UserError
+from svdexp.record.results import METHOD, RATIO, TRAINING
 from svdexp.schema import Config
 from svdexp.sweeps import UNTRACKED
 from svdexp.tracking.depth import over_depth
@@ -100,7 +101,7 @@ class WandbSession:
             self.run.summary.update({key: value for key, value in findings.results.items() if is_figure(value)})
             if findings.learned:
                 self.log_learning(findings)
-            for name, part in findings.results["training"].items():
+            for name, part in TRAINING.of(findings.results).items():
                 self.log_training(f"training/{name}", part["curve"])
             self.run.log(self.pictures(findings))
             self.log_files()
@@ -126,7 +127,7 @@ class WandbSession:
         ranks = RankMap.of(rows)
         if ranks.blocks:
             path = self.run_dir / "wandb" / "rank_map.png"
-            path.write_bytes(png(rank_maps({f"{results['method']} {results['ratio']:g}": ranks}, columns=1)))
+            path.write_bytes(png(rank_maps({f"{METHOD.of(results)} {RATIO.of(results):g}": ranks}, columns=1)))
             found["rank_map"] = wandb.Image(str(path))
         return found
 

@@ -42,7 +42,7 @@ MALFORMED: list[tuple[str, str]] = [
             ({"protocol": {"x": {"bos": True}}}, "protocol is not what a run leaves"),
             ({"training": {"distill": {}}}, "training is not what a run leaves"),
             ({"target_bits_dense": 0}, "target_bits_dense is no size"),
-            ({"params_dense": float("inf")}, "params_dense is no size"),
+            ({"params_dense": float("inf")}, "params_dense is no number"),
             ({"model": "\ud800"}, "results.json cannot be read: it is not JSON"),
         ]
     ),
