@@ -71,6 +71,15 @@ def tiny_model(name: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def overflow_at(model: PreTrainedModel, token: int) -> None:
+    """Let the model's hidden states be infinite wherever `token` stands; the weights are sound."""
+
+    def overflow(module: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output.masked_fill((args[0] == token)[..., None], torch.inf)
+
+    model.get_input_embeddings().register_forward_hook(overflow)
+
+
 @pytest.fixture(params=sorted(TINY))
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)

@@ -20,7 +20,7 @@ from svdexp.errors import UserError
 from svdexp.factorisation.activation import gate
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.storage import FactorStorage, RemapStorage, Storage
-from tests.conftest import tiny_model
+from tests.conftest import overflow_at, tiny_model
 from tests.two_processes import free_port, join_two
 
 QUICK = Learned(epochs=2, accumulation=2, sharpness=1.0, lr=60, lr_end=1, randomised=False, save_every=1)
@@ -232,7 +232,6 @@ def test_sequences_longer_than_the_windows_are_refused(llama: PreTrainedModel, w
 
 
 def test_a_loss_that_is_not_finite_is_an_error(llama: PreTrainedModel, windows: torch.Tensor) -> None:
-    with torch.no_grad():
-        llama.get_input_embeddings().weight[int(windows[2, 0])] = torch.inf
+    overflow_at(llama, int(windows[2, 0]))
     with pytest.raises(UserError, match=r"calibration: the output of .* is not finite"):
         replace(QUICK, accumulation=6)(budget_of(llama), evidence_of(llama, windows))

@@ -20,6 +20,7 @@ from svdexp.models.checkpoint import unlabel
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
+from tests.conftest import overflow_at, tiny_model
 
 
 def recorded_moments(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -114,8 +115,6 @@ def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedMode
     outcome = {}
     for traversal in Traversal:
         torch.manual_seed(0)
-        from tests.conftest import tiny_model
-
         model = tiny_model("llama_gqa")
         method = Method("x", InputMoment(), Uniform(), FactorStorage(), traversal=traversal)
         compress(model, windows, method, 0.5, cache=Cache())
@@ -130,7 +129,7 @@ def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedMode
 def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     token = int(windows[4, 3])
     assert token not in windows[:4]
-    llama.get_input_embeddings().weight[token] = torch.inf
+    overflow_at(llama, token)
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj .* window [34]"):
         collect(llama, find_layers(llama, Targets()), windows, ["gram"])
 
