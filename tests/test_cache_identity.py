@@ -18,6 +18,7 @@ from svdexp.method import Method
 from svdexp.models.structure import Targets
 from svdexp.schema import Numerics, Traversal
 from svdexp.storage import FactorStorage, RTNStorage
+from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
 
 WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
@@ -71,6 +72,14 @@ def test_blockwise_results_belong_to_their_ranks(windows: torch.Tensor, tmp_path
     for ratio in (0.5, 0.4):
         alone = weights(windows, method, Cache(), ratio)
         assert alike(weights(windows, method, Cache(tmp_path), ratio), alone)
+
+
+def test_trained_factors_belong_to_those_that_training_starts_from(windows: torch.Tensor, tmp_path: Path) -> None:
+    method = replace(WHITENED, training={"block_refine": BlockRefine(steps=1, batch=2)})
+    for ratio, weighting in ((0.5, InputMoment()), (0.4, InputMoment()), (0.5, Identity())):
+        other = replace(method, weighting=weighting)
+        alone = weights(windows, other, Cache(), ratio)
+        assert alike(weights(windows, other, Cache(tmp_path), ratio), alone), (ratio, weighting)
 
 
 def test_no_sensitivity_meets_that_of_other_layers(windows: torch.Tensor, tmp_path: Path) -> None:
