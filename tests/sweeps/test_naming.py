@@ -74,7 +74,7 @@ def test_long_names_fit_a_file_system() -> None:
     long = name(f"model.path=/some/{'x' * 250}")
     assert len(long) < 255
     assert long != name(f"model.path=/some/{'x' * 251}")
-    assert len(name(f"model.name={'模' * 200}").encode()) < 255
+    assert len(name(f"model.name='{'模' * 200}'").encode()) < 255
 
 
 def test_hydra_knows_the_resolver() -> None:

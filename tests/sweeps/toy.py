@@ -27,6 +27,7 @@ def job(config: Config, run_dir: Path) -> None:
     if config.seed == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.seed == 9:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background may not have
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.5)
     if config.ratio == 1:
