@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svdexp.checkpoints.checkpoint import load
     from svdexp.compress import compress
-    from svdexp.models.checkpoint import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "compress", "load"]
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "load":
-        from svdexp.models.checkpoint import load
+        from svdexp.checkpoints.checkpoint import load
 
         return load
     raise AttributeError(f"module 'svdexp' has no attribute {name!r}")

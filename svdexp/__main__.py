@@ -1,6 +1,6 @@
 """Command line: `python -m svdexp [key=value …]`, with all that Hydra offers (--help, --cfg job, --multirun)."""
 
-import svdexp.interruption  # noqa: F401
+import svdexp.runtime.interruption  # noqa: F401
 
 # isort: split
 import sys
@@ -9,9 +9,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from svdexp.command import cli, config_dir, guarded, objective, sibling
+from svdexp.cells import UNTRACKED, lacks_card
+from svdexp.cells.guard import cli, config_dir, guarded, objective, sibling
 from svdexp.schema import Config, validate
-from svdexp.sweeps import UNTRACKED, lacks_card
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> float | None:
 
 def job(config: Config, run_dir: Path) -> None:
     """The run, or its preview, or what a finished run lacks."""
-    from svdexp.experiment import preview, run  # after validation: importing torch takes seconds
-    from svdexp.publish import add_card
+    from svdexp.export.publish import add_card
+    from svdexp.runs.compression import preview, run  # after validation: importing torch takes seconds
 
     if config.dry_run:
         preview(config, run_dir)
@@ -37,7 +37,7 @@ def job(config: Config, run_dir: Path) -> None:
 def tell_tracker(config: Config, run_dir: Path) -> None:
     """Let the tracker have the figures of a finished run, if it was not told."""
     if (run_dir / UNTRACKED).is_file() and not sibling():
-        from svdexp.stages import build  # importing torch takes seconds
+        from svdexp.method import build  # importing torch takes seconds
         from svdexp.tracking import complete
 
         complete(build(config.tracker, "tracker"), config, run_dir)

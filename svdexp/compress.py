@@ -9,15 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Ranks, Whole, allocate, fixed_ranks
-from svdexp.cache import Cache
 from svdexp.calibration.usage import left_dense
-from svdexp.compression import Compression
-from svdexp.errors import UserError
-from svdexp.job import Job
+from svdexp.checkpoints.checkpoint import label
+from svdexp.checkpoints.elastic import Elastic, Recipe
+from svdexp.engine.result import Compression
+from svdexp.engine.steps import Job
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
-from svdexp.models.checkpoint import label
-from svdexp.models.elastic import Elastic, Recipe
 from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import (
     Layer,
@@ -28,10 +26,12 @@ from svdexp.models.structure import (
     other_stacks,
     shared_layers,
 )
-from svdexp.processes import Processes
+from svdexp.runtime.clock import StageClock
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage
-from svdexp.timing import StageClock
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Command line: `python -m svdexp.evaluate path=MODEL [eval=full …]` measures a model as it is, without compressing."""
 
-import svdexp.interruption  # noqa: F401
+import svdexp.runtime.interruption  # noqa: F401
 
 # isort: split
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from svdexp.command import cli, config_dir, guarded
+from svdexp.cells.guard import cli, config_dir, guarded
 from svdexp.schema import EvaluateConfig, validate_evaluation
 
 
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
 
 def job(config: EvaluateConfig, run_dir: Path) -> None:
     """The evaluation."""
-    from svdexp.standalone import run  # after validation: importing torch takes seconds
+    from svdexp.runs.evaluation import run  # after validation: importing torch takes seconds
 
     run(config, run_dir)
 

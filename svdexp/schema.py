@@ -3,7 +3,7 @@
 Hydra merges the YAML files of conf/ and the command line into `Config`, which rejects misspelt keys and
 wrong types. `__post_init__` checks ranges and rules across fields; OmegaConf runs it in `validate`. The
 parts of a method (weighting, allocation, storage, …) are dataclasses that live beside their mathematics;
-`svdexp.stages.build` checks their options against those.
+`svdexp.method.build` checks their options against those.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from svdexp.errors import UserError
-from svdexp.models.naming import name_of
+from svdexp.runtime.errors import UserError, require, require_positive, require_ratio, require_seed, require_tokens
+from svdexp.runtime.model_names import name_of
 
 OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
-LARGEST_SEED = 2**32 - 1  # numpy's; and seeds are multiplied before torch gets them, which takes 64 bits
 LARGEST_INTEGER = 2**63 - 1
 
 
@@ -107,32 +106,6 @@ class Format(StrEnum):
     gptq = "gptq"  # quantised factors in AutoGPTQ's layout, for GPTQModel's kernels
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Raise UserError with `sentence` unless `condition` holds."""
-    if not condition:
-        raise UserError(sentence)
-
-
-def require_positive(knob: str, value: float) -> None:
-    """Raise UserError unless `value` is at least 1."""
-    require(value >= 1, f"{knob} must be at least 1, not {value}")
-
-
-def require_tokens(knob: str, length: int) -> None:
-    """Raise UserError unless something of `length` tokens has a next token to predict."""
-    require(length >= 2, f"{knob} must be at least 2, not {length}")
-
-
-def require_ratio(ratio: float) -> None:
-    """Raise UserError unless `ratio` is in (0, 1]."""
-    require(0 < ratio <= 1, f"ratio is the kept fraction of the compressed layers, 0 < ratio <= 1, not {ratio:g}")
-
-
-def require_seed(seed: int) -> None:
-    """Raise UserError unless every generator takes `seed`."""
-    require(0 <= seed <= LARGEST_SEED, f"seed must be from 0 to {LARGEST_SEED}, not {seed}")
-
-
 def require_integers(values: Any, knob: str) -> None:
     """Raise UserError for an integer in nested `values` that has no 64 bits to fit in, as tensors and files want it."""
     inside: Mapping[Any, Any] = {}
@@ -149,19 +122,6 @@ def require_integers(values: Any, knob: str) -> None:
 def spelt_out(separator: str) -> str:
     """`separator` with real line breaks and tabs: command lines can hardly hold them."""
     return separator.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def fill(part: type, values: Mapping[str, Any], knob: str) -> Any:
-    """The dataclass `part` with the options in `values`, as `knob` names them.
-
-    Raises:
-        UserError: misspelt or missing option, wrong type, or value out of range.
-    """
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
-    except OmegaConfBaseException as error:
-        key = f".{error.key}" if error.key is not None else ""
-        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass

@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Ranks, Uniform
-from svdexp.cache import Cache
 from svdexp.calibration.hooks import input_hooks
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.conftest import tiny_model

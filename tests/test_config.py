@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from svdexp.command import config_dir
-from svdexp.errors import UserError
+from svdexp.cells.guard import config_dir
+from svdexp.method import build_method
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, validate, validate_evaluation
-from svdexp.stages import build_method
 
 CONF = Path(config_dir())
 GROUPS = {

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from svdexp.allocation import Uniform
-from svdexp.cache import Cache
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model

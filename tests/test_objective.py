@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from svdexp.command import objective
-from svdexp.errors import UserError
+from svdexp.cells.guard import objective
+from svdexp.runtime.errors import UserError
 
 
 @pytest.fixture

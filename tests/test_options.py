@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from svdexp.allocation import Budget, Evidence, GlobalLoss, Uniform
-from svdexp.cache import Cache
 from svdexp.compress import compress
 from svdexp.factorisation import Identity
 from svdexp.method import Method
 from svdexp.models.structure import Targets
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import SigmaFuse
 from svdexp.storage import FactorStorage, GPTQStorage
 from svdexp.training import BlockRefine

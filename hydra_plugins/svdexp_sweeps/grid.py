@@ -7,10 +7,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 
-from svdexp.errors import UserError
-from svdexp.masking import masked_config
-from svdexp.schema import require
-from svdexp.sweeps import HeldError, wait_for
+from svdexp.cells import HeldError, wait_for
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.masking import masked_config
 
 
 class Grid(BasicSweeper):

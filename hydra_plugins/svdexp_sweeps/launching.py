@@ -13,11 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from svdexp.errors import UserError
+from svdexp.cells import UNTRACKED, is_finished, note_failure
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, validate, validate_evaluation
-from svdexp.sweeps import UNTRACKED, is_finished, note_failure
 
-log = logging.getLogger("svdexp.sweeps")
+log = logging.getLogger("svdexp.cells")
 
 
 @dataclass

@@ -18,10 +18,9 @@ from omegaconf import DictConfig
 
 from hydra_plugins.svdexp_sweeps.grid import error_of
 from hydra_plugins.svdexp_sweeps.launching import Cell, launch_unfinished, log
-from svdexp.command import BUSY
-from svdexp.errors import UserError
-from svdexp.schema import require, require_positive
-from svdexp.sweeps import FAILED, HeldError, said_by
+from svdexp.cells import FAILED, HeldError, said_by
+from svdexp.cells.guard import BUSY
+from svdexp.runtime.errors import UserError, require, require_positive
 
 
 class LocalGpus(Launcher):

@@ -13,8 +13,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf
 
 from hydra_plugins.svdexp_sweeps.launching import Cell, launch_unfinished, log
-from svdexp.errors import UserError
-from svdexp.schema import require
+from svdexp.runtime.errors import UserError, require
 
 # Seconds between two questions to SLURM whether a job is alive; submitit's own grow to ten minutes. Results that are
 # there are seen at once.

@@ -13,9 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation.curves import RankCurves
-from svdexp.cache import Shelf
-from svdexp.errors import UserError
-from svdexp.schema import require_positive
+from svdexp.runtime.errors import UserError, require_positive
+from svdexp.runtime.shelves import Shelf
 from svdexp.storage import NUMBER_BITS, Storage, whole_bits
 
 # Module name → rank; None does not factorise the matrix: it stays dense, or whole in a form of the storage.

@@ -25,10 +25,10 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
-from svdexp.estimate.work import Work, Workload
 from svdexp.models.structure import find_blocks, hidden_states, split_arguments
-from svdexp.progress import progress
-from svdexp.schema import require, require_positive
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import require, require_positive
+from svdexp.runtime.progress import progress
 
 # The paper's grid for α.
 ALPHAS = [step / 10 for step in range(11)]

@@ -18,7 +18,7 @@ from typing import ClassVar
 from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
 from svdexp.allocation.spectra import effective_rank
 from svdexp.models.structure import matches
-from svdexp.schema import require
+from svdexp.runtime.errors import require
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks
-from svdexp.errors import UserError
 from svdexp.models.structure import matches
+from svdexp.runtime.errors import UserError
 
 
 def fixed_ranks(patterns: Mapping[str, int | None], shapes: Mapping[str, tuple[int, int]]) -> Ranks:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from svdexp import reading
 from svdexp.allocation.budget import Budget, Evidence, Ranks
-from svdexp.errors import UserError
+from svdexp.runtime import reading
+from svdexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from svdexp.allocation.budget import Budget, Evidence, Ranks
 from svdexp.allocation.from_file import read_object
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 GAMMA_TOKENS = 2048
 

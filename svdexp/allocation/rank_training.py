@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +14,15 @@ from transformers import PreTrainedModel
 from svdexp.allocation.budget import Budget
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
-from svdexp.cache import Shelf
-from svdexp.data.order import batch_of
-from svdexp.errors import UserError
+from svdexp.allocation.rank_schedule import RankSchedule
+from svdexp.descent.gradients import mean_gradient
+from svdexp.descent.order import batch_of
 from svdexp.factorisation.activation import changed_outputs, soft_truncate
-from svdexp.gradients import mean_gradient
 from svdexp.models.structure import checkpointed_blocks
-from svdexp.processes import Processes
-from svdexp.progress import progress
-
-if TYPE_CHECKING:
-    from svdexp.allocation.learned import Learned
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +30,14 @@ log = logging.getLogger(__name__)
 AVERAGED = 0.25
 
 
-class Training:
+class RankTraining:
     """One run of gradient descent on γ; every step is a function of the state before it and of its number.
 
     Several processes (accelerate launch, torchrun) share the sequences of each step.
     """
 
     def __init__(
-        self, options: "Learned", budget: Budget, model: PreTrainedModel, sequences: torch.Tensor, seed: int
+        self, options: RankSchedule, budget: Budget, model: PreTrainedModel, sequences: torch.Tensor, seed: int
     ) -> None:
         self.options, self.budget, self.model, self.sequences, self.seed = options, budget, model, sequences, seed
         self.names = list(budget.shapes)

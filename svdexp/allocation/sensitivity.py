@@ -29,9 +29,9 @@ import torch
 from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
 from svdexp.allocation.spectra import stable_rank
 from svdexp.allocation.trial import trial_perplexity
-from svdexp.estimate.work import Work, Workload
-from svdexp.progress import progress
-from svdexp.schema import require, require_positive
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import require, require_positive
+from svdexp.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class SensitivityMetric(StrEnum):
     stable_rank = "stable_rank"  # how widely the layer's energy is spread
 
 
-class Cut(NamedTuple):
+class Candidate(NamedTuple):
     """One layer at one candidate ratio."""
 
     sensitivity: float
@@ -111,17 +111,17 @@ class Sensitivity(Aligned):
             trials += 1 + cuts.bit_length()
         return workload.forward(trials * min(self.windows, workload.windows))
 
-    def _measure(self, budget: Budget, evidence: Evidence) -> list[Cut]:
+    def _measure(self, budget: Budget, evidence: Evidence) -> list[Candidate]:
         if self.metric is SensitivityMetric.stable_rank:
             spread = {name: math.sqrt(stable_rank(evidence.spectra[name])) for name in budget.shapes}
-            return [Cut(spread[name] * ratio**-0.1, name, ratio) for name in spread for ratio in self.candidates]
+            return [Candidate(spread[name] * ratio**-0.1, name, ratio) for name in spread for ratio in self.candidates]
         about = {"candidates": self.candidates, "windows": self.windows, "align": budget.rank_align}
         shelf = evidence.shelf("sensitivity", **about, **evidence.made_with)
         cuts = []
         for name in progress(list(budget.shapes), "sensitivity"):
             found = shelf.remember(name, partial(self._trials, budget, evidence, name))
             cuts += [
-                Cut(value, name, ratio)
+                Candidate(value, name, ratio)
                 for value, ratio in zip(found["perplexity"].tolist(), self.candidates, strict=True)
             ]
         return cuts
@@ -134,7 +134,7 @@ class Sensitivity(Aligned):
         ]
         return {"perplexity": torch.tensor(values, dtype=torch.float64)}
 
-    def _meet_target(self, budget: Budget, evidence: Evidence, cuts: Sequence[Cut], target: float) -> Ranks:
+    def _meet_target(self, budget: Budget, evidence: Evidence, cuts: Sequence[Candidate], target: float) -> Ranks:
         def fails(count: int) -> bool:
             ranks = budget.fixed | ranks_of(budget, cuts[:count])
             value = trial_perplexity(evidence, ranks, evidence.windows[: self.windows])
@@ -145,7 +145,7 @@ class Sensitivity(Aligned):
         return ranks_of(budget, cuts[: bisect_left(range(1, len(cuts) + 1), True, key=fails)])
 
 
-def meet_budget(budget: Budget, cuts: Sequence[Cut]) -> Ranks:
+def meet_budget(budget: Budget, cuts: Sequence[Candidate]) -> Ranks:
     """The fewest of the sorted `cuts` that meet the budget; what they leave goes to the most sensitive layers."""
     counts = range(len(cuts) + 1)
     # Every further cut makes the model smaller or leaves it alone, so bisection is exact.
@@ -157,7 +157,7 @@ def meet_budget(budget: Budget, cuts: Sequence[Cut]) -> Ranks:
     return budget.fill(ranks, sorted(chosen, key=lambda name: chosen[name].sensitivity, reverse=True))
 
 
-def ranks_of(budget: Budget, cuts: Sequence[Cut]) -> Ranks:
+def ranks_of(budget: Budget, cuts: Sequence[Candidate]) -> Ranks:
     """Each layer at the smallest ratio among `cuts`, or dense where there is none."""
     taken = _taken(cuts)
     return {name: rank_at(budget, name, taken[name].ratio) if name in taken else None for name in budget.shapes}
@@ -169,13 +169,13 @@ def rank_at(budget: Budget, name: str, ratio: float) -> int | None:
     return ladder.rank(max(0, ladder.affordable(ratio * budget.dense(name))))
 
 
-def _taken(cuts: Sequence[Cut]) -> dict[str, Cut]:
-    taken: dict[str, Cut] = {}
+def _taken(cuts: Sequence[Candidate]) -> dict[str, Candidate]:
+    taken: dict[str, Candidate] = {}
     for cut in cuts:
         if cut.name not in taken or cut.ratio < taken[cut.name].ratio:
             taken[cut.name] = cut
     return taken
 
 
-def _smallest(budget: Budget, cuts: Sequence[Cut]) -> dict[str, float]:
+def _smallest(budget: Budget, cuts: Sequence[Candidate]) -> dict[str, float]:
     return {name: cut.ratio * budget.dense(name) for name, cut in _taken(cuts).items()}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from svdexp.allocation.budget import Budget, Ranks, SpectralEvidence
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Command line: `python -m svdexp.bench` prints every ratio. Above 1 means that svdexp's way is faster."""
 
-from svdexp.interruption import interruptible
+from svdexp.runtime.interruption import interruptible
 
 # isort: split
 import argparse

@@ -10,13 +10,13 @@ import torch
 from svdexp.allocation import GlobalLoss
 from svdexp.bench.stacks import SMALL, random_model
 from svdexp.bench.timing import Row, speedup
-from svdexp.cache import Cache
 from svdexp.calibration.statistics import Gram
 from svdexp.compress import compress
 from svdexp.factorisation import Metric, TwoSided, decompose
 from svdexp.method import Method
+from svdexp.runtime.clock import StageClock
+from svdexp.runtime.shelves import Cache
 from svdexp.storage import FactorStorage
-from svdexp.timing import StageClock
 
 # q, o, k, v, gate, up, down of SmolLM2-135M
 BLOCK = [(576, 576), (576, 576), (192, 576), (192, 576), (1536, 576), (1536, 576), (576, 1536)]

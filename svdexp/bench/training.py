@@ -7,9 +7,9 @@ from torch import nn
 
 from svdexp.bench.stacks import DEMO, compressed, random_model
 from svdexp.bench.timing import Row, speedup
-from svdexp.gradients import mean_gradient
+from svdexp.descent.gradients import mean_gradient
 from svdexp.models.structure import Targets, find_layers
-from svdexp.processes import Processes
+from svdexp.runtime.processes import Processes
 from svdexp.training import Distill, Student
 
 KEPT, TOKENS = 0.6, 512

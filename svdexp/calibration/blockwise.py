@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import Collector, shared_inputs
 from svdexp.calibration.statistics import Statistics
-from svdexp.errors import UserError
 from svdexp.models.structure import Layer, hidden_states, named_blocks, split_arguments
-from svdexp.progress import progress
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.progress import progress
 
 
 class BlockwiseStatistics:

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.cache import Shelf
 from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_inputs
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
-from svdexp.errors import UserError
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.structure import Layer
-from svdexp.processes import Processes
-from svdexp.progress import progress
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Shelf
 
 
 class StatisticsSource(Protocol):

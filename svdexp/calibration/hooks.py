@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
-from svdexp.errors import UserError
 from svdexp.models.structure import Layer
-from svdexp.processes import Processes
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
 
 
 @contextmanager

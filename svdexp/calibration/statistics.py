@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from svdexp.processes import Processes
+from svdexp.runtime.processes import Processes
 
 # What one layer's calibration yields: statistic name → tensor. Layers fed by one tensor share the tensors.
 Statistics = Mapping[str, torch.Tensor]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Bos
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 SEED = 0
 Encode = Callable[[str], torch.Tensor]

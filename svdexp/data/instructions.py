@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from svdexp.errors import UserError
-from svdexp.reading import parse_json
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.reading import parse_json
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 # So many tokens in a row are a passage; equal texts of other origin hardly ever have as many.
 PASSAGE = 64

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.data.instructions import Row, plain_rows
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

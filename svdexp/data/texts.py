@@ -7,7 +7,7 @@ from pathlib import Path
 
 from svdexp.data.instructions import Row, parse_rows, plain_rows
 from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, pydoc_path, read_file
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 # What stands for the user's own files among the texts; they are read by their paths.
 FILES = Text("files", lambda split: [], "all", ("all",))

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel, WordPiece
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 # Tokens that go through the model at once: enough to keep a device busy, little enough for any memory.
 TOKENS_PER_BATCH = 2048

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.calibration.hooks import shared_inputs
-from svdexp.estimate.work import Workload
 from svdexp.models.structure import Layer, find_blocks, is_linear, stored_bytes, weight_of
+from svdexp.models.work import Workload
 
 
 def workload_of(

@@ -8,10 +8,10 @@ from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.calibration.hooks import needs_of_gradients, needs_of_inputs
 from svdexp.calibration.statistics import GradientStatistic, InputStatistic
 from svdexp.data.windows import TOKENS_PER_BATCH
-from svdexp.estimate.work import Work, Workload
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.structure import Layer
+from svdexp.models.work import Work, Workload
 from svdexp.schema import Traversal
 
 META = torch.device("meta")

@@ -4,8 +4,8 @@ import torch
 
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.calibration.hooks import needs_of_gradients, needs_of_inputs
-from svdexp.estimate.work import Work, eigh_flops, svd_flops
 from svdexp.factorisation import Weighting
+from svdexp.models.work import Work, eigh_flops, svd_flops
 from svdexp.schema import Numerics
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.estimate.work import Work, eigh_flops
+from svdexp.models.work import Work, eigh_flops
 
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
 PRODUCT = {"cpu": 1024, "cuda": 4096}

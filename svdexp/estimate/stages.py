@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
-from svdexp.estimate.work import Work, Workload, cost_of
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.structure import Layer
+from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import EvalConfig, Traversal
 from svdexp.storage import ElasticStorage, largest_rank
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, identity
-from svdexp.errors import UserError
 from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.evaluation.tasks.exam import quiet
 from svdexp.record import Record, Results
 from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache, identity
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from svdexp.errors import UserError
 from svdexp.models.structure import stored_bytes
-from svdexp.progress import progress
 from svdexp.record import Results
 from svdexp.record.results import DECODE, FLOPS_PER_TOKEN, GENERATION_BYTES, LATENCY, PREFILL, SPEED, SPEED_SPREAD
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.progress import progress
 from svdexp.schema import EfficiencyConfig
 
 SAMPLING_SECONDS = 0.02

@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache, Shelf, fingerprint, model_fingerprint
 from svdexp.data import resolve_bos
 from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import measure_efficiency, require_context
 from svdexp.evaluation.passage import Passage
 from svdexp.evaluation.perplexity import perplexity
 from svdexp.evaluation.tasks import Exam
+from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import stored_bytes
-from svdexp.processes import Processes
 from svdexp.record import Results
 from svdexp.record.results import BYTES, PARAMS, PPL, PPL_STDERR, PPL_TOKENS
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.shelves import Cache, Shelf, fingerprint
 from svdexp.schema import Config, EvaluateConfig
 
 

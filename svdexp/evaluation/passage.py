@@ -24,12 +24,12 @@ from svdexp.data import (
     tokenize,
     with_first,
 )
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Cut, EvalConfig, SpecialTokens
 
 
 @dataclass(frozen=True)
-class Protocol:
+class TextProtocol:
     """All that a perplexity depends on beside the model, as results.json says it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Passage:
 
     windows: torch.Tensor
     scored: torch.Tensor
-    protocol: Protocol
+    protocol: TextProtocol
 
     def __len__(self) -> int:
         """How many windows."""
@@ -89,7 +89,7 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
     windows = _windows(name, part, rows, separator, tokenizer, bos)
     stride = (part.stride or body) if part.cut_of(name) is Cut.contiguous else None
     scored = scored_tokens(len(windows), part.seq_len, stride or part.seq_len)
-    protocol = Protocol(
+    protocol = TextProtocol(
         preset=part.name,
         dataset=dataset_of(name, part.files),
         split=split_of(name, Split.evaluation, reading),

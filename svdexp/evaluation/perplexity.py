@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.data import batch_windows, batches, scored_tokens
-from svdexp.errors import UserError
-from svdexp.processes import Processes
-from svdexp.progress import progress
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

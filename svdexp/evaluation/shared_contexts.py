@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from svdexp.data.windows import TOKENS_PER_BATCH
-from svdexp.progress import progress
+from svdexp.runtime.progress import progress
 
 # lm-eval's ((context, continuation), context tokens, continuation tokens)
 Request = tuple[tuple[str, str], list[int], list[int]]

@@ -2,7 +2,6 @@
 
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Diagonal, FisherRows, Identity, InputMoment, Metric, TwoSided, Weighting
-from svdexp.factorisation.workbench import Workbench
 
 __all__ = [
     "Decomposition",
@@ -13,6 +12,5 @@ __all__ = [
     "Metric",
     "TwoSided",
     "Weighting",
-    "Workbench",
     "decompose",
 ]

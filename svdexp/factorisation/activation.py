@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdexp.errors import UserError
 from svdexp.factorisation.differentiable_svd import TruncatedSVD
+from svdexp.runtime.errors import UserError
 
 # Components beyond the rank that are computed at the paper's sharpness β = 10.
 MARGIN = 5

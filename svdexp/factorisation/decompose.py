@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.errors import UserError
 from svdexp.factorisation.solvers import solve
 from svdexp.factorisation.weighting import Metric
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Numerics, SigmaFuse
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from svdexp.calibration import Statistics
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from svdexp.errors import UserError
 from svdexp.models.structure import find_blocks, hidden_states, named_blocks, split_arguments
+from svdexp.runtime.errors import UserError
 
 TOKENS = 16
 # Of the largest gradient: below is what rounding in a convolution by Fourier transforms leaves of a zero.

@@ -7,7 +7,7 @@ from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
 from transformers import PreTrainedModel
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 BALANCED = "balanced"
 

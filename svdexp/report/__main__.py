@@ -6,7 +6,7 @@ it beside the measured one, and a third those that were measured otherwise, with
 read is named and left out. With --to, writes tables and pictures instead (docs/report.md).
 """
 
-from svdexp.interruption import interruptible
+from svdexp.runtime.interruption import interruptible
 
 # isort: split
 import argparse
@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdexp.errors import UserError
-from svdexp.markdown import numbered, table
-from svdexp.published import published
 from svdexp.report.collect import Missing, Record, survey
+from svdexp.report.published import published
 from svdexp.report.tables import PUBLISHED, beside_published, every_run, without_results
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.markdown import numbered, table
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdexp.choices import modern
-from svdexp.errors import UserError
-from svdexp.reading import read_json
+from svdexp.cells.choices import modern
 from svdexp.record import results as keys
 from svdexp.report.models import labels
 from svdexp.report.sound import fault, layers_fault
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.reading import read_json
 
 Record = dict[str, object]  # a modern record with `folder` and `label`
 

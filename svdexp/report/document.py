@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from svdexp.markdown import in_line, numbered, table
 from svdexp.report.tables import Rows
+from svdexp.runtime.markdown import in_line, numbered, table
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from svdexp.choices import in_words
+from svdexp.cells.choices import in_words
 from svdexp.record import results as keys
 from svdexp.record.kinds import Table
 from svdexp.report.collect import Record

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from svdexp.choices import eval_choice, own_parts, spoken
-from svdexp.published import EVALUATED, Figure
+from svdexp.cells.choices import eval_choice, own_parts, spoken
 from svdexp.record import results as keys
 from svdexp.report.collect import Record
+from svdexp.report.published import EVALUATED, Figure
 from svdexp.schema import Bos, SpecialTokens
 
 PARSED = SpecialTokens.parsed.value

@@ -5,14 +5,14 @@ from math import isfinite
 
 import pandas as pd
 
-from svdexp.choices import GROUPS, spoken
-from svdexp.published import Figure, Published
+from svdexp.cells.choices import GROUPS, spoken
 from svdexp.record import error_key
 from svdexp.record import results as keys
 from svdexp.report.collect import Missing, Record
 from svdexp.report.frame import FULL, seconds_to_compress, targets
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.protocol import differences
+from svdexp.report.published import Figure, Published
 
 Rows = list[list[str]]
 

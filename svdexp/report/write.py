@@ -7,15 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from svdexp.disk import UnwritableError, whole_file
-from svdexp.errors import UserError
-from svdexp.published import published
 from svdexp.report import pictures
 from svdexp.report.collect import Missing, Record, layers
 from svdexp.report.document import Section, html, markdown
 from svdexp.report.frame import tidy
+from svdexp.report.published import published
 from svdexp.report.style import styles
 from svdexp.report.tables import PUBLISHED, beside_published, best_per_ratio, every_run, without_results
+from svdexp.runtime.disk import UnwritableError, whole_file
+from svdexp.runtime.errors import UserError
 
 TITLE = "svdexp: report"
 

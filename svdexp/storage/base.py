@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Layer
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same

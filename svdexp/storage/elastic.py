@@ -1,4 +1,4 @@
-"""Elastic storage: plain factors, and a checkpoint that can be loaded at any lower ratio (svdexp/models/elastic.py)."""
+"""Elastic storage: plain factors, and a checkpoint that loads at any lower ratio (svdexp/checkpoints/elastic.py)."""
 
 from dataclasses import dataclass
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.storage.base import NUMBER_BITS
 

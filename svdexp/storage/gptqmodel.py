@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from svdexp.models.portable.svdexp_layers import middle, widened
-from svdexp.schema import require
+from svdexp.runtime.errors import require
 from svdexp.storage.rounding import DAMPING, Grid, Rounded
 
 

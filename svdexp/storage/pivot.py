@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.errors import UserError
-from svdexp.estimate.work import Work, Workload
-from svdexp.models.low_rank import Factors, filled
+from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import PivotLinear, RowPivots, index_type, pivot_form, pivot_layer
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import UserError
 from svdexp.storage.base import NUMBER_BITS
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.

@@ -16,10 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.calibration import BlockwiseStatistics
-from svdexp.errors import UserError
-from svdexp.estimate.compressed_path import compressed_path
-from svdexp.estimate.work import Work, Workload
-from svdexp.models.low_rank import Factors, factors_of, filled
+from svdexp.calibration.compressed_path import compressed_path
+from svdexp.models.factors import Factors, factors_of, filled
 from svdexp.models.portable.svdexp_layers import (
     CODE_BITS,
     LowRankLinear,
@@ -29,8 +27,9 @@ from svdexp.models.portable.svdexp_layers import (
     packed_bytes,
 )
 from svdexp.models.structure import Layer, replace, weight_of
-from svdexp.progress import progress
-from svdexp.schema import require, require_positive
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import UserError, require, require_positive
+from svdexp.runtime.progress import progress
 from svdexp.storage.base import NUMBER_BITS
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
 from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest

@@ -5,17 +5,17 @@ s = min(m, n) entries of both columns of a component share 16-bit places, 8 bits
 longer one are float16. The ratio is then r / min(m, n), and every rank below min(m, n) saves.
 
 Ours: one scale a component instead of two. The component is balanced first, so that both 8-bit parts have the same
-largest magnitude, and the codes are linear; the reference's are bitsandbytes' dynamic map (svdexp/models/dobi.py reads
-those).
+largest magnitude, and the codes are linear; the reference's are bitsandbytes' dynamic map, which
+svdexp/checkpoints/dobi.py reads.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from svdexp.errors import UserError
-from svdexp.models.low_rank import Factors, filled
+from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import RemapLinear
+from svdexp.runtime.errors import UserError
 from svdexp.storage.base import NUMBER_BITS
 from svdexp.storage.rounding import rounded_up
 

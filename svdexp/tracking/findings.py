@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from svdexp.compression import Compression
-from svdexp.disk import write_atomically
-from svdexp.errors import UserError
-from svdexp.reading import read_json, read_object
+from svdexp.cells import RESULTS, UNTRACKED
+from svdexp.engine.result import Compression
 from svdexp.record import Results
-from svdexp.sweeps import RESULTS, UNTRACKED
+from svdexp.runtime.disk import write_atomically
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.reading import read_json, read_object
 from svdexp.tracking.depth import gamma_rows, learned_lines, spectrum_rows
 from svdexp.tracking.layers import LayerRow, layer_rows
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from svdexp.compression import Compression
+from svdexp.engine.result import Compression
 
 LayerRow = dict[str, Any]
 

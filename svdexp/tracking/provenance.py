@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from svdexp.masking import masked_words
+from svdexp.runtime.masking import masked_words
 
 # Of what is set of Hydra, what a run can depend on; the rest says where it runs, and how it prints.
 HYDRA_KEPT = ("hydra.searchpath", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy")

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.choices import GROUPS, part_of
-from svdexp.compression import Compression
+from svdexp.cells.choices import GROUPS, part_of
+from svdexp.engine.result import Compression
 from svdexp.record import Results, dense_key
 from svdexp.record import results as keys
 from svdexp.record.kinds import Trained
+from svdexp.runtime.clock import StageClock, peak_rss_bytes
 from svdexp.schema import Config, ModelConfig
-from svdexp.timing import StageClock, peak_rss_bytes
 from svdexp.tracking.provenance import command, commit, versions
 from svdexp.training import Curve
 

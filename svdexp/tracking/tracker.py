@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from svdexp.errors import UserError
+from svdexp.cells import UNTRACKED
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Config
-from svdexp.sweeps import UNTRACKED
 from svdexp.tracking.findings import Findings
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from svdexp.errors import UserError
+from svdexp.cells import UNTRACKED
 from svdexp.record.results import METHOD, RATIO, TRAINING
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Config
-from svdexp.sweeps import UNTRACKED
 from svdexp.tracking.depth import over_depth
 from svdexp.tracking.findings import Findings
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from svdexp.cache import Shelf, fingerprint
-from svdexp.training.descent import Curve
+from svdexp.descent.descent import Curve
+from svdexp.runtime.shelves import Shelf, fingerprint
 from svdexp.training.student import Student
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
-from svdexp.estimate.work import Work, Workload
+from svdexp.descent.descent import Curve, Descent, Schedule, joined
 from svdexp.models.structure import named_blocks
+from svdexp.models.work import Work, Workload
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent, factor_numbers
-from svdexp.training.descent import Curve, Descent, Schedule, joined
 from svdexp.training.student import Student
 
 

@@ -1,6 +1,6 @@
 """What a training takes, for the estimate before a run."""
 
-from svdexp.estimate.work import Work, Workload
+from svdexp.models.work import Work, Workload
 
 
 def factor_numbers(workload: Workload) -> float:

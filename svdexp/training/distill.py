@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdexp.estimate.work import Work, Workload
+from svdexp.descent.descent import Curve, Descent, Schedule
 from svdexp.evaluation.perplexity import perplexity
 from svdexp.models.structure import checkpointed_blocks
-from svdexp.schema import require, require_tokens
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import require, require_tokens
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent, factor_numbers
-from svdexp.training.descent import Curve, Descent, Schedule
 from svdexp.training.student import Student
 
 

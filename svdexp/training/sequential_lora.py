@@ -12,11 +12,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from svdexp.estimate.work import Work, Workload
-from svdexp.schema import require, require_positive, require_tokens
+from svdexp.descent.descent import Curve, Descent, Schedule, joined
+from svdexp.models.work import Work, Workload
+from svdexp.runtime.errors import require, require_positive, require_tokens
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent
-from svdexp.training.descent import Curve, Descent, Schedule, joined
 from svdexp.training.distill import cut, perplexity_of
 from svdexp.training.student import Student
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Layer
 
 # Puts factors in the place of the layer called by name.

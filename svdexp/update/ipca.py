@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
-from svdexp.estimate.work import Work, Workload, eigh_flops
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
 from svdexp.factorisation.solvers import reduced
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Layer, named_blocks
-from svdexp.progress import progress
-from svdexp.schema import require_positive
+from svdexp.models.work import Work, Workload, eigh_flops
+from svdexp.runtime.errors import require_positive
+from svdexp.runtime.progress import progress
 from svdexp.update.base import Place, Repair
 
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Ranks
 from svdexp.calibration import BlockwiseStatistics
-from svdexp.estimate.compressed_path import compressed_path
-from svdexp.estimate.work import Work, Workload, eigh_flops
-from svdexp.models.low_rank import Factors
+from svdexp.calibration.compressed_path import compressed_path
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Layer
-from svdexp.schema import require_positive
+from svdexp.models.work import Work, Workload, eigh_flops
+from svdexp.runtime.errors import require_positive
 from svdexp.update.base import Place, Repair
 
 log = logging.getLogger(__name__)

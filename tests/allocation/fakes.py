@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from svdexp.allocation import Budget, Evidence, FromFile, Uniform
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
 
 # Evidence for allocations that look at none.

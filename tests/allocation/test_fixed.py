@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from svdexp.allocation import Allocation, Budget, Evidence, FromFile, Ranks, Uniform, allocate, fixed_ranks
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.allocation.test_allocation import NOTHING, budget
 from tests.allocation.test_promises import ALLOCATIONS, SHAPES, evidence

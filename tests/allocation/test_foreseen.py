@@ -20,11 +20,11 @@ from svdexp.allocation import (
     TruncationLoss,
     Uniform,
 )
-from svdexp.cache import Cache
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.storage import FactorStorage
 
 CHOOSING = [Uniform(), GlobalLoss(), EffectiveRank(), TruncationLoss(), Dynamic(), Sensitivity(), Learned()]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from svdexp.allocation import Budget, FromGamma, allocate
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, RemapStorage, Storage
 from tests.allocation.test_allocation import NOTHING, budget
 

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Learned, Uniform
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
-from svdexp.allocation.rank_training import Training, cost_at
-from svdexp.cache import Shelf
-from svdexp.errors import UserError
+from svdexp.allocation.rank_training import RankTraining, cost_at
 from svdexp.factorisation.activation import gate
 from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Shelf
 from svdexp.storage import FactorStorage, RemapStorage, Storage
 from tests.conftest import overflow_at, tiny_model
-from tests.two_processes import free_port, join_two
+from tests.support.two_processes import free_port, join_two
 
 QUICK = Learned(epochs=2, accumulation=2, sharpness=1.0, lr=60, lr_end=1, randomised=False, save_every=1)
 
@@ -36,8 +36,8 @@ def evidence_of(model: PreTrainedModel, windows: torch.Tensor, shelf: Shelf | No
     return Evidence(model, windows, {}, None, {}, on_shelf, seed=3)  # type: ignore[arg-type]
 
 
-def training_of(model: PreTrainedModel, windows: torch.Tensor, options: Learned = QUICK) -> Training:
-    return Training(options, budget_of(model), model, options.sequences(windows), seed=0)
+def training_of(model: PreTrainedModel, windows: torch.Tensor, options: Learned = QUICK) -> RankTraining:
+    return RankTraining(options, budget_of(model), model, options.sequences(windows), seed=0)
 
 
 @pytest.mark.parametrize("storage", [FactorStorage(), RemapStorage()])
@@ -52,7 +52,7 @@ def test_any_model_gets_ranks_within_its_budget(
     assert ranks != Uniform()(budget, evidence_of(model, windows))
 
 
-def reference_loss(training: Training, gamma: torch.Tensor, index: int) -> torch.Tensor:
+def reference_loss(training: RankTraining, gamma: torch.Tensor, index: int) -> torch.Tensor:
     """exp(cross-entropy) with every layer's W replaced by W after the activations' gate, by torch's full SVD."""
     model: Any = training.model
     handles = []

@@ -15,7 +15,7 @@ from svdexp.allocation import (
     TruncationLoss,
     Uniform,
 )
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, RTNStorage, Storage
 from tests.allocation.fakes import FakeModel, PivotStorage
 

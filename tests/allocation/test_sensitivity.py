@@ -10,15 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Allocation, Budget, Evidence, Ranks, Sensitivity, SensitivityMetric
-from svdexp.allocation.sensitivity import Cut, meet_budget, ranks_of
+from svdexp.allocation.sensitivity import Candidate, meet_budget, ranks_of
 from svdexp.allocation.trial import trial_perplexity, truncated_layers
-from svdexp.cache import Cache
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.structure import Targets
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 
@@ -53,7 +53,7 @@ def test_search_finds_the_lowest_feasible_threshold(ratio: float, seed: int) -> 
     budget = Budget(ratio, {f"{i}.q": (200, 200) for i in range(4)}, FactorStorage())
     noise = torch.rand(12, generator=torch.Generator().manual_seed(seed)).tolist()
     cuts = sorted(
-        Cut(noise[3 * i + j], f"{i}.q", candidate) for i in range(4) for j, candidate in enumerate(CANDIDATES)
+        Candidate(noise[3 * i + j], f"{i}.q", candidate) for i in range(4) for j, candidate in enumerate(CANDIDATES)
     )
     ranks = meet_budget(budget, cuts)
     every = [ranks_of(budget, cuts[:count]) for count in range(len(cuts) + 1)]
@@ -67,7 +67,7 @@ def test_search_finds_the_lowest_feasible_threshold(ratio: float, seed: int) -> 
 
 def test_each_layer_takes_its_smallest_cut() -> None:
     budget = Budget(0.5, {"a": (200, 200), "b": (200, 200)}, FactorStorage())
-    cuts = [Cut(1.0, "a", 0.4), Cut(2.0, "a", 0.8), Cut(3.0, "b", 0.6)]
+    cuts = [Candidate(1.0, "a", 0.4), Candidate(2.0, "a", 0.8), Candidate(3.0, "b", 0.6)]
     assert ranks_of(budget, cuts[:2]) == {"a": 40, "b": None}
     assert ranks_of(budget, cuts) == {"a": 40, "b": 60}
 
@@ -75,7 +75,7 @@ def test_each_layer_takes_its_smallest_cut() -> None:
 def test_what_the_cuts_leave_goes_to_the_most_sensitive() -> None:
     """Half of two (10, 30) matrices is rank 3 each, 240 numbers of 300; the 60 left buy one rank of 40."""
     budget = Budget(0.5, {"a": (10, 30), "b": (10, 30)}, FactorStorage())
-    assert meet_budget(budget, [Cut(1.0, "a", 0.5), Cut(2.0, "b", 0.5)]) == {"a": 3, "b": 4}
+    assert meet_budget(budget, [Candidate(1.0, "a", 0.5), Candidate(2.0, "b", 0.5)]) == {"a": 3, "b": 4}
 
 
 def test_low_stable_rank_is_cut_first() -> None:

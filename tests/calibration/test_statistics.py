@@ -7,17 +7,17 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
-from svdexp.cache import Cache, Shelf
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import input_hooks, shared_inputs
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
+from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.checkpoint import unlabel
 from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
 from tests.conftest import overflow_at, tiny_model

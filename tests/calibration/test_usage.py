@@ -19,16 +19,16 @@ from transformers import (
 )
 
 from svdexp.allocation import GlobalLoss, Learned, Uniform, Whole
-from svdexp.cache import Cache
 from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import shared_inputs
 from svdexp.calibration.usage import NEVER, NO_DATA, NO_GRADIENT, OTHER, computes_linear, left_dense
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Layer, Targets, abbreviated, find_layers, other_stacks, shared_layers
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import ElasticStorage, FactorStorage, GPTQStorage, RTNStorage
 from svdexp.training import BlockRefine, Distill

@@ -10,13 +10,13 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache
 from svdexp.data import resolve_bos, tokenize, warn_without_bos
 from svdexp.data.bos import put_before
-from svdexp.errors import UserError
 from svdexp.evaluation import continuations, evaluate, measure_efficiency
-from svdexp.material import calibration_windows, evaluation_windows, training_windows
 from svdexp.method import Method
+from svdexp.runs.inputs import calibration_windows, evaluation_windows, training_windows
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import (
     Bos,
     CalibrationConfig,

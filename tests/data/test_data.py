@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_python import PythonBackend
 
 from svdexp.data import TEXTS, Split, check_text, cut_windows, read_text, tokenize
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 
 def test_pydoc_splits_do_not_overlap_and_are_most_of_the_text() -> None:

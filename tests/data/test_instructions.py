@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from svdexp.checkpoints.loading import load_tokenizer
 from svdexp.data import Row, Split, chat_tokens, read_rows, read_text, require_rows
-from svdexp.errors import UserError
-from svdexp.material import calibration_windows
-from svdexp.models.loading import load_tokenizer
+from svdexp.runs.inputs import calibration_windows
+from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, MethodConfig, ModelConfig
 
 ROWS = [Row("Add.", "1 and 2", "3"), Row("Say hi.", "", "hi")]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, same, windows_that_share
-from svdexp.errors import UserError
-from svdexp.material import check_inputs, read, warn_of_shared_passages
 from svdexp.method import Method
+from svdexp.runs.inputs import check_inputs, read, warn_of_shared_passages
+from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, MethodConfig, ModelConfig
 from svdexp.training import SequentialLora
 

@@ -17,7 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 PRELOADED = (
-    *("svdexp.experiment", "svdexp.standalone", "svdexp.publish", "svdexp.report.write", "svdexp.sweeps.identity"),
+    *(
+        "svdexp.runs.compression",
+        "svdexp.runs.evaluation",
+        "svdexp.export.publish",
+        "svdexp.report.write",
+        "svdexp.cells.identity",
+    ),
     *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "datasets", "peft", "wandb"),
 )
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -38,7 +38,7 @@ def test_training_that_is_killed_ends_at_the_same_ranks(
     undisturbed = svdexp_command(*words, "hydra.run.dir=undisturbed", "cache=one")
     assert undisturbed.returncode == 0, undisturbed.stderr
 
-    death = Death("svdexp.allocation.rank_training:Training.step", 4)
+    death = Death("svdexp.allocation.rank_training:RankTraining.step", 4)
     killed = run(tmp_path, [*words, "hydra.run.dir=killed", "cache=two"], death)
     assert killed.returncode == -signal.SIGKILL, killed.output
     assert list((tmp_path / "two").rglob("learned_ranks/*/state.safetensors"))

@@ -10,17 +10,17 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import svdexp
-from svdexp import publish
-from svdexp.errors import UserError
-from svdexp.models import checkpoint
-from svdexp.models.loading import locate
-from svdexp.models.origin import Origin, origin
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import locate
+from svdexp.export import publish
+from svdexp.export.origin import Origin, origin
+from svdexp.runtime.errors import UserError
 from svdexp.schema import ExportConfig, ModelConfig
 from svdexp.storage import FactorStorage
 from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp
 from tests.end_to_end.test_bad_input import assert_one_sentence
-from tests.models.shrunk import shrunk
+from tests.support.shrunk import shrunk
 
 LICENCE = "---\nlicense: apache-2.0\n---\n# A tiny model\n"
 

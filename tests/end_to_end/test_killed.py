@@ -21,18 +21,26 @@ LEARNED = [
 # what dies, where, and which stages are done then
 DEATHS = {
     "calibration": (KRON, Death("svdexp.calibration.dense:forward_and_backward", 3), []),
-    "shelving statistics": (KRON, Death("svdexp.cache:Path.replace", 5), []),
-    "decomposition": (KRON, Death("svdexp.factorisation.workbench:decompose", 10), []),
-    "rank training": (LEARNED, Death("svdexp.allocation.rank_training:Training.step", 7), ["calibration"]),
+    "shelving statistics": (KRON, Death("svdexp.runtime.shelves:Path.replace", 5), []),
+    "decomposition": (KRON, Death("svdexp.engine.workbench:decompose", 10), []),
+    "rank training": (LEARNED, Death("svdexp.allocation.rank_training:RankTraining.step", 7), ["calibration"]),
     "evaluation": (KRON, Death("svdexp.evaluation.figures:perplexity", 2), ["calibration", "factorisation"]),
     "writing the checkpoint": (
         KRON,
         Death("transformers:PreTrainedModel.save_pretrained", after=True),
         ["calibration", "factorisation"],
     ),
-    "renaming the checkpoint": (KRON, Death("svdexp.models.checkpoint:Path.rename"), ["calibration", "factorisation"]),
-    "checking the checkpoint": (KRON, Death("svdexp.experiment:verify_checkpoint"), ["calibration", "factorisation"]),
-    "the last line": (KRON, Death("svdexp.experiment:show"), None),
+    "renaming the checkpoint": (
+        KRON,
+        Death("svdexp.checkpoints.checkpoint:Path.rename"),
+        ["calibration", "factorisation"],
+    ),
+    "checking the checkpoint": (
+        KRON,
+        Death("svdexp.runs.compression:verify_checkpoint"),
+        ["calibration", "factorisation"],
+    ),
+    "the last line": (KRON, Death("svdexp.runs.compression:show"), None),
 }
 
 # What a record says of the run, not of the model.

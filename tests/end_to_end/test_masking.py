@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from svdexp.masking import masked_words
+from svdexp.runtime.masking import masked_words
 from tests.end_to_end.forked import run
 
 TOKEN = "hf_notarealtoken"
@@ -62,7 +62,7 @@ def test_a_sweep_keeps_no_token(how: str, tmp_path: Path) -> None:
     """And its cells get it all the same."""
     (tmp_path / "here").mkdir()
     words = ["-m", "seed=1,2", *GIVEN[how], "hydra.sweep.dir=sweep"]
-    done = run(tmp_path / "here", words, program="tests.sweeps.toy", SOME_TOKEN=TOKEN, TOY_TELLS="SOME_TOKEN")
+    done = run(tmp_path / "here", words, program="tests.cells.toy", SOME_TOKEN=TOKEN, TOY_TELLS="SOME_TOKEN")
     assert done.returncode == 0, done.output
     assert done.output.count(f"SOME_TOKEN is {TOKEN}") == 2
     assert files_with_token(tmp_path / "here") == []

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from svdexp.calibration.dense import collect
+from svdexp.checkpoints.loading import load_model, load_tokenizer
 from svdexp.data import Split, cut_windows, read_text, tokenize
 from svdexp.factorisation import Metric, decompose
-from svdexp.models.loading import load_model, load_tokenizer
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.schema import ModelConfig, Numerics
 

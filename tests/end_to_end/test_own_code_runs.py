@@ -10,7 +10,7 @@ import svdexp
 from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp, read
 from tests.end_to_end.test_bad_input import assert_one_sentence
-from tests.models import own_code
+from tests.support import own_code
 
 TRUSTED = "model.trust_remote_code=true"
 

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 import svdexp
-from svdexp.cache import model_fingerprint
-from svdexp.models.loading import load_model
+from svdexp.checkpoints.loading import load_model
+from svdexp.models.fingerprint import model_fingerprint
 from svdexp.schema import ModelConfig
 from tests.end_to_end.conftest import Svdexp, read
 

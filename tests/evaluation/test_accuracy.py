@@ -15,16 +15,17 @@ from transformers import PreTrainedModel
 
 import svdexp.evaluation.accuracy as module
 from svdexp.allocation import Uniform
-from svdexp.cache import Cache, model_fingerprint
+from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.evaluation import accuracies, load_exams
 from svdexp.evaluation.accuracy import average, standard_error
 from svdexp.evaluation.tasks import SUITES
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models import checkpoint
+from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import weight_of
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import EvalConfig
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cache import Cache
-from svdexp.errors import UserError
 from svdexp.evaluation import evaluate, measure_efficiency, perplexity
 from svdexp.evaluation.efficiency import peak_memory, percentiles
-from svdexp.material import evaluation_windows
+from svdexp.runs.inputs import evaluation_windows
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
 
 

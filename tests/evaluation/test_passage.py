@@ -9,10 +9,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from svdexp.cache import Cache
-from svdexp.errors import UserError
 from svdexp.evaluation import check_texts, evaluate, passage
-from svdexp.material import evaluation_windows
+from svdexp.runs.inputs import evaluation_windows
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Bos, Config, Cut, EvalConfig, MethodConfig, ModelConfig, SpecialTokens
 from tests.conftest import WORDS
 

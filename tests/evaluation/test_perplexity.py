@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.data import cut_windows, scored_tokens
-from svdexp.errors import UserError
 from svdexp.evaluation import NotFiniteError, perplexity
+from svdexp.runtime.errors import UserError
 from tests.conftest import VOCABULARY, tiny_model
 
 

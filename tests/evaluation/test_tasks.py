@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from svdexp.errors import UserError
 from svdexp.evaluation.tasks import SUITES, TASKS, check_tasks, expand, load_exams
 from svdexp.evaluation.tasks.exam import draw_rows
+from svdexp.runtime.errors import UserError
 from svdexp.schema import EvalConfig
 from tests.evaluation.task_rows import questions, write_hub, write_local, write_rows
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from svdexp.errors import UserError
 from svdexp.factorisation import Decomposition, Metric, decompose
+from svdexp.runtime.errors import UserError
 from svdexp.schema import SigmaFuse
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from svdexp.errors import UserError
 from svdexp.factorisation import Diagonal, FisherRows, TwoSided, decompose
 from svdexp.factorisation.weighting import ChannelScale
+from svdexp.runtime.errors import UserError
 from tests.factorisation.test_decompose import moment
 
 M, N, RANK = 10, 14, 4

@@ -13,15 +13,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import svdexp
-from svdexp.models import checkpoint
-from svdexp.models.loading import load_model
-from svdexp.models.merge import merge
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import load_model
+from svdexp.checkpoints.verification import unfilled_memory_shows
+from svdexp.export.merge import merge
 from svdexp.models.structure import replace
 from svdexp.schema import ModelConfig
 from svdexp.storage import FactorStorage
-from svdexp.verification import unfilled_memory_shows
 from tests.conftest import LLAMA_LIKE
-from tests.models.shrunk import truncated
+from tests.support.shrunk import truncated
 
 COMMON = LLAMA_LIKE | {"num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 

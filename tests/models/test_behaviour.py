@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from svdexp.allocation import GlobalLoss, Uniform
-from svdexp.cache import Cache
 from svdexp.compress import compress, plan
-from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.behaviour import Pass, _find_fault, looks_ahead, require_next_token, why_not_replayed
 from svdexp.models.structure import Targets
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, GPTQStorage
 from svdexp.training import BlockRefine

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from svdexp.models import checkpoint
+from svdexp.checkpoints import checkpoint
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.storage import FactorStorage, PivotStorage, Storage
-from tests.models.shrunk import shrunk
+from tests.support.shrunk import shrunk
 
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)

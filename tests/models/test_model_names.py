@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from svdexp.command import config_dir
-from svdexp.models.naming import name_of
+from svdexp.cells.guard import config_dir
+from svdexp.runtime.model_names import name_of
 
 
 def model(choice: str, *overrides: str) -> tuple[str, str]:

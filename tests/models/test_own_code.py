@@ -12,14 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import svdexp
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import load_model
+from svdexp.checkpoints.verification import unfilled_memory_shows, verify_checkpoint
 from svdexp.compress import compress
-from svdexp.errors import UserError
-from svdexp.models import checkpoint
-from svdexp.models.loading import load_model
-from svdexp.models.merge import merge
+from svdexp.export.merge import merge
+from svdexp.runtime.errors import UserError
 from svdexp.schema import ModelConfig
-from svdexp.verification import unfilled_memory_shows, verify_checkpoint
-from tests.models import own_code
+from tests.support import own_code
 from tests.test_compress import WHITENED
 
 # Prints the logits of a folder's model; what it saves goes to a second folder.

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import svdexp
-from svdexp.models import checkpoint
+from svdexp.checkpoints import checkpoint
 from svdexp.models.portable import modeling_svdexp
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
-from tests.models.shrunk import shrunk, truncated
+from tests.support.shrunk import shrunk, truncated
 
 STORAGES = {
     "factors": FactorStorage(),

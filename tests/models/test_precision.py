@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from svdexp.errors import UserError
-from svdexp.models.loading import resolve_dtype
+from svdexp.checkpoints.loading import resolve_dtype
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Precision
 
 CPU = torch.device("cpu")

@@ -8,13 +8,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from svdexp.allocation import GlobalLoss
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import resolve_device
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import TwoSided
 from svdexp.method import Method
-from svdexp.models import checkpoint, spreading
-from svdexp.models.loading import resolve_device
+from svdexp.models import spreading
+from svdexp.runtime.errors import UserError
 from svdexp.storage import PivotStorage
 from svdexp.training import BlockRefine, Distill
 

@@ -8,8 +8,8 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, RwkvConfig
 
-from svdexp.errors import UserError
 from svdexp.models.structure import Targets, find_blocks, find_layers, weight_of
+from svdexp.runtime.errors import UserError
 from tests.conftest import LLAMA_LIKE, tiny_model
 
 LAYERS_PER_BLOCK = {"gpt2": 4, "gpt_neox": 4, "llama": 7, "llama_gqa": 7, "mistral": 7, "opt": 6, "qwen2": 7}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import svdexp
-from svdexp.choices import GROUPS
+from svdexp.cells.choices import GROUPS
 from svdexp.record import Key, Unit, compared, dense_key, error_key, misfits, place, unit_of
 from svdexp.record import results as keys
 from svdexp.record.kinds import COUNT, NUMBER, WORD, maybe

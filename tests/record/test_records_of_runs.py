@@ -8,10 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from svdexp import experiment, standalone
-from svdexp.command import config_dir
+from svdexp.cells.guard import config_dir
 from svdexp.record import misfits, place
 from svdexp.record import results as keys
+from svdexp.runs import compression as experiment
+from svdexp.runs import evaluation as standalone
 from svdexp.schema import Config, EvaluateConfig, validate, validate_evaluation
 
 ON_CUDA = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE}

@@ -7,10 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from svdexp import experiment
-from svdexp.command import config_dir
+from svdexp.cells.guard import config_dir
 from svdexp.data import TEXTS
 from svdexp.report.__main__ import main
+from svdexp.runs import compression as experiment
 from svdexp.schema import Config, validate
 
 HEADINGS = "Published figures of the same cells:", "Published figures of the same cells, measured otherwise here:"

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from svdexp.errors import UserError
-from svdexp.markdown import numbered
-from svdexp.markdown import table as markdown_table
-from svdexp.published import published
 from svdexp.report.collect import survey
+from svdexp.report.published import published
 from svdexp.report.tables import beside_published, every_run
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.markdown import numbered
+from svdexp.runtime.markdown import table as markdown_table
 from tests.report.fake_sweeps import leave
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from svdexp.errors import UserError
 from svdexp.report import write as module
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
@@ -15,6 +14,7 @@ from svdexp.report.frame import tidy
 from svdexp.report.models import labels
 from svdexp.report.pictures import file_name
 from svdexp.report.tables import best_per_ratio, every_run
+from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
 
 MALFORMED: list[tuple[str, str]] = [

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from svdexp.errors import UserError
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
 from svdexp.report.curves import CLIP, against_size
@@ -19,6 +18,7 @@ from svdexp.report.heatmap import RankMap
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.pareto import front
 from svdexp.report.style import log_axis, number, png, styles
+from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
 
 PICTURES = {f"{kind}-llama2-7b.png" for kind in ("perplexity", "accuracy", "speed", "ranks", "depth")}

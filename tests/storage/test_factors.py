@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.storage import FactorStorage, stored_bits
 
 

@@ -8,7 +8,7 @@ import torch
 
 from svdexp.allocation import Uniform
 from svdexp.compress import compress
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.storage import GPTQStorage
 from svdexp.storage.gptqmodel import by_gptqmodel
 from svdexp.storage.quantised import Solver

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 import svdexp
 from svdexp.allocation import Budget, Uniform
+from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
-from svdexp.errors import UserError
-from svdexp.models import checkpoint
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_layers import PivotLinear
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, PivotStorage, stored_bits
 from svdexp.storage.pivot import LIMIT
 from tests.conftest import tiny_model

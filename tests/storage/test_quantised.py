@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 import svdexp
 from svdexp.allocation import GlobalLoss, Whole
+from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.method import Method
-from svdexp.models import checkpoint
-from svdexp.models.low_rank import Factors, low_rank_layer
+from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
 from svdexp.storage.quantised import unit_columns
 from svdexp.storage.rounding import gptq, to_nearest

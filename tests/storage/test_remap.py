@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import svdexp
+from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
-from svdexp.errors import UserError
-from svdexp.models import checkpoint
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_layers import RemapLinear
+from svdexp.runtime.errors import UserError
 from svdexp.storage import RemapStorage, stored_bits
 from tests.conftest import tiny_model
 from tests.storage.test_pivot import random_factors

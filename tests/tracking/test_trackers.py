@@ -11,7 +11,7 @@ import torch
 import wandb
 
 from svdexp.allocation import RankCurves
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 from svdexp.tracking import Findings, WandbTracker, complete, tracked, wandb_tracker
 from svdexp.tracking.depth import CURVE_POINTS, SPECTRUM_POINTS, gamma_rows, mean_gamma, over_depth, spectrum_rows
 from svdexp.tracking.layers import place

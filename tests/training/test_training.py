@@ -11,16 +11,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
-from svdexp.cache import Cache, Shelf
 from svdexp.compress import compress
-from svdexp.compression import Compression
-from svdexp.errors import UserError
+from svdexp.engine.result import Compression
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.low_rank import factors_of
+from svdexp.models.factors import factors_of
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets, find_layers, weight_of
 from svdexp.models.structure import replace as put
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.storage import ElasticStorage, FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
 from tests.conftest import VOCABULARY, tiny_model
@@ -172,7 +172,7 @@ def test_without_factors_there_is_nothing_to_train(windows: torch.Tensor) -> Non
 
 def interrupted(path: Path, windows: torch.Tensor, method: Method, looks: int) -> None:
     """A run that is killed after some looks at held-out text."""
-    import svdexp.training.descent as module
+    import svdexp.descent.descent as module
 
     plain = module.Shelf.put
     left = [looks]

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Uniform
 from svdexp.compress import compress
-from svdexp.errors import UserError
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
 from svdexp.models.structure import Targets, is_linear, weight_of
+from svdexp.runtime.errors import UserError
 from svdexp.storage import ElasticStorage, FactorStorage
 from svdexp.update import IPCA
 from svdexp.update.ipca import Components

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.compress import compress
-from svdexp.models.low_rank import Factors
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Targets, find_layers
 from svdexp.update import RefitOutput
 from svdexp.update.refit import Refit, refit

@@ -10,9 +10,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from svdexp.errors import UserError
 from svdexp.evaluation.tasks.local import find_file, local_parts
 from svdexp.evaluation.tasks.names import TASKS, expand
+from svdexp.runtime.errors import UserError
 from svdexp.schema import EvalConfig
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from svdexp.errors import UserError
-from svdexp.reading import parse_json
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.reading import parse_json
 
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from svdexp.errors import UserError
+from svdexp.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""What the commands share: how a mistake becomes one line on standard error and exit code 1."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from svdexp.cells import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
+from svdexp.cells.choices import config_dir as config_dir
+from svdexp.runtime.disk import OUTSIDE, UnwritableError
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.interruption import interruptible
+from svdexp.runtime.masking import masked_words
+from svdexp.runtime.reading import read_object
+from svdexp.schema import Config, EvaluateConfig
+
+log = logging.getLogger("svdexp")
+
+KNOWN = (UserError, HydraException, OmegaConfBaseException)
+BUSY = os.EX_TEMPFAIL  # exit code of a single run whose folder another process holds
+
+AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
+
+
+def guarded(
+    cfg: DictConfig,
+    check: Callable[[DictConfig], AnyConfig],
+    work: Callable[[AnyConfig, Path], object],
+    complete: Callable[[AnyConfig, Path], object] | None = None,
+) -> None:
+    """One of Hydra's jobs in its run directory: check the configuration, then carry out the cell.
+
+    Args:
+        cfg: the composed configuration.
+        check: makes a checked one of it.
+        work, complete: as `carry_out` takes them.
+
+    Raises:
+        UserError: in a sweep, for whatever went wrong; the sweep goes on with its other cells.
+        KeyboardInterrupt: says what is kept.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    dry = bool(OmegaConf.select(cfg, "dry_run"))
+    sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
+    try:
+        refuse_half_a_sweep()
+        config = check(cfg)
+        if dry:
+            work(config, folder)
+        else:
+            carry_out(cfg, config, folder, work, complete)
+        return
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*kept(cfg)) from None
+    except Exception as raised:
+        error = as_mistake(raised)
+        if not dry and not sibling() and not isinstance(error, OccupiedError):
+            with suppress(UnwritableError):
+                note_failure(folder, error, one_sentence(error))
+        if os.environ.get("SVDEXP_DEBUG"):
+            raise
+        # A single run ends here, before Hydra adds lines of its own.
+        if HydraConfig.get().mode is RunMode.RUN:
+            if not isinstance(error, UserError):
+                raise
+            end(error)
+        log.error("%s", one_sentence(error), exc_info=None if isinstance(error, UserError) else error)
+        failure = error if isinstance(error, HeldError) else UserError(one_sentence(error))
+    # Raised here, not above: the error's traceback would keep the model's tensors alive as long as the sweep lasts.
+    raise failure.with_traceback(None)
+
+
+def refuse_half_a_sweep() -> None:
+    """Raise UserError for a single run of a configuration that is a sweep, unless every swept key has its value."""
+    hydra = HydraConfig.get()
+    swept = hydra.sweeper.get("params") or {}
+    given = {override.get_key_element() for override in OverridesParser.create().parse_overrides(hydra.overrides.task)}
+    open_keys = [key for key in swept if key not in given]
+    if hydra.mode is RunMode.RUN and open_keys:
+        chosen = hydra.runtime.choices.get("experiment")
+        name = f"experiment={chosen}" if chosen else "this configuration"
+        raise UserError(f"{name} is a sweep: add -m, or give one value for each of {', '.join(open_keys)}")
+
+
+def kept(cfg: DictConfig) -> list[str]:
+    """What an interrupted job leaves for the next start."""
+    cache = OmegaConf.select(cfg, "cache")
+    return [f"finished stages are in {cache} and will be reused"] if cache and not sibling() else []
+
+
+def as_mistake(error: Exception) -> Exception:
+    """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user."""
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")
+    words = " ".join(str(error).split())
+    signs = (isinstance(error, MemoryError), "OutOfMemoryError" in type(error).__name__, "allocate memory" in words)
+    if not any(signs):
+        return error
+    return UserError(
+        f"out of memory{f' ({words})' if words else ''}: try less at a time (eval.batch_size, "
+        "eval.efficiency.batch_size, calibration.seq_len, eval.seq_len); dry_run=true estimates what a run takes"
+    )
+
+
+def objective(cfg: DictConfig) -> float | None:
+    """The figure of the finished run that the configuration names, for a sweeper that searches."""
+    key = cfg.objective
+    if key is None or cfg.dry_run or sibling():
+        return None
+    results = read_object(Path(HydraConfig.get().runtime.output_dir) / RESULTS)
+    if not isinstance(results.get(key), int | float):
+        error = UserError(f"objective={key} is no figure in the run's results.json")
+        if HydraConfig.get().mode is RunMode.RUN:
+            end(error)
+        raise error
+    return float(results[key])
+
+
+def sibling() -> bool:
+    """Whether another of the processes that share this run is the one that writes and speaks."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def alone(job: Callable[[], object]) -> None:
+    """Do what is no cell. A mistake ends the program here, before Hydra adds lines of its own."""
+    try:
+        job()
+    except Exception as raised:
+        error = as_mistake(raised)
+        if not isinstance(error, UserError) or os.environ.get("SVDEXP_DEBUG"):
+            raise
+        end(error)
+
+
+def end(error: UserError) -> NoReturn:
+    """End the program with the error's sentence."""
+    print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
+    sys.exit(BUSY if isinstance(error, HeldError) else 1)
+
+
+def one_sentence(error: Exception) -> str:
+    """The error's words on one line; Hydra's name the override, and what OmegaConf says of its value follows."""
+    words = str(error) if isinstance(error, KNOWN) else f"{type(error).__name__}: {error}"
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        words += f": {str(error.__cause__).splitlines()[0]}"
+    return " ".join(words.split())
+
+
+def cli(main: Callable[[], object], schema: type) -> int:
+    """Run `main`, whose configuration is a `schema`; mistakes become one line on standard error and exit code 1.
+
+    SVDEXP_DEBUG=1 in the environment shows the traceback instead.
+    """
+    ConfigStore.instance().store(name="schema", node=schema)
+    register_names()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.raiseExceptions = False  # a log on a full disk loses lines, and prints no tracebacks
+    if sibling():
+        sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
+    return interruptible(lambda: explained(main))
+
+
+def explained(main: Callable[[], object]) -> int:
+    """Run `main`; the exit code. Whatever Hydra raises before there is a job is a mistake in what it was given."""
+    try:
+        refuse_null_groups(sys.argv[1:])
+        main()
+    except Exception as error:
+        mistake = without_variable(as_mistake(error))
+        if os.environ.get("SVDEXP_DEBUG") or not (isinstance(mistake, KNOWN) or outside_jobs(error)):
+            raise
+        print(f"svdexp: {one_sentence(mistake)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def refuse_null_groups(words: Sequence[str]) -> None:
+    """Raise UserError for GROUP=null, which Hydra takes in a defaults list but not on a command line."""
+    for word in words:
+        key, _, value = word.partition("=")
+        group = Path(config_dir(), key.strip("+ ").partition("@")[0])
+        if value.strip() == "null" and group.is_dir():
+            choices = ", ".join(sorted(path.stem for path in group.glob("*.yaml")))
+            name = group.relative_to(config_dir())
+            raise UserError(f"{word}: the group takes one of {choices}; ~{name} leaves it out")
+
+
+def without_variable(error: Exception) -> Exception:
+    """The error; as a sentence where Hydra looked for a variable that the environment lacks."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not (isinstance(error, KeyError) and frames[-1:] == [type(os.environ).__getitem__.__code__]):
+        return error
+    return UserError(f"hydra.job.env_copy names {error.args[0]}, which the environment does not have")
+
+
+def outside_jobs(error: Exception) -> bool:
+    """Whether no job of ours raised it."""
+    jobs = (guarded.__code__, alone.__code__)
+    return not any(frame.f_code in jobs for frame, _ in traceback.walk_tb(error.__traceback__))

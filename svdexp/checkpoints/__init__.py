@@ -1,0 +1,1 @@
+"""What lies on disk: models as transformers, svdexp, llama.cpp, Dobi-SVD and ASVD write them."""

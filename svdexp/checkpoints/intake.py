@@ -1,0 +1,109 @@
+"""What is looked at in a checkpoint before transformers reads it, for it may come from anywhere."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.reading import read_object
+
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Of a sound model: a tensor in a file may be split into several in memory, and each is registered more than once.
+SPLIT, SPARE = 8, 1000
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise UserError if `path` is a file that only unpickling could read."""
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(
+            f"{path} is a pickle, and reading it would run whatever code its author put in, so svdexp does not; "
+            "SVD-LLM saves its models and whitening matrices so: compress the dense model here with method=svd_llm"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the checkpoint `folder`, whose headers are whole.
+
+    Raises:
+        UserError: there are none, one is damaged, or something points out of the folder.
+    """
+    weights = [folder / name for name in _names(folder)]
+    if not weights:
+        for path in sorted(folder.iterdir()):
+            refuse_pickle(path)
+        raise UserError(f"checkpoint {folder} has no weights: neither {WEIGHTS} nor {INDEX}")
+    # transformers would follow these to other weights than the folder's.
+    config = read_object(folder / "config.json")
+    require("transformers_weights" not in config, f"checkpoint {folder}: config.json may not set transformers_weights")
+    require(not (folder / "adapter_config.json").exists(), f"checkpoint {folder} holds an adapter; merge it first")
+    for path in weights:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint {folder}: {path.name} is damaged or cut short: {error}") from error
+    return weights
+
+
+def require_shapes(folder: Path, found: Mapping[str, torch.Size], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError for a tensor of another shape than the model of config.json has; names are compared later.
+
+    Before anything is allocated, because config.json may promise what no memory holds.
+    """
+    for name, shape in found.items():
+        if name in expected and shape != expected[name].shape:
+            shapes = f"{name} has shape {tuple(shape)}, not {tuple(expected[name].shape)}"
+            raise UserError(f"checkpoint {folder} does not match its config.json: {shapes}")
+
+
+@contextmanager
+def at_most(tensors: int, what: str) -> Iterator[None]:
+    """Within this context no model may be made of far more parameters than there are `tensors` in the files of `what`.
+
+    A config.json that promises a million layers is found out when the first hundreds are there.
+
+    Raises:
+        UserError: one is.
+    """
+    made, most = 0, SPLIT * tensors + SPARE
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += 1
+        require(made <= most, f"{what}: config.json promises more than {most} tensors, but the files hold {tensors}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:
+    """The shapes of all tensors in safetensors files, by name."""
+    shapes: dict[str, torch.Size] = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+def _names(folder: Path) -> list[str]:
+    """The names that transformers would read."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / INDEX).is_file():
+        return []
+    table = read_object(folder / INDEX).get("weight_map")
+    require(isinstance(table, dict) and bool(table), f"checkpoint {folder}: {INDEX} has no weight_map")
+    assert isinstance(table, dict)
+    for name in table.values():
+        inside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+        require(inside, f"checkpoint {folder}: {INDEX} names {name!r}, which is no safetensors file of this folder")
+    return sorted(set(table.values()))

@@ -1,0 +1,52 @@
+"""Whether a checkpoint that svdexp saved is still all there; of its tensors only the places are looked at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from svdexp.checkpoints.elastic import FOLDER
+from svdexp.checkpoints.intake import INDEX, WEIGHTS, header_shapes, weight_files
+from svdexp.models.portable import modeling_svdexp, svdexp_layers
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.reading import read_object
+
+TOKENIZER = "tokenizer_config.json"
+
+
+def require_whole(folder: Path) -> None:
+    """Raise UserError if a file of the checkpoint is missing, or one with tensors is shorter than its header says."""
+    config = read_object(folder / "config.json")
+    names = header_shapes(weight_files(folder)).keys()
+    indexed = not (folder / WEIGHTS).is_file()
+    if indexed and (gone := sorted(read_object(folder / INDEX)["weight_map"].keys() - names)):
+        raise UserError(f"checkpoint {folder} lacks tensors that {INDEX} names, first {gone[0]}")
+    for path in _others(folder, config):
+        if not path.is_file():
+            raise UserError(f"checkpoint {folder} lacks {path.relative_to(folder)}")
+        if path.suffix == ".safetensors":
+            _require_size(path)
+
+
+def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
+    """What belongs to a checkpoint beside its config and its weights."""
+    yield folder / TOKENIZER
+    for module in (modeling_svdexp, svdexp_layers):
+        yield folder / f"{module.__name__.rpartition('.')[2]}.py"
+    classes = config.get("auto_map")
+    for reference in classes.values() if isinstance(classes, dict) else ():  # of models with code of their own
+        yield folder / f"{str(reference).partition('.')[0]}.py"
+    table = config.get("svdexp")
+    elastic = table.get("elastic") if isinstance(table, dict) else None
+    layers = elastic.get("layers") if isinstance(elastic, dict) else elastic
+    require(isinstance(layers, list | None), f"{folder / 'config.json'}: svdexp.elastic is no recipe")
+    for name in layers or ():
+        yield folder / FOLDER / f"{name}.safetensors"
+
+
+def _require_size(path: Path) -> None:
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or cut short: {error}") from error

@@ -1,0 +1,1 @@
+"""Interruptible gradient descent."""

@@ -1,0 +1,1 @@
+"""What `compress` calls."""

@@ -1,0 +1,210 @@
+"""The steps of one compression."""
+
+from collections.abc import Mapping
+from dataclasses import replace as replace_fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Evidence, RankCurves, Ranks
+from svdexp.calibration import BlockwiseStatistics, DenseStatistics
+from svdexp.checkpoints.elastic import components
+from svdexp.engine.result import Compression
+from svdexp.engine.workbench import Workbench
+from svdexp.factorisation import Decomposition, Weighting
+from svdexp.method import Method
+from svdexp.models.factors import Factors, factors_of, low_rank_layer
+from svdexp.models.fingerprint import model_fingerprint
+from svdexp.models.structure import Layer, replace, weight_of
+from svdexp.runtime.clock import StageClock
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Cache, fingerprint
+from svdexp.storage import ElasticStorage, FinishingStorage, WholeStorage, largest_rank, stored_bits
+from svdexp.training import Student, Trained, teach
+from svdexp.update import place_all
+
+
+class Job:
+    """One call of `compress`: the model, what is to be done to it, and the steps in order."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: torch.Tensor,
+        method: Method,
+        layers: list[Layer],
+        cache: Cache,
+        clock: StageClock,
+        seed: int,
+        texts: Mapping[str, torch.Tensor],
+    ):
+        self.model, self.windows, self.method, self.layers = model, windows, method, layers
+        self.cache, self.clock, self.seed, self.texts = cache, clock, seed, texts
+        self.processes = Processes()
+        if self.processes.count > 1 and cache.folder is None:
+            raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
+        if self.processes.count > 1 and not cache.may_write():
+            raise UserError(
+                f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER"
+            )
+        self.group_of = {layer.name: layer.group for layer in layers}
+        self.groups = list(dict.fromkeys(self.group_of.values()))
+        self.replaced: dict[str, nn.Module] = {}  # dense layers, while their factors are trained
+        self.components: dict[str, dict[str, torch.Tensor]] = {}
+        self.curves: RankCurves | None = None
+        # what every result of this job depends on; taken now, while the model is dense
+        self.source = {
+            "model": model_fingerprint(model),
+            "windows": fingerprint({"": windows}),
+            "layers": list(self.group_of),
+        }
+
+    def from_dense_model(self, weighting: Weighting) -> Workbench:
+        """Decompositions under the dense model's statistics, shared between ratios and allocations."""
+        numerics = self.method.numerics
+        shelves = {need: self.cache.shelf("statistics", statistic=need, **self.source) for need in weighting.needs}
+        statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
+        about = {"weighting": repr(weighting), "numerics": numerics}
+        shelf = self.cache.shelf("decompositions", **about, **self.source)
+        parts = Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
+        if self.processes.count > 1:
+            self._share_out(statistics, parts)
+        return parts
+
+    def _share_out(self, statistics: DenseStatistics, parts: Workbench) -> None:
+        """Windows and decompositions that no run left on the shelves, each done by one of the processes."""
+        missing = self.processes.agree([group for group in self.groups if group not in parts.shelf])
+        if missing:
+            with self.clock("calibration"):
+                statistics.prepare(self.processes)
+            for group in progress(self.processes.share(missing), "decomposition"):
+                parts.decompositions(group)
+            self.processes.wait()
+
+    def from_compressed_path(self, weighting: Weighting, ranks: Ranks) -> Workbench:
+        """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
+        method = self.method
+        statistics = BlockwiseStatistics(self.model, self.layers, self.windows, weighting.needs)
+        shelf = self.cache.shelf("blockwise", method=repr(method), ranks=ranks, **self.source)
+        return Workbench(self.model, self.layers, statistics, weighting, method.numerics, shelf, self.clock, ranks)
+
+    def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
+        """Singular values of every layer's L W R; leaves all decompositions on the shelf."""
+        found: dict[str, torch.Tensor] = {}
+        for group in progress(self.groups, "decomposition"):
+            found |= {name: part.spectrum for name, part in parts.decompositions(group).items()}
+        return found
+
+    def evidence(self, spectra: dict[str, torch.Tensor], parts: Workbench | None) -> Evidence:
+        """What the allocation may look at."""
+        method = self.method
+        made_with = {
+            "weighting": repr(method.weighting),
+            "numerics": method.numerics,
+            "storage": repr(method.storage),
+        }
+        shelf = partial(self.cache.shelf, source=self.source)
+        truncated = partial(self.truncated, parts)
+        keep = self.keep_curves
+        return Evidence(self.model, self.windows, spectra, truncated, made_with, shelf, self.seed, keep)
+
+    def keep_curves(self, curves: RankCurves) -> None:
+        """Called by an allocation that trains ranks."""
+        self.curves = curves
+
+    def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
+        """One layer at a rank, for allocations that try it out; the model is not touched."""
+        assert parts is not None, "an allocation that builds layers must set needs_spectra"
+        part = parts.decompositions(self.group_of[name])[name]
+        dense: Any = self.model.get_submodule(name)
+        return self.method.storage.layer(self._factors(part, rank), dense.bias, weight_of(dense))
+
+    def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
+        """Replace every layer that has a rank, block by block, repairing each block as the method says."""
+        dense_bits = sum(self._stored_bits().values())
+        update = self.method.update
+        stage = "update" if update else "storage"
+        with self.clock(stage):
+            repair = update.start(self.model, self.layers, self.windows, ranks) if update else place_all
+        done: dict[str, Decomposition] = {}
+        for group in progress(self.groups, "truncation"):
+            found = parts.decompositions(group) if parts else {}
+            members = [name for name in self.group_of if self.group_of[name] == group and ranks[name] is not None]
+            dense = {name: self.model.get_submodule(name) for name in members}
+            factors = {name: self._factors(found[name], ranks[name]) for name in members if name in found}
+            if isinstance(self.method.storage, ElasticStorage):
+                self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
+
+            def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
+                with self.clock("storage"):
+                    replace(self.model, name, self._first_layer(name, dense[name], pair))
+
+            with self.clock(stage):
+                repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
+            done |= {name: part.keep(0) for name, part in found.items()}
+        training = self._train(ranks) if self.method.training else {}
+        with self.clock("storage"):
+            self._finish(ranks)
+        return Compression(
+            layers=self.layers,
+            ranks=ranks,
+            errors={name: part.error(ranks[name]) for name, part in done.items()},
+            damping={name: float(part.damping.max()) for name, part in done.items()},
+            spectra={name: part.spectrum for name, part in done.items()},
+            dense_bits=dense_bits,
+            layer_bits=self._stored_bits(),
+            curves=self.curves,
+            training=training,
+        )
+
+    def _train(self, ranks: Ranks) -> dict[str, Trained]:
+        """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
+        student = Student(self.model, self.replaced)
+        about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
+        shelf = partial(self.cache.shelf, "training", **about, source=self.source)
+        with self.clock("training"):
+            trained = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
+        with self.clock("storage"):
+            for name, layer in student.layers.items():
+                like = weight_of(self.replaced[name])
+                replace(self.model, name, self._stored(factors_of(layer), layer.rank_out.bias, like))
+        return trained
+
+    def _finish(self, ranks: Ranks) -> None:
+        """What storage does when all factors stand: matrices without, and what waits for the finished model."""
+        storage = self.method.storage
+        if isinstance(storage, FinishingStorage):
+            storage.finish(self.model, self.layers, self.windows)
+        elif isinstance(storage, WholeStorage):
+            for name in (name for name, rank in ranks.items() if rank is None):
+                dense: Any = self.model.get_submodule(name)
+                replace(self.model, name, storage.whole(weight_of(dense), dense.bias))
+
+    def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
+        """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
+        if not self.method.training:
+            return self._stored(factors, dense.bias, weight_of(dense))
+        self.replaced[name] = dense
+        return low_rank_layer(factors, dense.bias, weight_of(dense).float())
+
+    def _factors(self, part: Decomposition, rank: int | None) -> Factors:
+        assert rank is not None
+        return part.truncate(rank, self.method.sigma_fuse)
+
+    def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
+        W = weight_of(self.model.get_submodule(name))
+        return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
+
+    def _stored(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
+        """The layer that is stored, or plain factors while storage waits for the finished model."""
+        if isinstance(self.method.storage, FinishingStorage):
+            return low_rank_layer(factors, bias, like)
+        return self.method.storage.layer(factors, bias, like)
+
+    def _stored_bits(self) -> dict[str, int]:
+        return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}

@@ -1,0 +1,1 @@
+"""Command line: `python -m svdexp.export`; a checkpoint for others to load."""

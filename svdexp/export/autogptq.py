@@ -1,0 +1,127 @@
+"""Quantised models in AutoGPTQ's layout, which transformers reads together with GPTQModel.
+
+Of a matrix (rows, columns) with codes of b bits, in groups along a row:
+
+    qweight  (columns · b / 32, rows) int32: a row's codes one after the other, lowest bits first
+    qzeros   (groups, rows · b / 32) int32: the code of zero less one
+    scales   (groups, rows) float16
+    g_idx    (columns,) int32: the group of each column
+
+A row of ours is the same stream of bits where columns are multiples of 32, so nothing is rounded again.
+"""
+
+from math import gcd, lcm
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
+from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear, groups, middle, pack
+from svdexp.models.structure import is_linear, named_blocks, replace
+from svdexp.runtime.errors import UserError, require
+
+WIDTHS = (3, 4, 8)  # of the layout's codes
+WORD = 32  # bits
+
+
+def convert(model: PreTrainedModel) -> None:
+    """Put a quantised model from `checkpoint.load` into the layout, in place; then it can be saved, but not run.
+
+    Raises:
+        UserError: a matrix of the blocks is not quantised, not like the others, or of a shape that does not fit.
+    """
+    layers = quantised_layers(model)
+    bits, group_size = common_form(layers)
+    for name, layer in layers.items():
+        replace(model, name, packed(name, layer))
+    ranks = {name: layer.shapes["in"][0] for name, layer in layers.items() if "in" in layer.shapes}
+    if ranks:
+        model.config.svdexp["layers"] = {
+            name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()
+        }
+    else:
+        unlabel(model)
+    model.config.quantization_config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": -1 if group_size is None else group_size,
+        "sym": True,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+    }
+
+
+def quantised_layers(model: PreTrainedModel) -> dict[str, QuantisedLinear]:
+    """All matrices of the blocks, by name; the layout's readers take every linear layer in them for quantised.
+
+    Raises:
+        UserError: one is not, or one outside the blocks is.
+    """
+    found: dict[str, QuantisedLinear] = {}
+    for group in named_blocks(empty_model(architecture_of(model), model.config)):
+        for name, module in model.get_submodule(group).named_modules(prefix=group):
+            require(
+                not is_linear(module), f"format=gptq needs all matrices of the blocks quantised, but not so is {name}"
+            )
+            if isinstance(module, QuantisedLinear):
+                found[name] = module
+    for name in model.config.svdexp["layers"]:
+        require(name in found, f"format=gptq has quantised matrices in the blocks only, but there is {name}")
+    return found
+
+
+def common_form(layers: dict[str, QuantisedLinear]) -> tuple[int, int | None]:
+    """Bits of a code and group size of all `layers`.
+
+    Raises:
+        UserError: they differ, or the layout has no such codes.
+    """
+    forms = {(layer.code_bits, layer.group_size) for layer in layers.values()}
+    require(len(forms) == 1, f"format=gptq has codes and groups of one size, but here are {len(forms)}")
+    ((bits, group_size),) = forms
+    require(bits in WIDTHS, f"format=gptq has codes of {', '.join(map(str, WIDTHS))} bits, not of {bits}")
+    return bits, group_size
+
+
+def packed(name: str, layer: QuantisedLinear) -> nn.Module:
+    """The tensors of one layer under the names of the layout; of factors, those of LowRankLinear's two children."""
+    sides = {side: _packed(name, layer, side) for side in layer.shapes}
+    last = sides["out"]
+    if layer.bias is not None:
+        last.bias = layer.bias
+    if "in" not in sides:
+        return last
+    pair = nn.Module()
+    pair.rank_in, pair.rank_out = sides["in"], last
+    return pair
+
+
+def remedy(layer: QuantisedLinear, unit: int) -> str:
+    """What to do about a layer that does not fit, whose rank would fit as a multiple of `unit`."""
+    m, n = layer.shapes["out"][0], layer.shapes.get("in", layer.shapes["out"])[1]
+    if n % unit or m * layer.code_bits % WORD or min(m, n) < unit:
+        return f"no rank makes the layer's own shape {(m, n)} fit, so leave it to format=hf"
+    return f"compress with method.allocation.rank_align={unit}"
+
+
+def _packed(name: str, layer: QuantisedLinear, side: str) -> nn.Module:
+    (rows, columns), bits, size = layer.shapes[side], layer.code_bits, layer.group_size
+    unit = lcm(WORD, size or 1)  # of columns; rows fill words with fewer
+    if columns % unit or rows * bits % WORD:
+        raise UserError(
+            f"format=gptq: a matrix of {name} has shape {(rows, columns)}, but the layout wants columns in multiples "
+            f"of {unit} and rows in multiples of {WORD // gcd(WORD, bits)}; {remedy(layer, unit)}"
+        )
+    count = groups(columns, size)
+    zeros = pack(torch.full((count * rows,), middle(bits) - 1), bits)
+    tensors = {
+        "qweight": layer.get_buffer(f"{side}_codes").view(torch.int32).view(rows, -1).T,
+        "qzeros": zeros.view(torch.int32).view(count, -1),
+        "scales": layer.get_buffer(f"{side}_scale").view(torch.float16).T,
+        "g_idx": torch.arange(columns, dtype=torch.int32) // (size or columns),
+    }
+    module = nn.Module()
+    for key, tensor in tensors.items():
+        module.register_buffer(key, tensor.contiguous())
+    return module

@@ -1,0 +1,144 @@
+"""One export, top-down: checkpoint → model → folder with its card → hub."""
+
+import logging
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import PretrainedConfig, PreTrainedModel
+
+from svdexp.allocation import Ranks
+from svdexp.checkpoints.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
+from svdexp.export.autogptq import convert
+from svdexp.export.card import card
+from svdexp.export.merge import merge
+from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
+from svdexp.models.structure import weight_of
+from svdexp.record import Results
+from svdexp.runtime.disk import whole_folder, write_atomically
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.reading import read_object
+from svdexp.schema import Config, ExportConfig, Format
+
+log = logging.getLogger(__name__)
+
+
+def publish(config: ExportConfig) -> None:
+    """Write `config.to`, and upload it if asked to.
+
+    Raises:
+        UserError: anything the user can mend; raised before the model is loaded where possible.
+    """
+    target = Path(config.to).expanduser()
+    require(not target.exists(), f"to={config.to} is there already: name a folder that is not")
+    if config.push_to_hub:
+        _require_account(config.push_to_hub)
+    source = checkpoint_of(Path(config.path).expanduser())
+    run_dir = source.parent if source.name == "checkpoint" else source
+    _require_own_files(run_dir, source)
+    results = _results(run_dir)
+    made_from = recorded_origin(run_dir, results, source)
+    model, tokenizer = load(source, trust_remote_code=config.trust_remote_code)
+    ranks = _ranks(run_dir, architecture_of(model), model.config)
+    if config.format is Format.dense:
+        merge(model)
+    elif config.format is Format.gptq:
+        convert(model)
+    with whole_folder(target) as partial:
+        write(model, tokenizer, partial)
+        describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format)
+        size = sum(path.stat().st_size for path in partial.iterdir())
+    log.info("%s: %.1f MB", target, size / 1e6)
+    if config.push_to_hub:
+        _upload(target, config.push_to_hub)
+
+
+def add_card(config: Config, run_dir: Path) -> None:
+    """Put the card that save=hf adds into a finished run's checkpoint."""
+    folder = run_dir / "checkpoint"
+    compressed, architecture = configuration(folder, config.model.trust_remote_code)
+    ranks = _ranks(run_dir, architecture, compressed)
+    describe(folder, compressed, architecture, ranks, _results(run_dir), origin(config.model))
+
+
+def describe(
+    folder: Path,
+    config: PretrainedConfig,
+    architecture: type[PreTrainedModel],
+    ranks: Ranks,
+    results: Results | None,
+    made_from: Origin | None,
+    form: Format = Format.hf,
+) -> None:
+    """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder`.
+
+    `config` is the checkpoint's, `architecture` the class of the dense model.
+    """
+    skeleton = empty_model(architecture, config)
+    shapes = {name: (m, n) for name in ranks for m, n in [weight_of(skeleton.get_submodule(name)).shape]}
+    if made_from:
+        copy_texts(made_from, folder)
+    write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form))
+
+
+def _results(run_dir: Path) -> Results | None:
+    """The run's record, of which a card can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = run_dir / "results.json"
+    if not path.is_file():
+        return None
+    found = read_object(path)
+    try:
+        card(None, {}, {}, found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no whole record of a run, so no card can be written of it: {type(error).__name__}: {error}"
+        ) from error
+    return found
+
+
+def _ranks(run_dir: Path, architecture: type[PreTrainedModel], config: PretrainedConfig) -> Ranks:
+    """Those that the run left, which name dense layers, too; or those of the checkpoint. As `describe` takes them.
+
+    Raises:
+        UserError: the run's file is not of this model.
+    """
+    path = run_dir / "ranks.json"
+    if not path.is_file():
+        return {name: entry["rank"] for name, entry in config.svdexp["layers"].items()}
+    ranks = read_object(path)
+    modules = dict(empty_model(architecture, config).named_modules())
+    for name, rank in ranks.items():
+        weight = getattr(modules.get(name), "weight", None)
+        is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
+        require(
+            is_matrix and (rank is None or (type(rank) is int and rank >= 1)),
+            f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}",
+        )
+    return ranks
+
+
+def _require_own_files(run_dir: Path, checkpoint: Path) -> None:
+    """Raise UserError for a link out of the run's folder: an export would copy, and may upload, what it names."""
+    owned = {run_dir / name: run_dir for name in ("results.json", "ranks.json", ".hydra/config.yaml", "checkpoint")}
+    owned |= dict.fromkeys(checkpoint.rglob("*"), checkpoint)
+    for path, folder in owned.items():
+        require(is_inside(path, folder), f"{path} is a link out of {folder}: put the file itself there")
+
+
+def _require_account(repository: str) -> None:
+    try:
+        HfApi().whoami()
+    except Exception as error:
+        raise UserError(f"push_to_hub={repository} needs an account: hf auth login ({error})") from error
+
+
+def _upload(folder: Path, repository: str) -> None:
+    try:
+        HfApi().create_repo(repository, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # the network, the hub, and its client have many types
+        raise UserError(f"push_to_hub={repository}: {folder} is written but not uploaded: {error}") from error

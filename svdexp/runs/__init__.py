@@ -1,0 +1,1 @@
+"""One run, top-down, and what it reads."""

@@ -1,0 +1,146 @@
+"""One run, top-down: texts → model → dense evaluation → compress → evaluation → save → record."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from svdexp.cells import state_of
+from svdexp.cells.identity import identity_of
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import load_skeleton, resolve_device, resolve_dtype
+from svdexp.checkpoints.verification import verify_checkpoint
+from svdexp.compress import compress, plan, said
+from svdexp.estimate.forecast import forecast
+from svdexp.evaluation import continuations, evaluate, protocols
+from svdexp.export.origin import copy_texts, origin
+from svdexp.export.publish import describe
+from svdexp.method import Method, build, build_method
+from svdexp.models.fingerprint import model_fingerprint
+from svdexp.models.structure import Targets
+from svdexp.record import Results
+from svdexp.record import results as keys
+from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.foreseen import cached_stages
+from svdexp.runs.inputs import (
+    calibration_bos,
+    calibration_windows,
+    check_inputs,
+    check_lengths,
+    read,
+    window_counts,
+    window_lengths,
+)
+from svdexp.runtime.clock import StageClock, forget_peak
+from svdexp.runtime.disk import write_atomically
+from svdexp.runtime.processes import Processes
+from svdexp.runtime.shelves import Cache
+from svdexp.schema import Config, Save
+from svdexp.tracking import Findings, Log, NoTracker, commit, layer_rows, record, show, tracked
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, run_dir: Path) -> Results | None:
+    """Carry out one experiment; leaves ranks.json, layers.json, checkpoint/ and results.json in `run_dir`.
+
+    Of several processes that share the run the main one does so, and only it has results.
+
+    Raises:
+        UserError: anything the user can mend; raised before the model is loaded where possible.
+    """
+    commit()  # of the code that is in memory now
+    method, tracker = build_method(config), build(config.tracker, "tracker")
+    device = resolve_device(config.device)
+    check_inputs(config, method)
+    cell = identity_of(config)  # of the files that are read now
+    if not Processes().main:
+        tracker = NoTracker()
+    with tracked(tracker, config, run_dir) as track:
+        return carry_out(config, method, device, run_dir, track, cell)
+
+
+def carry_out(
+    config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str
+) -> Results | None:
+    """`run`, after what can be checked at once; `track` takes what it found."""
+    main, prompts = Processes().main, config.eval.prompts
+    torch.manual_seed(config.seed)
+    cache = Cache(Path(config.cache) if config.cache else None)
+    forget_peak()
+    clock = StageClock()
+
+    with clock("load"):
+        model, tokenizer, windows, lessons, texts, exams = read(config, method, device)
+    targets = Targets(**vars(config.targets))
+    layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
+    log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
+
+    with clock("evaluate_dense"):
+        weights = model_fingerprint(model)
+        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
+        dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
+    compression = compress(
+        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
+    )
+    if main:
+        write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+        write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
+    with clock("evaluate"):
+        compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
+        if not main:
+            return None
+        compressed_says = continuations(model, tokenizer, prompts, config.eval.bos)
+    compressed |= keys.PROTOCOL.says(protocols(texts))
+    if config.save is not Save.none:
+        with clock("save"):
+            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
+            compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1], config.model.trust_remote_code)
+
+    results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
+        **keys.CELL.says(cell),
+        **keys.CALIBRATION_BOS.says(calibration_bos(config, tokenizer).mode.value),
+        **keys.TASKS.says({exam.name: exam.describe() for exam in exams}),
+        **keys.GENERATION.says(
+            [
+                {"prompt": prompt, "dense": before, "compressed": after}
+                for prompt, before, after in zip(prompts, dense_says, compressed_says, strict=True)
+            ]
+        ),
+    }
+    if config.save is not Save.none:
+        made_from = origin(config.model, ask_the_hub=config.save is Save.hf)
+        results |= keys.ORIGIN.says(made_from.noted())
+        copy_texts(made_from, run_dir / "checkpoint")
+        if config.save is Save.hf:
+            dense_class = checkpoint.architecture_of(model)
+            describe(run_dir / "checkpoint", model.config, dense_class, compression.ranks, results, made_from)
+    findings = Findings.of(results, compression)
+    findings.leave(run_dir)
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
+    track(findings)
+    show(results)
+    return results
+
+
+def preview(config: Config, run_dir: Path) -> None:
+    """Print what the run would take, and where it stands.
+
+    No weights are loaded, and a text only where all of its windows count.
+
+    Raises:
+        UserError: as `run` does for the configuration and the model's structure.
+    """
+    method, _ = build_method(config), build(config.tracker, "tracker")
+    device = resolve_device(config.device)
+    check_inputs(config, method)
+    model = load_skeleton(config.model, resolve_dtype(config.precision, device))
+    check_lengths(model, window_lengths(config, method))
+    layers, _, _, notes, left = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    print(*notes, *said(left), sep="\n")
+    print(forecast(config, method, model, layers, window_counts(config), device))
+    print(state_of(config, run_dir))
+    tokenizer = partial(tokenizer_of, config.model, config.cache)
+    print(cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer())))

@@ -1,0 +1,102 @@
+"""One evaluation of a model as it is, top-down: texts and tasks → model → figures → record."""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.cells.identity import identity_of
+from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import load_model, locate, resolve_device, resolve_dtype
+from svdexp.evaluation import continuations, evaluate, load_exams, protocols
+from svdexp.models.behaviour import require_next_token
+from svdexp.models.fingerprint import model_fingerprint
+from svdexp.models.spreading import BALANCED, settled
+from svdexp.record import Results
+from svdexp.record import results as keys
+from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.inputs import (
+    check_evaluation,
+    check_ids,
+    check_lengths,
+    evaluation_lengths,
+    evaluation_windows,
+    prompt_ids,
+    prompt_lengths,
+)
+from svdexp.runtime.clock import StageClock, forget_peak
+from svdexp.runtime.disk import write_atomically
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.shelves import Cache
+from svdexp.schema import EvaluateConfig, ModelConfig
+from svdexp.tracking import circumstances, commit, identified, show_one
+
+
+def run(config: EvaluateConfig, run_dir: Path) -> Results:
+    """Measure one model; leaves results.json in `run_dir`.
+
+    Raises:
+        UserError: anything the user can mend; raised before the model is loaded where possible.
+    """
+    commit()  # of the code that is in memory now
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.precision, device)
+    source = find(config.model)
+    check_evaluation(config.eval, source)
+    cell = identity_of(config)  # of the files that are read now
+    torch.manual_seed(config.seed)
+    forget_peak()
+    clock = StageClock()
+
+    with clock("load"):
+        tokenizer = tokenizer_of(source, config.cache)
+        texts = evaluation_windows(config, tokenizer)
+        exams = load_exams(config.eval, config.seed)
+        model = settled(partial(load, source, dtype), device, config.device == BALANCED)
+        require_next_token(model)
+        check_lengths(model, evaluation_lengths(config.eval) | prompt_lengths(config.eval.prompts, tokenizer))
+        tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
+        check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
+    with clock("evaluate"):
+        cache = Cache(Path(config.cache) if config.cache else None)
+        weights = model_fingerprint(model)
+        figures = evaluate(model, texts, config, cache, "given", exams, tokenizer, weights)
+        said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
+
+    results: Results = keys.CELL.says(cell) | identified(config.model, weights) | keys.EVAL.says(asdict(config.eval))
+    results |= figures | circumstances(config.seed, run_dir, clock, model)
+    results |= keys.PROTOCOL.says(protocols(texts)) | keys.TASKS.says({exam.name: exam.describe() for exam in exams})
+    results |= keys.GENERATION.says(
+        [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)]
+    )
+    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    show_one(results)
+    return results
+
+
+def find(config: ModelConfig) -> ModelConfig:
+    """The model that `config` means: of a run directory, the checkpoint in it.
+
+    Raises:
+        UserError: it is neither a model nor a run, or has code of its own that is not trusted.
+    """
+    folder = Path(config.path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if not (folder / "checkpoint" / "config.json").is_file():
+            raise UserError(f"path={config.path} is neither a model, with config.json, nor a run, with checkpoint/")
+        config = replace(config, path=str(folder / "checkpoint"))
+    source = locate(config)
+    if source.gguf_file is None and checkpoint.is_compressed(Path(source.location)):
+        checkpoint.own_architecture(Path(source.location), config.trust_remote_code)
+    return config
+
+
+def load(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model, as svdexp saved it or as transformers loads it."""
+    folder = Path(config.path).expanduser()
+    if checkpoint.is_compressed(folder):
+        return checkpoint.load(folder, dtype, device, trust_remote_code=config.trust_remote_code)[0]
+    return load_model(config, dtype, device)

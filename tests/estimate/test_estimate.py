@@ -1,0 +1,289 @@
+"""Estimates against torch's own FLOP counter, tensors that torch keeps, and counts by hand; no weights are needed."""
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform
+from svdexp.calibration.dense import forward_and_backward
+from svdexp.calibration.statistics import Fisher, Gram
+from svdexp.cells.guard import config_dir
+from svdexp.checkpoints.loading import load_skeleton
+from svdexp.compress import plan
+from svdexp.estimate.anatomy import workload_of
+from svdexp.estimate.calibration import statistics_bytes
+from svdexp.estimate.decomposition import decomposition, sides
+from svdexp.estimate.forecast import beside_tensors, forecast
+from svdexp.estimate.speed import Speed, measure_speed
+from svdexp.estimate.stages import Stage, stages
+from svdexp.estimate.stages import evaluate as work_of_evaluation
+from svdexp.estimate.table import duration, render, rounded
+from svdexp.factorisation import Diagonal, Identity, TwoSided
+from svdexp.method import build_method
+from svdexp.models.structure import Layer, Targets, find_layers, stored_bytes
+from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
+from svdexp.schema import Config, EvalConfig, Numerics, Save, validate
+from svdexp.storage import FactorStorage
+from svdexp.update import RefitOutput
+from tests.conftest import TINY, tiny_model
+
+CONF = Path(config_dir())
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+PARTS = [
+    "method.traversal=blockwise",
+    "method=asvd method.traversal=blockwise",
+    "method=asvd method.allocation.metric=stable_rank method.allocation.ppl_target=20",
+    "method/allocation=dynamic method.allocation.alpha=null",
+    "method/weighting=two_sided method.weighting.diagonal_left=true",
+    "method.numerics=cholesky",
+    "storage=elastic",
+    "storage=remap",
+    "storage=gptq4",
+    "cache=null",
+    "save=none eval.texts=[] eval.efficiency=null",
+    "targets.include=['*.q_proj']",
+]
+# A fast accelerator, in round numbers.
+ACCELERATOR = Speed(model=200e12, float32=20e12, float64=10e12, eigen=0.5e12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra() -> Iterator[None]:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def work_on(model: PreTrainedModel, **numbers: float) -> Workload:
+    wanted = {"ratio": 0.8, "windows": 6, "length": 24} | numbers
+    return workload_of(model, find_layers(model, Targets()), **wanted)  # type: ignore[arg-type]
+
+
+def skeleton(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+
+
+def rows_of(words: list[str], model: PreTrainedModel | None = None) -> list[Stage]:
+    """The stages of a composed run, of the model that it names or of `model`."""
+    config = validate(compose("config", words))
+    method = build_method(config)
+    model = model or load_skeleton(config.model, torch.float32)
+    layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    part = config.calibration
+    workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
+    counts = [config.eval.windows or 1 for _ in config.eval.texts]
+    return stages(
+        workload, method, config.eval, counts, save=config.save is Save.checkpoint, cached=config.cache is not None
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_passes_are_what_torch_counts(name: str, windows: torch.Tensor) -> None:
+    model = tiny_model(name)
+    model.set_attn_implementation("eager")  # torch does not count its fused attention on CPUs
+    workload = work_on(model)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(windows[:2], use_cache=False)
+    assert workload.forward(2).model == pytest.approx(forward.get_total_flops(), rel=0.02)
+    with FlopCounterMode(display=False) as backward:
+        forward_and_backward(model, windows[:1])
+    assert workload.forward_backward(1).model == pytest.approx(backward.get_total_flops(), rel=0.02)
+
+
+def test_what_a_backward_pass_keeps(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward_and_backward(model, windows[:1])
+    assert 0.5 < work_on(model).forward_backward(1).bytes / sum(kept.values()) < 2
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_shapes_alone_give_what_the_model_gives(name: str) -> None:
+    bare = skeleton(TINY[name])
+    assert find_layers(bare, Targets()) == find_layers(tiny_model(name), Targets())
+    assert work_on(bare) == work_on(tiny_model(name))
+
+
+def test_a_tied_head_is_known_without_weights() -> None:
+    assert find_layers(skeleton(TINY["llama"]), Targets(lm_head=True))[-1].name == "lm_head"
+    with pytest.raises(Exception, match="tied"):
+        find_layers(skeleton(TINY["llama_gqa"]), Targets(lm_head=True))
+
+
+def test_statistics_by_hand(llama: PreTrainedModel) -> None:
+    assert Gram.flops(3) == 2 * 3 * 3
+    assert Gram.flops(1024) == 2 * (512 * 1024 + 512 * 512)  # the blocks from the diagonal rightwards
+    assert Fisher.flops(2, 3) == 2 * 2 * 3
+    workload = work_on(llama)
+    inputs = 32**2 + 32**2 + 32**2 + 48**2  # q, k, v share one, gate and up another
+    gradients = 32**2 + 2 * 16**2 + 32**2 + 2 * 48**2 + 32**2
+    assert statistics_bytes(workload.layers, ["gram"], workload) == 3 * inputs * 4
+    assert statistics_bytes(workload.layers, ["grad_gram"], workload) == 3 * gradients * 4
+
+
+def test_sides_of_weightings() -> None:
+    assert sides(Identity()) == (0, 0)
+    assert sides(Diagonal()) == (0, 1)
+    assert sides(TwoSided()) == (2, 2)
+    assert sides(TwoSided(diagonal_left=True)) == (1, 2)
+
+
+def test_decompositions_by_hand() -> None:
+    assert eigh_flops(2) == 72
+    assert svd_flops(3, 2) == svd_flops(2, 3) == 6 * 3 * 4 + 20 * 8
+    plain = decomposition(2, 3, 0, 0, Numerics.eigh)
+    assert (plain.float64, plain.eigen) == (2 * 2 * 2 * 3 + 2 * 2 * 2 * 3, 72)  # W Wᵀ, and Uᵀ W
+    whitened = decomposition(2, 3, 0, 2, Numerics.eigh)
+    assert whitened.float64 == pytest.approx(plain.float64 + 3**3 / 3 + 2 * 2 * 3 * 3)  # the check, and W C
+    assert decomposition(3, 2, 0, 2, Numerics.output_eigh).eigen == eigh_flops(3)
+    assert decomposition(3, 2, 0, 2, Numerics.double_svd).eigen == svd_flops(2, 2) + svd_flops(3, 2)
+    left = decomposition(2, 3, 2, 0, Numerics.eigh)
+    assert left.float64 - plain.float64 == pytest.approx(2 * 2**3 / 3 + 2 * 2 * 2 * 3 + 2 * 2 * 2)
+
+
+def test_parts_state_their_own_cost(llama: PreTrainedModel) -> None:
+    workload = work_on(llama)
+    trial = workload.forward(2).model
+    sensitivity = Sensitivity(candidates=[0.5, 0.7], windows=2)
+    assert cost_of(sensitivity, workload).model == 2 * len(workload.layers) * trial
+    assert cost_of(Sensitivity(metric=SensitivityMetric.stable_rank), workload).model == 0
+    assert cost_of(Dynamic(), workload) == workload.forward(6, head=False)
+    searched = cost_of(Dynamic(alpha=None, windows=2), workload).model - cost_of(Dynamic(), workload).model
+    assert searched == pytest.approx(11 * workload.forward(2, compressed=True).model)
+    assert cost_of(Uniform(), workload) == cost_of(FactorStorage(), workload) == Work()
+    runs = 4 + 2  # four distinct inputs a block
+    update = cost_of(RefitOutput(samples=4), workload)
+    assert update.model == pytest.approx(runs * workload.forward(5, head=False, compressed=True).model)
+    assert update.eigen > 0
+
+
+def test_tasks_are_counted_by_their_requests(llama: PreTrainedModel) -> None:
+    workload = work_on(llama)
+    one = work_of_evaluation(workload, EvalConfig(tasks=["piqa"], limit=10), [], compressed=False)
+    assert one == workload.forward(10 * 2, length=40)
+    shots = work_of_evaluation(workload, EvalConfig(tasks=["mmlu"], num_fewshot=5), [], compressed=True)
+    assert shots == workload.forward(14042, length=6 * 140, compressed=True)
+    assert "evaluate" not in [row.name for row in rows_of(["eval.texts=[]", "eval.efficiency=null"], llama)]
+    named = rows_of(["eval.texts=[]", "eval.efficiency=null", "eval.tasks=[commonsense]"], llama)
+    assert {"evaluate_dense", "evaluate"} <= {row.name for row in named}
+
+
+def test_compression_takes_work_away(llama: PreTrainedModel) -> None:
+    workload = work_on(llama, ratio=0.5)
+    layers = sum(layer.m * layer.n for layer in workload.layers)
+    saved = workload.forward(1).model - workload.forward(1, compressed=True).model
+    assert saved == pytest.approx(2 * 24 * layers / 2)
+    assert workload.rank(Layer("", "", 6, 3)) == 1
+
+
+@pytest.mark.parametrize("words", [*(f"method={name}" for name in METHODS), *(f"method=svd_llm {x}" for x in PARTS)])
+def test_every_method_has_an_estimate(words: str, model_folder: Path) -> None:
+    words_of_one = dict(word.split("=", 1) for word in words.split())  # the last of two methods counts
+    rows = rows_of([f"model.path={model_folder}", *(f"{key}={value}" for key, value in words_of_one.items())])
+    seconds = [ACCELERATOR.seconds(row.work) for row in rows]
+    assert all(math.isfinite(value) and value >= 0 for value in seconds)
+    assert all(math.isfinite(row.bytes) and row.bytes > 0 for row in rows)
+    assert sum(seconds) > 0
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert {"allocation", "storage"} <= set(names)
+    if "quantise" not in words:
+        assert ("update" if "dobi" in words else "factorisation") in names
+    assert "total" in render(rows, ACCELERATOR, "a run")
+
+
+def test_a_model_of_seven_billion_parameters() -> None:
+    shape = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    model = skeleton(LlamaConfig(vocab_size=32000, **shape), torch.bfloat16)
+    words = ["calibration.samples=256", "calibration.seq_len=2048", "eval=ppl", "eval.texts=[wikitext2]"]
+    workload = work_on(model, length=2048)
+    assert workload.model_bytes == pytest.approx(13.5e9, rel=0.01)
+    assert workload.forward(1).model / 2048 == pytest.approx(2 * 6.6e9 + 32 * 4 * 2048 * 4096, rel=0.01)
+
+    rows = {row.name: row for row in rows_of(["method=kron", *words], model)}
+    statistics = 32 * 4 * ((3 * 4096**2 + 11008**2) + (5 * 4096**2 + 2 * 11008**2))
+    activations = rows["calibration"].bytes - 13.5e9 - statistics
+    assert 5e9 < activations < 12e9  # one window of 2048 tokens: what 224 layers take in and give out, and the logits
+    assert rows["factorisation"].bytes < 30e9
+    assert 0.1 < sum(ACCELERATOR.seconds(row.work) for row in rows.values()) / 3600 < 1
+
+    blockwise = rows_of(["method=svd_llm", "method.traversal=blockwise", *words], model)
+    assert max(row.bytes for row in blockwise) < 30e9
+    trials = {row.name: row for row in rows_of(["method=asvd", *words], model)}["allocation"]
+    assert trials.work.model == pytest.approx(32 * 7 * 6 * workload.forward(4).model)
+
+
+def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
+    state = torch.get_rng_state()
+    speed = measure_speed(torch.device("cpu"), torch.float32)
+    assert torch.equal(state, torch.get_rng_state())
+    assert min(vars(speed).values()) > 1e6
+    assert speed.seconds(Work(model=speed.model, eigen=2 * speed.eigen)) == pytest.approx(3)
+
+
+def test_a_tiny_models_memory_is_mostly_pythons_own(
+    model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    config = validate(compose("config", [f"model.path={model_folder}", "method=svd_llm", "storage=factors"]))
+    method = build_method(config)
+    layers, *_ = plan(llama, method, config.ratio, Targets())
+    text = forecast(config, method, llama, layers, [1], cpu)
+    now = psutil.Process().memory_info().rss / 1e9
+    peak = float(text.split("peak memory")[1].split("GB")[0].split()[-1])
+    assert 0.9 * now < peak < 1.5 * now
+    own = float(text.split("libraries take")[1].split("GB")[0])
+    assert 0.8 * now < own <= peak
+
+    class Held:
+        """A process that holds the model and 5 GB more."""
+
+        def memory_info(self) -> SimpleNamespace:
+            return SimpleNamespace(rss=5_000_000_000 + stored_bytes(llama))
+
+    monkeypatch.setattr(psutil, "Process", Held)
+    assert beside_tensors(llama, cpu) == 5_000_000_000
+    assert beside_tensors(skeleton(TINY["llama_gqa"]), cpu) == 5_000_000_000 + stored_bytes(llama)
+    assert beside_tensors(llama, torch.device("cuda")) == 0
+
+
+def test_a_forecast_is_of_the_configured_run(
+    model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Stage] = []
+    monkeypatch.setattr("svdexp.estimate.forecast.render", lambda rows, *about: shown.extend(rows) or "")
+    words = [f"model.path={model_folder}", "ratio=0.3", "cache=null", "calibration.samples=5", "calibration.seq_len=48"]
+    config = validate(compose("config", words))
+    method = build_method(config)
+    layers, *_ = plan(llama, method, config.ratio, Targets())
+    forecast(config, method, llama, layers, [config.eval.windows or 1 for _ in config.eval.texts], torch.device("cpu"))
+    expected = rows_of(words, llama)
+    assert [(row.name, row.work) for row in shown] == [(row.name, row.work) for row in expected]
+    beside = {round(row.bytes - other.bytes) for row, other in zip(shown, expected, strict=True)}
+    assert len(beside) == 1
+    assert beside.pop() > 0
+
+
+def test_few_digits() -> None:
+    assert [rounded(x) for x in (0, 0.001, 0.123, 9.96, 13.48, 1234)] == ["0", "< 0.01", "0.12", "10", "13", "1,200"]
+    spoken = [duration(x) for x in (0.2, 12.3, 130, 5 * 3600, 20 * 86400)]
+    assert spoken == ["< 1 s", "12 s", "2.2 min", "5.0 h", "20 days"]

@@ -1,0 +1,159 @@
+"""The rows of an estimate against counts by hand, on a tiny Llama: q, k, v, o are 32 wide, the gated MLP is 48."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from svdexp.allocation import EffectiveRank, Uniform
+from svdexp.calibration.compressed_path import compressed_path
+from svdexp.calibration.statistics import Gram
+from svdexp.estimate.anatomy import workload_of
+from svdexp.estimate.decomposition import decomposition
+from svdexp.estimate.speed import Speed
+from svdexp.estimate.stages import Stage, stages
+from svdexp.estimate.table import render
+from svdexp.factorisation import InputMoment
+from svdexp.method import Method
+from svdexp.models.structure import Targets, find_layers
+from svdexp.models.work import Work, Workload, cost_of
+from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Traversal
+from svdexp.storage import ElasticStorage, FactorStorage
+from svdexp.training import BlockRefine
+from tests.conftest import tiny_model
+
+METHOD = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
+BLOCKS, WINDOWS, LENGTH, RATIO = 3, 6, 24, 0.5
+SHAPES = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)]  # of one block
+MATRICES = BLOCKS * sum(m * n for m, n in SHAPES)
+COMPONENTS = BLOCKS * sum(4 * min(m, n) * (m + n) for m, n in SHAPES)
+GRAMS = BLOCKS * 4 * (32**2 + 32**2 + 32**2 + 48**2)  # q, k and v share one, gate and up another
+
+
+@pytest.fixture(scope="module")
+def workload() -> Workload:
+    model = tiny_model("llama_gqa")
+    return workload_of(model, find_layers(model, Targets()), ratio=RATIO, windows=WINDOWS, length=LENGTH)
+
+
+def rows(
+    workload: Workload, method: Method = METHOD, evaluation: EvalConfig | None = None, **options: Any
+) -> dict[str, Stage]:
+    evaluation = evaluation or EvalConfig(texts=[], efficiency=None)
+    found = stages(workload, method, evaluation, [], **({"save": True, "cached": True} | options))
+    return {row.name: row for row in found}
+
+
+def test_sums_are_counted_once_for_an_input_that_layers_share(workload: Workload) -> None:
+    per_token = BLOCKS * (3 * 2 * 32**2 + 2 * 48**2)
+    assert 3 * Gram.flops(32) + Gram.flops(48) == per_token / BLOCKS
+    assert rows(workload)["calibration"].work.float32 == WINDOWS * LENGTH * per_token
+
+
+def test_a_blockwise_run_passes_every_block_twice(workload: Workload) -> None:
+    """To measure and to move on; one window more shows shared inputs, two record the blocks' arguments."""
+    found = rows(workload, replace(METHOD, traversal=Traversal.blockwise))["calibration"].work
+    passes = 2 * WINDOWS + 3
+    matrices = 2 * LENGTH * (1 - RATIO) * MATRICES
+    attention = 4 * LENGTH * LENGTH * 32 * BLOCKS
+    assert found.model == passes * (matrices + attention)
+
+
+def test_spectra_for_a_blockwise_run_cost_a_second_decomposition(workload: Workload) -> None:
+    method = replace(METHOD, allocation=EffectiveRank())
+    once = rows(workload, method)["factorisation"].work
+    twice = rows(workload, replace(method, traversal=Traversal.blockwise))["factorisation"].work
+    alone = rows(workload, replace(METHOD, traversal=Traversal.blockwise))["factorisation"].work
+    assert (twice.eigen, twice.float64) == (2 * once.eigen, 2 * once.float64)
+    assert alone.eigen == once.eigen
+
+
+def test_a_decomposition_holds_its_moments_and_the_larger_of_two_steps() -> None:
+    """Float64, (2, 3): C beside four matrices of its size that damp it, or four of W's and five of (2, 2)."""
+    assert decomposition(2, 3, 0, 2, Numerics.eigh).bytes == 8 * (9 + max(4 * 9, 4 * 6 + 5 * 4))
+    assert decomposition(2, 30, 0, 1, Numerics.eigh).bytes == 8 * (4 * 60 + 5 * 4)
+    both = decomposition(2, 3, 2, 2, Numerics.eigh).bytes
+    assert both == 8 * (9 + 4 + max(4 * 9, 4 + 4 * 6 + 5 * 4))
+
+
+def test_without_a_cache_statistics_and_components_stay_in_memory(workload: Workload) -> None:
+    on_disk, in_memory = rows(workload), rows(workload, cached=False)
+    for name in ("factorisation", "allocation", "storage"):
+        assert in_memory[name].bytes - on_disk[name].bytes == COMPONENTS + GRAMS, name
+    assert in_memory["calibration"].bytes == on_disk["calibration"].bytes
+
+
+def test_an_elastic_checkpoint_holds_the_dense_weights_and_all_components(workload: Workload) -> None:
+    """Of every matrix, ranks up to where factors cost as much as the matrix, and the matrix itself."""
+    elastic = rows(workload, replace(METHOD, storage=ElasticStorage()))["storage"].bytes
+    added = BLOCKS * 4 * sum(m * n // (m + n) * (m + n) + m * n for m, n in SHAPES)
+    assert elastic - rows(workload)["storage"].bytes == pytest.approx(added, rel=0.05)
+
+
+def test_saving_holds_two_compressed_models(workload: Workload) -> None:
+    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    activations = LENGTH * (2 * 4 * (32 + 48) + 96 * (4 + 8))  # the widest, and logits beside their copy and softmax
+    assert rows(workload)["save"].bytes == 2 * small + activations
+    assert "save" not in rows(workload, save=False)
+
+
+def test_speed_takes_prompts_and_steps(workload: Workload) -> None:
+    """A warm-up and two repeats of the prompt; twice four steps after four to warm up, each as long as 32 tokens."""
+    shape = EfficiencyConfig(batch_size=1, prompt=8, generate=4, repeats=2)
+    found = rows(workload, evaluation=EvalConfig(texts=[], efficiency=shape))["evaluate_dense"].work.model
+
+    def forward(tokens: int) -> float:
+        return tokens * (2 * (MATRICES + 96 * 32) + 4 * tokens * 32 * BLOCKS)
+
+    assert found == 3 * forward(8) + (2 * 4 + 4) * forward(32)
+
+
+def test_the_dense_model_sees_all_windows_without_its_head_in_one_batch(workload: Workload) -> None:
+    found = rows(workload)["calibration"]
+    assert found.work.model == WINDOWS * LENGTH * (2 * MATRICES + 4 * LENGTH * 32 * BLOCKS)
+    assert found.bytes == workload.model_bytes + GRAMS + WINDOWS * LENGTH * 2 * 4 * (32 + 48)
+
+
+def test_every_matrix_is_decomposed(workload: Workload) -> None:
+    found = rows(workload)["factorisation"].work
+    one_by_one = [decomposition(m, n, 0, 2, METHOD.numerics) for m, n in SHAPES]
+    assert found.eigen == BLOCKS * sum(work.eigen for work in one_by_one)
+    assert found.float64 == pytest.approx(BLOCKS * sum(work.float64 for work in one_by_one))
+
+
+def test_products_of_the_other_numerics() -> None:
+    """Of (3, 2) under C: its check and Cholesky factor n³/3 each, 2 m n² in W C or W S, then what goes back."""
+    assert decomposition(3, 2, 0, 2, Numerics.cholesky).float64 == pytest.approx(2 * 8 / 3 + 2 * 12 + 8)
+    assert decomposition(3, 2, 0, 2, Numerics.double_svd).float64 == pytest.approx(8 / 3 + 2 * 12 + 2 * 8)
+
+
+def test_seeing_compressed_inputs_takes_sums_of_the_windows_there_are(workload: Workload) -> None:
+    per_token = BLOCKS * (3 * 2 * 32**2 + 2 * 48**2)
+    assert compressed_path(workload, 4).float32 == 4 * LENGTH * per_token
+    assert compressed_path(workload, 100) == compressed_path(workload, WINDOWS)
+
+
+def test_texts_are_counted_together_and_in_batches(workload: Workload) -> None:
+    shape = EvalConfig(texts=[], seq_len=16, batch_size=2, efficiency=None)
+    found = {row.name: row for row in stages(workload, METHOD, shape, [3, 4], save=False, cached=True)}
+    assert found["evaluate_dense"].work == workload.forward(7, length=16, batch=2)
+    assert found["evaluate"].work == workload.forward(7, length=16, batch=2, compressed=True)
+    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    assert found["evaluate_dense"].bytes - workload.model_bytes == found["evaluate"].bytes - small
+
+
+def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) -> None:
+    parts = {"first": BlockRefine(steps=1, batch=2), "second": BlockRefine(steps=3, batch=2)}
+    one, other = (cost_of(part, workload) for part in parts.values())
+    found = rows(workload, replace(METHOD, training=parts))["training"]
+    assert found.work == one + other
+    assert found.work.model > max(one.model, other.model) > 0
+    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    assert found.bytes == workload.model_bytes + small + found.work.bytes
+
+
+def test_a_table_adds_times_up_and_keeps_the_largest_memory() -> None:
+    speed = Speed(model=1e12, float32=1e11, float64=1e10, eigen=1e9)
+    parts = [Stage("one", Work(model=3e12, float32=2e11), 3e9), Stage("two", Work(float64=3e10, eigen=4e9), 2e9)]
+    total = next(line for line in render(parts, speed, "a run").splitlines() if "total time" in line)
+    assert total.replace("│", " ").split()[-4:] == ["12", "s", "3.0", "GB"]

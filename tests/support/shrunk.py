@@ -1,0 +1,34 @@
+"""Tiny models with every linear layer of the blocks replaced by a truncated one, without calibration."""
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.models.factors import Factors
+from svdexp.models.structure import Targets, find_layers, replace, weight_of
+from svdexp.storage import Storage
+from tests.conftest import tiny_model
+
+RANKS = (5, 9, 12)  # in turn, so that neighbours differ
+
+
+@torch.no_grad()
+def shrunk(name: str, storage: Storage, dtype: torch.dtype = torch.bfloat16) -> tuple[PreTrainedModel, dict[str, int]]:
+    """The model, in `dtype`, and the ranks of its layers."""
+    model = tiny_model(name)
+    for parameter in model.parameters():  # not model.to(dtype), which would round rotary buffers too
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    ranks = {}
+    for index, layer in enumerate(find_layers(model, Targets())):
+        module, rank = model.get_submodule(layer.name), RANKS[index % len(RANKS)]
+        W = weight_of(module)
+        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
+        replace(model, layer.name, storage.layer(truncated(W, rank), bias, W))
+        ranks[layer.name] = rank
+    return model, ranks
+
+
+def truncated(W: torch.Tensor, rank: int) -> Factors:
+    """The first `rank` components of W (m, n)."""
+    U, S, Vt = torch.linalg.svd(W.double(), full_matrices=False)
+    return Factors(U[:, :rank] * S[:rank], Vt[:rank])
