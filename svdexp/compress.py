@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Ranks, Whole, allocate, fixed_ranks
+from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Whole, allocate, fixed_ranks
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
@@ -16,16 +16,9 @@ from svdexp.engine.result import Compression
 from svdexp.engine.steps import Job
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
+from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.modes import as_loaded, recordable
-from svdexp.models.structure import (
-    Layer,
-    Targets,
-    abbreviated,
-    find_layers,
-    matches,
-    other_stacks,
-    shared_layers,
-)
+from svdexp.models.structure import Targets, abbreviated, find_matrices, matches, other_stacks, shared_matrices
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -47,7 +40,7 @@ class Plan(NamedTuple):
         left_dense: what the targets select and the structure rules out, reason → names.
     """
 
-    layers: list[Layer]
+    layers: list[Matrix]
     budget: Budget
     fixed: Ranks
     notes: list[str]
@@ -134,17 +127,17 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     """
     if hasattr(model.config, "svdexp"):
         raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
-    layers = find_layers(model, targets)
+    layers = find_matrices(model, targets)
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
     budget, fixed = shares(layers, method, ratio, targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
-    left = shared_layers(model, targets) | other_stacks(model, targets)
+    left = shared_matrices(model, targets) | other_stacks(model, targets)
     return Plan(layers, budget, fixed, notes, left)
 
 
-def shares(layers: Sequence[Layer], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
+def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
     """The budget of `layers`, and the ranks among them that `targets` fixes.
 
     Raises:
@@ -163,8 +156,8 @@ def shares(layers: Sequence[Layer], method: Method, ratio: float, targets: Targe
 
 
 def without(
-    layers: Sequence[Layer], idle: Mapping[str, Sequence[str]], method: Method, ratio: float, targets: Targets
-) -> tuple[list[Layer], Budget, Ranks]:
+    layers: Sequence[Matrix], idle: Mapping[str, Sequence[str]], method: Method, ratio: float, targets: Targets
+) -> tuple[list[Matrix], Budget, Ranks]:
     """The plan without layers that do not work as linear ones: `ratio` then counts the others alone.
 
     Raises:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Evidence, Ranks, Uniform
+from svdexp.allocation import Budget, Evidence, Uniform
 from svdexp.calibration.hooks import input_hooks
 from svdexp.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
+from svdexp.models.matrices import Ranks
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
@@ -50,7 +51,7 @@ def test_full_rank_is_the_identity(
 def test_achieved_ratio_is_counted_and_never_above_the_request(
     model: PreTrainedModel, windows: torch.Tensor, traversal: Traversal
 ) -> None:
-    names = [layer.name for layer in find_layers(model, Targets())]
+    names = [layer.name for layer in find_matrices(model, Targets())]
     dense = sum(model.get_submodule(name).weight.numel() for name in names)
     result = compress(model, windows, replace(WHITENED, traversal=traversal), 0.6)
     kept = sum(
@@ -75,7 +76,7 @@ def test_ratio_one_leaves_the_model_alone(model: PreTrainedModel, windows: torch
 
 def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """By Eckart and Young outputs Y = X Wᵀ lose at least Σ_{i>r} σᵢ²(Y); plain SVD loses more."""
-    inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in find_layers(model, Targets())}
+    inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in find_matrices(model, Targets())}
     with input_hooks(model, list(inputs), lambda name, x: inputs[name].append(x.double().flatten(0, -2))):
         model(windows)
     dense = {name: weight_of(model.get_submodule(name)).double() for name in inputs}
@@ -150,7 +151,7 @@ def test_fixed_ranks_are_kept_and_counted(
     llama: PreTrainedModel, windows: torch.Tensor, traversal: Traversal, storage: Storage
 ) -> None:
     """16, the full rank of v_proj (16, 32), costs more than dense in factors; it is stored all the same."""
-    names = [layer.name for layer in find_layers(llama, Targets())]
+    names = [layer.name for layer in find_matrices(llama, Targets())]
     dense = sum(llama.get_submodule(name).weight.numel() for name in names)
     method = replace(WHITENED, traversal=traversal, storage=storage)
     targets = Targets(ranks={"model.layers.0.*": None, "*.v_proj": 16, "*.down_proj": 5})

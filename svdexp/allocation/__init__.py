@@ -3,7 +3,7 @@
 Add one with one file here and its YAML in conf/method/allocation/.
 """
 
-from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Foreseen, Ranks, Repeatable
+from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Foreseen, Repeatable
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
@@ -16,6 +16,7 @@ from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
 from svdexp.allocation.uniform import Uniform
 from svdexp.allocation.whole import Whole
+from svdexp.models.matrices import Ranks
 
 # The closed list of allocations that a checkpoint may name: those that look at budget and spectra alone.
 REPEATABLE: dict[str, type[Repeatable]] = {

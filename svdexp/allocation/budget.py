@@ -13,12 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation.curves import RankCurves
+from svdexp.models.matrices import Ranks
 from svdexp.runtime.errors import UserError, require_positive
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage import NUMBER_BITS, Storage, whole_bits
-
-# Module name → rank; None does not factorise the matrix: it stays dense, or whole in a form of the storage.
-Ranks = dict[str, int | None]
 
 
 class Allocation(Protocol):

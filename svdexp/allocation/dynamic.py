@@ -21,10 +21,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks, by_type
+from svdexp.allocation.budget import Aligned, Budget, Evidence, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import find_blocks, hidden_states, split_arguments
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
+from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence
 from svdexp.allocation.spectra import effective_rank
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import matches
 from svdexp.runtime.errors import require
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from svdexp.allocation.budget import Allocation, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Allocation, Budget, Evidence
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import matches
 from svdexp.runtime.errors import UserError
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Budget, Evidence
+from svdexp.models.matrices import Ranks
 from svdexp.runtime import reading
 from svdexp.runtime.errors import UserError
 

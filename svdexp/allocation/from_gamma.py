@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Budget, Evidence
 from svdexp.allocation.from_file import read_object
+from svdexp.models.matrices import Ranks
 from svdexp.runtime.errors import UserError
 
 GAMMA_TOKENS = 2048

@@ -18,8 +18,9 @@ from typing import ClassVar
 
 import torch
 
-from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
+from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence
 from svdexp.allocation.spectra import tails
+from svdexp.models.matrices import Ranks
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ the ratio, which the penalty alone misses.
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Budget, Evidence, Ranks
+from svdexp.allocation.budget import Budget, Evidence
 from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_schedule import RankSchedule
 from svdexp.allocation.rank_training import RankTraining
+from svdexp.models.matrices import Ranks
 from svdexp.models.work import Work, Workload, eigh_flops, svd_flops
 
 # Stands in for a γ that training made negative: such a layer gets the lowest rank.

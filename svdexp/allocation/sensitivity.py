@@ -26,9 +26,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from svdexp.allocation.budget import Aligned, Budget, Evidence, Ranks
+from svdexp.allocation.budget import Aligned, Budget, Evidence
 from svdexp.allocation.spectra import stable_rank
 from svdexp.allocation.trial import trial_perplexity
+from svdexp.models.matrices import Ranks
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive
 from svdexp.runtime.progress import progress

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from svdexp.allocation.budget import Evidence, Ranks
+from svdexp.allocation.budget import Evidence
 from svdexp.evaluation import NotFiniteError, perplexity
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import replace
 
 

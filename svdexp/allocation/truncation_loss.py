@@ -15,8 +15,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence, by_type
+from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence, by_type
 from svdexp.allocation.spectra import uniform_errors
+from svdexp.models.matrices import Ranks
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, Ranks, SpectralEvidence
+from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence
+from svdexp.models.matrices import Ranks
 
 
 @dataclass(frozen=True)

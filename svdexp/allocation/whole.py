@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Budget, Ranks, SpectralEvidence
+from svdexp.allocation.budget import Budget, SpectralEvidence
+from svdexp.models.matrices import Ranks
 from svdexp.runtime.errors import UserError
 
 

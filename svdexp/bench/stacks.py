@@ -12,7 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from svdexp.bench.layers import KEPT, layer
 from svdexp.bench.timing import Row, speedup
-from svdexp.models.structure import Targets, find_layers, replace
+from svdexp.models.structure import Targets, find_matrices, replace
 
 PROMPT, GENERATED = 256, 16
 
@@ -49,7 +49,7 @@ def random_model(config: LlamaConfig) -> PreTrainedModel:
 def compressed(config: LlamaConfig, storage: str, kept: float) -> PreTrainedModel:
     """A model whose layers all keep the same share."""
     model = random_model(config)
-    for target in find_layers(model, Targets()):
+    for target in find_matrices(model, Targets()):
         replace(model, target.name, layer(storage, target.m, target.n, kept))
     return model
 

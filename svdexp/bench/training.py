@@ -8,7 +8,7 @@ from torch import nn
 from svdexp.bench.stacks import DEMO, compressed, random_model
 from svdexp.bench.timing import Row, speedup
 from svdexp.descent.gradients import mean_gradient
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.processes import Processes
 from svdexp.training import Distill, Student
 
@@ -18,7 +18,7 @@ KEPT, TOKENS = 0.6, 512
 def distillation() -> float:
     """One optimiser step on one item of TOKENS tokens, in SmolLM2-135M's shape."""
     model, teacher, options = compressed(DEMO, "factors", KEPT), random_model(DEMO), Distill(batch=1, seq_len=TOKENS)
-    dense = {target.name: teacher.get_submodule(target.name) for target in find_layers(teacher, Targets())}
+    dense = {target.name: teacher.get_submodule(target.name) for target in find_matrices(teacher, Targets())}
     student = Student(model, dense)
     factors, items = student.factors(), torch.randint(DEMO.vocab_size, (1, TOKENS))
     for factor in factors:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from svdexp.calibration.dense import collect
 from svdexp.calibration.hooks import Collector, shared_inputs
 from svdexp.calibration.statistics import Statistics
-from svdexp.models.structure import Layer, hidden_states, named_blocks, split_arguments
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import hidden_states, named_blocks, split_arguments
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
 
@@ -23,7 +24,7 @@ from svdexp.runtime.progress import progress
 class BlockwiseStatistics:
     """Ask for the groups in model order, and compress each block before asking for the next."""
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, needs: Sequence[str]):
+    def __init__(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, needs: Sequence[str]):
         self.model, self.layers, self.windows, self.needs = model, layers, windows, needs
         self.blocks = named_blocks(model)
         self._waiting = list(self.blocks)  # blocks whose outputs are not computed yet
@@ -69,7 +70,7 @@ class BlockwiseStatistics:
         for index, state in enumerate(self._states):
             self._states[index] = self._run(group, state).cpu()
 
-    def _collect(self, group: str, members: Sequence[Layer]) -> dict[str, Statistics]:
+    def _collect(self, group: str, members: Sequence[Matrix]) -> dict[str, Statistics]:
         assert self._states is not None
         states = self._states
         leaders = shared_inputs(self.model, [m.name for m in members], lambda: self._run(group, states[0]))

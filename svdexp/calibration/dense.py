@@ -12,7 +12,7 @@ from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_input
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
@@ -36,7 +36,7 @@ class DenseStatistics:
     def __init__(
         self,
         model: PreTrainedModel,
-        layers: Sequence[Layer],
+        layers: Sequence[Matrix],
         windows: torch.Tensor,
         shelves: Mapping[str, Shelf],
     ):
@@ -92,7 +92,7 @@ class DenseStatistics:
 
 def collect(
     model: PreTrainedModel,
-    layers: Sequence[Layer],
+    layers: Sequence[Matrix],
     windows: torch.Tensor,
     needs: Sequence[str],
     processes: Processes | None = None,
@@ -137,7 +137,7 @@ def forward_and_backward(model: Any, batch: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def smallest_model(model: PreTrainedModel, layers: Sequence[Layer]) -> Any:
+def smallest_model(model: PreTrainedModel, layers: Sequence[Matrix]) -> Any:
     """The base model where that holds every layer: the head's large product is then never computed."""
     body: Any = model.base_model
     inside = {name for name, _ in body.named_modules(prefix=model.base_model_prefix)}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 
@@ -87,7 +87,7 @@ class Collector:
         window: index of the first window of the batch in progress, for error messages.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], leaders: dict[str, str], needs: Sequence[str]):
+    def __init__(self, model: nn.Module, layers: Sequence[Matrix], leaders: dict[str, str], needs: Sequence[str]):
         self.model = model
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from svdexp.calibration.dense import forward, forward_and_backward, smallest_model
 from svdexp.models.behaviour import frozen
-from svdexp.models.structure import Layer, weight_of
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import weight_of
 
 # Why a layer stays dense, after its name.
 NEVER = "never ran, though what holds them did: their weights are used by hand"
@@ -32,7 +33,7 @@ TOLERANCE = 32
 
 
 def left_dense(
-    model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, gradients: bool
+    model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, gradients: bool
 ) -> dict[str, list[str]]:
     """Which of `layers` do not work as linear layers with `gradients` or without: reason → names.
 
@@ -58,7 +59,7 @@ class Observer:
     """What was seen of the layers: which ran, which gave something else, and which outputs had a gradient."""
 
     model: PreTrainedModel
-    layers: Sequence[Layer]
+    layers: Sequence[Matrix]
     ran: set[str] = field(default_factory=set)
     other: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)

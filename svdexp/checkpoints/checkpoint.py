@@ -16,10 +16,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from svdexp.allocation import Ranks
 from svdexp.checkpoints import asvd, dobi
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.models.matrices import Ranks
 from svdexp.models.portable.modeling_svdexp import (
     VERSION,
     Table,

@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import REPEATABLE, Allocation, Budget, Ranks, Repeatable
+from svdexp.allocation import REPEATABLE, Allocation, Budget, Repeatable
 from svdexp.models.factors import Factors, low_rank_layer
+from svdexp.models.matrices import Ranks
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import filled_dense, is_linear, replace, weight_of
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio

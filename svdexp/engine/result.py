@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from svdexp.allocation import RankCurves, Ranks
+from svdexp.allocation import RankCurves
 from svdexp.checkpoints.elastic import Elastic
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix, Ranks
 from svdexp.training import Trained
 
 
@@ -29,7 +29,7 @@ class Compression:
         left_dense: what the targets select and was not compressed, reason → names; `layers` are without it.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[Matrix]
     ranks: Ranks
     errors: dict[str, float]
     damping: dict[str, float]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Evidence, RankCurves, Ranks
+from svdexp.allocation import Evidence, RankCurves
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
 from svdexp.engine.result import Compression
@@ -18,7 +18,8 @@ from svdexp.factorisation import Decomposition, Weighting
 from svdexp.method import Method
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
-from svdexp.models.structure import Layer, replace, weight_of
+from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.structure import replace, weight_of
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -37,7 +38,7 @@ class Job:
         model: PreTrainedModel,
         windows: torch.Tensor,
         method: Method,
-        layers: list[Layer],
+        layers: list[Matrix],
         cache: Cache,
         clock: StageClock,
         seed: int,

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Ranks
 from svdexp.calibration import StatisticsSource
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Weighting
-from svdexp.models.structure import Layer, weight_of
+from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.structure import weight_of
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
@@ -24,7 +24,7 @@ class Workbench:
     def __init__(
         self,
         model: PreTrainedModel,
-        layers: Sequence[Layer],
+        layers: Sequence[Matrix],
         source: StatisticsSource,
         weighting: Weighting,
         numerics: Numerics,

@@ -10,12 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.calibration.hooks import shared_inputs
-from svdexp.models.structure import Layer, find_blocks, is_linear, stored_bytes, weight_of
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import find_blocks, is_linear, stored_bytes, weight_of
 from svdexp.models.work import Workload
 
 
 def workload_of(
-    model: PreTrainedModel, layers: Sequence[Layer], *, ratio: float, windows: int, length: int
+    model: PreTrainedModel, layers: Sequence[Matrix], *, ratio: float, windows: int, length: int
 ) -> Workload:
     """What compressing `layers` of `model`, which may be on the meta device, works on.
 

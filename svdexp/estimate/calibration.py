@@ -10,7 +10,7 @@ from svdexp.calibration.statistics import GradientStatistic, InputStatistic
 from svdexp.data.windows import TOKENS_PER_BATCH
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload
 from svdexp.schema import Traversal
 
@@ -54,7 +54,7 @@ def statistics_flops(workload: Workload, needs: Sequence[str]) -> float:
     return workload.tokens * per_token
 
 
-def statistics_bytes(layers: Sequence[Layer], needs: Sequence[str], workload: Workload) -> float:
+def statistics_bytes(layers: Sequence[Matrix], needs: Sequence[str], workload: Workload) -> float:
     """Of the statistics of `layers`; made on the meta device to see how large they are."""
     inputs = {workload.leaders[layer.name]: layer.n for layer in layers}
     made: list[InputStatistic | GradientStatistic] = []
@@ -68,9 +68,9 @@ def measures_dense(method: Method) -> bool:
     return method.traversal is Traversal.dense or method.allocation.needs_spectra
 
 
-def by_group(layers: Sequence[Layer]) -> list[list[Layer]]:
+def by_group(layers: Sequence[Matrix]) -> list[list[Matrix]]:
     """The layers of each block."""
-    groups: dict[str, list[Layer]] = {}
+    groups: dict[str, list[Matrix]] = {}
     for layer in layers:
         groups.setdefault(layer.group, []).append(layer)
     return list(groups.values())

@@ -12,7 +12,8 @@ from svdexp.estimate.speed import measure_speed
 from svdexp.estimate.stages import stages
 from svdexp.estimate.table import render
 from svdexp.method import Method
-from svdexp.models.structure import Layer, stored_bytes
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import stored_bytes
 from svdexp.schema import Config, Save
 
 
@@ -20,7 +21,7 @@ def forecast(
     config: Config,
     method: Method,
     model: PreTrainedModel,
-    layers: Sequence[Layer],
+    layers: Sequence[Matrix],
     texts: Sequence[int],
     device: torch.device,
 ) -> str:

@@ -13,7 +13,7 @@ from svdexp.estimate.decomposition import decomposition, sides
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import EvalConfig, Traversal
 from svdexp.storage import ElasticStorage, largest_rank
@@ -105,7 +105,7 @@ def factorisation(workload: Workload, method: Method, weighting: Weighting) -> W
     return work * (2 if twice else 1)
 
 
-def components_bytes(layers: Sequence[Layer]) -> float:
+def components_bytes(layers: Sequence[Matrix]) -> float:
     """Of decompositions in float32: (m, k) and (k, n) with k = min(m, n)."""
     return sum(4 * min(x.m, x.n) * (x.m + x.n) for x in layers)
 

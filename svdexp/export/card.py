@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from huggingface_hub import ModelCardData
 
 from svdexp import __version__
-from svdexp.allocation import Ranks
 from svdexp.cells.choices import GROUPS, modern, spoken
 from svdexp.export.origin import Origin
+from svdexp.models.matrices import Ranks
 from svdexp.record import Record, Results, compared
 from svdexp.record import results as keys
 from svdexp.runtime.markdown import code, fenced, in_line, table

@@ -7,12 +7,12 @@ import torch
 from huggingface_hub import HfApi
 from transformers import PretrainedConfig, PreTrainedModel
 
-from svdexp.allocation import Ranks
 from svdexp.checkpoints.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
 from svdexp.export.autogptq import convert
 from svdexp.export.card import card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import weight_of
 from svdexp.record import Results
 from svdexp.runtime.disk import whole_folder, write_atomically

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from svdexp.models.matrices import Matrix
 from svdexp.runtime.errors import UserError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,19 +43,6 @@ class Targets:
     def match(self, name: str) -> bool:
         """Whether the layer called `name` is to be compressed."""
         return matches(name, self.include) and not matches(name, self.exclude)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One compressible layer: y = W x + b with W of shape (m, n).
-
-    `group` is the name of the block it belongs to, or the layer's own name outside the blocks.
-    """
-
-    name: str
-    group: str
-    m: int
-    n: int
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -122,7 +110,7 @@ def filled_dense(empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -
     return empty
 
 
-def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
+def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
     """Every compressible layer that `targets` selects, in the order of the model's modules.
 
     Layers that share their weight with others are none: factors would have to be shared as well. On the meta device
@@ -136,7 +124,7 @@ def find_layers(model: PreTrainedModel, targets: Targets) -> list[Layer]:
     if damaged := first_not_finite(model):
         raise UserError(f"model: {damaged} holds NaN or infinity; the checkpoint is damaged")
     layers = []
-    shared = {name for names in shared_layers(model, targets).values() for name in names}
+    shared = {name for names in shared_matrices(model, targets).values() for name in names}
     refuse_unsupported(model, targets)
     for group, block in named_blocks(model).items():
         for name, module in block.named_modules(prefix=group):
@@ -157,7 +145,7 @@ def first_not_finite(model: nn.Module) -> str | None:
     return next((name for name, x in named if not bool(x.isfinite().all())), None)
 
 
-def shared_layers(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
+def shared_matrices(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     """Linear layers of the blocks, selected by `targets`, whose weight is found under several names: reason → names."""
     counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     names = [
@@ -248,14 +236,14 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _layer(name: str, group: str, module: nn.Module) -> Layer:
+def _layer(name: str, group: str, module: nn.Module) -> Matrix:
     weight = weight_of(module)
     if weight.ndim != 2 or weight.dtype not in NUMBERS:
         raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
-    return Layer(name, group, *weight.shape)
+    return Matrix(name, group, *weight.shape)
 
 
-def _head(model: PreTrainedModel) -> Layer:
+def _head(model: PreTrainedModel) -> Matrix:
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if head is None or not is_linear(head):
         raise UserError(f"targets.lm_head: {type(model).__name__} has no linear language-model head")

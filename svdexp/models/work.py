@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Workload:
         ratio: kept fraction of the targeted layers' bits.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Matrix, ...]
     leaders: Mapping[str, str]
     blocks: int
     width: int
@@ -95,7 +95,7 @@ class Workload:
         """Entries that compression takes away."""
         return (1 - self.ratio) * sum(layer.m * layer.n for layer in self.layers)
 
-    def rank(self, layer: Layer) -> float:
+    def rank(self, layer: Matrix) -> float:
         """The rank of `layer` at the run's ratio in plain factors, the same share for all."""
         return self.ratio * layer.m * layer.n / (layer.m + layer.n)
 

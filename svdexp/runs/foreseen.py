@@ -14,7 +14,7 @@ from svdexp.cells.identity import digest, model_files
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 from svdexp.runtime.shelves import Shelf, fingerprint, identity, write_note
 from svdexp.schema import Config
 
@@ -35,7 +35,11 @@ def noted_weights(config: Config, dtype: torch.dtype) -> str | None:
 
 
 def cached_stages(
-    config: Config, method: Method, model: PreTrainedModel, layers: Sequence[Layer], windows: Callable[[], torch.Tensor]
+    config: Config,
+    method: Method,
+    model: PreTrainedModel,
+    layers: Sequence[Matrix],
+    windows: Callable[[], torch.Tensor],
 ) -> str:
     """Which of the dense model's statistics and decompositions are there, in one line.
 

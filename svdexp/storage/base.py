@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
 # everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
@@ -43,7 +43,7 @@ class WholeStorage(Storage, Protocol):
 class FinishingStorage(Storage, Protocol):
     """A storage that looks at the inputs of its layers: until all else is done, these are plain factors or dense."""
 
-    def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
+    def finish(self, model: PreTrainedModel, layers: list[Matrix], windows: torch.Tensor) -> None:
         """Store all `layers` of `model`, given calibration `windows` (N, L)."""
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from svdexp.calibration import BlockwiseStatistics
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.models.factors import Factors, factors_of, filled
+from svdexp.models.matrices import Matrix
 from svdexp.models.portable.svdexp_layers import (
     CODE_BITS,
     LowRankLinear,
@@ -26,7 +27,7 @@ from svdexp.models.portable.svdexp_layers import (
     pack,
     packed_bytes,
 )
-from svdexp.models.structure import Layer, replace, weight_of
+from svdexp.models.structure import replace, weight_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.progress import progress
@@ -130,7 +131,7 @@ class GPTQStorage(RTNStorage):
         if self.solver is Solver.gptqmodel:
             require_gptqmodel()
 
-    def finish(self, model: PreTrainedModel, layers: list[Layer], windows: torch.Tensor) -> None:
+    def finish(self, model: PreTrainedModel, layers: list[Matrix], windows: torch.Tensor) -> None:
         """Quantise `layers` of `model`, factors and dense ones, in place and in model order.
 
         Layers fed by one tensor share a second moment, as the model computes it at that moment.

@@ -6,9 +6,8 @@ from typing import ClassVar, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Ranks
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix, Ranks
 
 # Puts factors in the place of the layer called by name.
 Place = Callable[[str, Factors], None]
@@ -40,5 +39,5 @@ class Update(Protocol):
 
     makes_factors: ClassVar[bool]  # whether it needs none to begin with
 
-    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+    def start(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, ranks: Ranks) -> Repair:
         """Begin with the dense `model`, calibration `windows` (N, L), and the ranks of `layers`."""

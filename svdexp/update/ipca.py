@@ -19,13 +19,13 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Ranks
 from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
 from svdexp.factorisation.solvers import reduced
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Layer, named_blocks
+from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.structure import named_blocks
 from svdexp.models.work import Work, Workload, eigh_flops
 from svdexp.runtime.errors import require_positive
 from svdexp.runtime.progress import progress
@@ -61,7 +61,7 @@ class IPCA:
             held = max(held, 8.0 * (2 * k * k + 2 * t * k + m * k))
         return work + Work(bytes=held)
 
-    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+    def start(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, ranks: Ranks) -> Repair:
         """The windows wait at the entrance of the first block."""
         return Gathering(self, model, windows[: self.samples], ranks)
 

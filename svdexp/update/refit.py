@@ -12,11 +12,10 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Ranks
 from svdexp.calibration import BlockwiseStatistics
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Layer
+from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.work import Work, Workload, eigh_flops
 from svdexp.runtime.errors import require_positive
 from svdexp.update.base import Place, Repair
@@ -37,7 +36,7 @@ class RefitOutput:
     def __post_init__(self) -> None:
         require_positive("method.update.samples", self.samples)
 
-    def start(self, model: PreTrainedModel, layers: Sequence[Layer], windows: torch.Tensor, ranks: Ranks) -> Repair:
+    def start(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, ranks: Ranks) -> Repair:
         """The windows wait at the entrance of the first block."""
         return Refit(BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",)))
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from svdexp.allocation import Allocation, Budget, Evidence, FromFile, Ranks, Uniform, allocate, fixed_ranks
+from svdexp.allocation import Allocation, Budget, Evidence, FromFile, Uniform, allocate, fixed_ranks
+from svdexp.models.matrices import Ranks
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.allocation.test_allocation import NOTHING, budget

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Budget, Dynamic, EffectiveRank, Evidence, Ranks, TruncationLoss, dynamic
+from svdexp.allocation import Budget, Dynamic, EffectiveRank, Evidence, TruncationLoss, dynamic
 from svdexp.allocation.dynamic import block_importance, layer_importance, wanted_ranks
 from svdexp.allocation.effective_rank import move_ranks
 from svdexp.allocation.spectra import effective_rank, stable_rank, tails, uniform_errors
@@ -16,6 +16,7 @@ from svdexp.allocation.truncation_loss import removed_ratios
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import find_blocks, hidden_states
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model

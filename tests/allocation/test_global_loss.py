@@ -5,9 +5,10 @@ from itertools import product
 import pytest
 import torch
 
-from svdexp.allocation import Budget, Evidence, GlobalLoss, Ranks
+from svdexp.allocation import Budget, Evidence, GlobalLoss
 from svdexp.allocation.global_loss import Trade, choose, multiplier, spend, trades_of
 from svdexp.allocation.spectra import tails
+from svdexp.models.matrices import Ranks
 from svdexp.storage import FactorStorage, Storage
 from tests.allocation.fakes import PivotStorage
 

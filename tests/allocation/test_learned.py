@@ -16,7 +16,7 @@ from svdexp.allocation import Budget, Evidence, Learned, Uniform
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
 from svdexp.allocation.rank_training import RankTraining, cost_at
 from svdexp.factorisation.activation import gate
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage import FactorStorage, RemapStorage, Storage
@@ -27,7 +27,7 @@ QUICK = Learned(epochs=2, accumulation=2, sharpness=1.0, lr=60, lr_end=1, random
 
 
 def budget_of(model: PreTrainedModel, ratio: float = 0.5, storage: Storage | None = None) -> Budget:
-    shapes = {layer.name: (layer.m, layer.n) for layer in find_layers(model, Targets())}
+    shapes = {layer.name: (layer.m, layer.n) for layer in find_matrices(model, Targets())}
     return Budget(ratio, shapes, storage or FactorStorage())
 
 

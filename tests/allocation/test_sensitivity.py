@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Allocation, Budget, Evidence, Ranks, Sensitivity, SensitivityMetric
+from svdexp.allocation import Allocation, Budget, Evidence, Sensitivity, SensitivityMetric
 from svdexp.allocation.sensitivity import Candidate, meet_budget, ranks_of
 from svdexp.allocation.trial import trial_perplexity, truncated_layers
 from svdexp.compress import compress
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.matrices import Ranks
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache

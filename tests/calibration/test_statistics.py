@@ -15,7 +15,7 @@ from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
@@ -49,7 +49,7 @@ def test_gram_without_tokens_is_zero() -> None:
 
 
 def test_shared_statistics_equal_separate_ones(model: PreTrainedModel, windows: torch.Tensor) -> None:
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     found = collect(model, layers, windows, ["gram"])
     expected = recorded_moments(model, [layer.name for layer in layers], windows)
     assert found.keys() == expected.keys()
@@ -58,7 +58,7 @@ def test_shared_statistics_equal_separate_ones(model: PreTrainedModel, windows: 
 
 
 def test_layers_fed_by_one_tensor_share_one_statistic(llama: PreTrainedModel, windows: torch.Tensor) -> None:
-    names = [layer.name for layer in find_layers(llama, Targets())]
+    names = [layer.name for layer in find_matrices(llama, Targets())]
     leaders = shared_inputs(llama, names, lambda: llama(windows[:1]))
     block = {name.rpartition(".")[2]: leader.rpartition(".")[2] for name, leader in leaders.items() if ".1." in name}
     assert block == {
@@ -86,7 +86,7 @@ def test_pack_keeps_shared_tensors_once() -> None:
 def test_only_missing_statistics_are_collected(
     llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layers, shelf = find_layers(llama, Targets()), Shelf()
+    layers, shelf = find_matrices(llama, Targets()), Shelf()
     first = DenseStatistics(llama, layers, windows, {"gram": shelf}).statistics("model.layers.1")
     passes: list[object] = []
     monkeypatch.setattr(llama.model, "forward", lambda *args, **kwargs: passes.append(args))
@@ -98,7 +98,7 @@ def test_only_missing_statistics_are_collected(
 
 def test_blockwise_inputs_come_from_the_compressed_blocks(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """Statistics of each block equal those recorded from whole forward passes of the model as it then is."""
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     source = BlockwiseStatistics(model, layers, windows, ["gram"])
     for group in dict.fromkeys(layer.group for layer in layers):
         names = [layer.name for layer in layers if layer.group == group]
@@ -131,7 +131,7 @@ def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, 
     assert token not in windows[:4]
     overflow_at(llama, token)
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj .* window [34]"):
-        collect(llama, find_layers(llama, Targets()), windows, ["gram"])
+        collect(llama, find_matrices(llama, Targets()), windows, ["gram"])
 
 
 def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
@@ -160,7 +160,7 @@ def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor
 
 
 def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: torch.Tensor) -> None:
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     found = collect(model, layers, windows, ["grad_gram", "fisher", "gram"])
     expected = gradients_of(model, [layer.name for layer in layers], windows)
     plain = collect(model, layers, windows, ["gram"])
@@ -175,7 +175,7 @@ def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: tor
 def test_no_statistic_keeps_the_graph_of_a_backward_pass_alive(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     """Else every window's activations would stay in memory until the end."""
     results = collect(
-        llama, find_layers(llama, Targets()), windows, ["gram", "abs_mean", "abs_max", "grad_gram", "fisher"]
+        llama, find_matrices(llama, Targets()), windows, ["gram", "abs_mean", "abs_max", "grad_gram", "fisher"]
     )
     assert not any(tensor.requires_grad for statistics in results.values() for tensor in statistics.values())
 
@@ -184,12 +184,12 @@ def test_gradients_need_no_trainable_parameters_and_leave_flags_alone(
     llama: PreTrainedModel, windows: torch.Tensor
 ) -> None:
     llama.requires_grad_(True)
-    collect(llama, find_layers(llama, Targets()), windows, ["grad_gram"])
+    collect(llama, find_matrices(llama, Targets()), windows, ["grad_gram"])
     assert all(parameter.requires_grad and parameter.grad is None for parameter in llama.parameters())
 
 
 def test_channel_statistics_equal_their_definition(model: PreTrainedModel, windows: torch.Tensor) -> None:
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     names = [layer.name for layer in layers]
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     with torch.no_grad(), input_hooks(model, names, lambda name, x: inputs[name].append(x.flatten(0, -2))):
@@ -202,6 +202,6 @@ def test_channel_statistics_equal_their_definition(model: PreTrainedModel, windo
 
 
 def test_layers_in_one_block_are_grouped_by_their_input(llama: PreTrainedModel, windows: torch.Tensor) -> None:
-    path = BlockwiseStatistics(llama, find_layers(llama, Targets()), windows, ["gram"])
+    path = BlockwiseStatistics(llama, find_matrices(llama, Targets()), windows, ["gram"])
     sets = [[name.rpartition(".")[2] for name in names] for names in path.sharing("model.layers.1")]
     assert sets == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

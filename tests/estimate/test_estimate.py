@@ -30,7 +30,8 @@ from svdexp.estimate.stages import evaluate as work_of_evaluation
 from svdexp.estimate.table import duration, render, rounded
 from svdexp.factorisation import Diagonal, Identity, TwoSided
 from svdexp.method import build_method
-from svdexp.models.structure import Layer, Targets, find_layers, stored_bytes
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
 from svdexp.schema import Config, EvalConfig, Numerics, Save, validate
 from svdexp.storage import FactorStorage
@@ -66,7 +67,7 @@ def _hydra() -> Iterator[None]:
 
 def work_on(model: PreTrainedModel, **numbers: float) -> Workload:
     wanted = {"ratio": 0.8, "windows": 6, "length": 24} | numbers
-    return workload_of(model, find_layers(model, Targets()), **wanted)  # type: ignore[arg-type]
+    return workload_of(model, find_matrices(model, Targets()), **wanted)  # type: ignore[arg-type]
 
 
 def skeleton(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -119,14 +120,14 @@ def test_what_a_backward_pass_keeps(model: PreTrainedModel, windows: torch.Tenso
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_shapes_alone_give_what_the_model_gives(name: str) -> None:
     bare = skeleton(TINY[name])
-    assert find_layers(bare, Targets()) == find_layers(tiny_model(name), Targets())
+    assert find_matrices(bare, Targets()) == find_matrices(tiny_model(name), Targets())
     assert work_on(bare) == work_on(tiny_model(name))
 
 
 def test_a_tied_head_is_known_without_weights() -> None:
-    assert find_layers(skeleton(TINY["llama"]), Targets(lm_head=True))[-1].name == "lm_head"
+    assert find_matrices(skeleton(TINY["llama"]), Targets(lm_head=True))[-1].name == "lm_head"
     with pytest.raises(Exception, match="tied"):
-        find_layers(skeleton(TINY["llama_gqa"]), Targets(lm_head=True))
+        find_matrices(skeleton(TINY["llama_gqa"]), Targets(lm_head=True))
 
 
 def test_statistics_by_hand(llama: PreTrainedModel) -> None:
@@ -192,7 +193,7 @@ def test_compression_takes_work_away(llama: PreTrainedModel) -> None:
     layers = sum(layer.m * layer.n for layer in workload.layers)
     saved = workload.forward(1).model - workload.forward(1, compressed=True).model
     assert saved == pytest.approx(2 * 24 * layers / 2)
-    assert workload.rank(Layer("", "", 6, 3)) == 1
+    assert workload.rank(Matrix("", "", 6, 3)) == 1
 
 
 @pytest.mark.parametrize("words", [*(f"method={name}" for name in METHODS), *(f"method=svd_llm {x}" for x in PARTS)])

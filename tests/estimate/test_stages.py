@@ -15,7 +15,7 @@ from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.table import render
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Traversal
 from svdexp.storage import ElasticStorage, FactorStorage
@@ -33,7 +33,7 @@ GRAMS = BLOCKS * 4 * (32**2 + 32**2 + 32**2 + 48**2)  # q, k and v share one, ga
 @pytest.fixture(scope="module")
 def workload() -> Workload:
     model = tiny_model("llama_gqa")
-    return workload_of(model, find_layers(model, Targets()), ratio=RATIO, windows=WINDOWS, length=LENGTH)
+    return workload_of(model, find_matrices(model, Targets()), ratio=RATIO, windows=WINDOWS, length=LENGTH)
 
 
 def rows(

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, RwkvConfig
 
-from svdexp.models.structure import Targets, find_blocks, find_layers, weight_of
+from svdexp.models.structure import Targets, find_blocks, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from tests.conftest import LLAMA_LIKE, tiny_model
 
@@ -18,7 +18,7 @@ LAYERS_PER_BLOCK = {"gpt2": 4, "gpt_neox": 4, "llama": 7, "llama_gqa": 7, "mistr
 @pytest.mark.parametrize(("name", "count"), LAYERS_PER_BLOCK.items())
 def test_all_linear_layers_of_the_blocks_are_found(name: str, count: int) -> None:
     model = tiny_model(name)
-    layers = find_layers(model, Targets())
+    layers = find_matrices(model, Targets())
     prefix, blocks = find_blocks(model)
     assert len(layers) == count * len(blocks) == count * 3
     assert all(layer.name.startswith(f"{layer.group}.") and layer.group.startswith(prefix) for layer in layers)
@@ -26,7 +26,7 @@ def test_all_linear_layers_of_the_blocks_are_found(name: str, count: int) -> Non
 
 def test_weight_is_out_by_in_for_transposed_layers() -> None:
     model = tiny_model("gpt2")
-    layer = next(layer for layer in find_layers(model, Targets()) if layer.name.endswith("c_attn"))
+    layer = next(layer for layer in find_matrices(model, Targets()) if layer.name.endswith("c_attn"))
     module = model.get_submodule(layer.name)
     assert (layer.m, layer.n) == (96, 32)
     x = torch.randn(5, 32)
@@ -34,36 +34,36 @@ def test_weight_is_out_by_in_for_transposed_layers() -> None:
 
 
 def test_patterns_include_and_exclude(llama: PreTrainedModel) -> None:
-    names = [x.name for x in find_layers(llama, Targets(include=["*.k_proj", "*.v_proj"], exclude=["*.0.*"]))]
+    names = [x.name for x in find_matrices(llama, Targets(include=["*.k_proj", "*.v_proj"], exclude=["*.0.*"]))]
     assert names == [f"model.layers.{i}.self_attn.{p}_proj" for i in (1, 2) for p in "kv"]
     with pytest.raises(UserError, match=r"targets\.include"):
-        find_layers(llama, Targets(include=["*.no_such_layer"]))
+        find_matrices(llama, Targets(include=["*.no_such_layer"]))
 
 
 def test_the_head_only_when_asked_and_never_when_tied() -> None:
     untied = tiny_model("llama")
-    assert "lm_head" not in {layer.name for layer in find_layers(untied, Targets())}
-    assert find_layers(untied, Targets(lm_head=True))[-1].name == "lm_head"
+    assert "lm_head" not in {layer.name for layer in find_matrices(untied, Targets())}
+    assert find_matrices(untied, Targets(lm_head=True))[-1].name == "lm_head"
     with pytest.raises(UserError, match=r"targets\.lm_head.*tied"):
-        find_layers(tiny_model("llama_gqa"), Targets(lm_head=True))
+        find_matrices(tiny_model("llama_gqa"), Targets(lm_head=True))
 
 
 def test_experts_in_one_tensor_are_refused_by_name_and_can_be_excluded() -> None:
     model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
     with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.") as refusal:
-        find_layers(model, Targets())
+        find_matrices(model, Targets())
     assert "targets.exclude" in str(refusal.value)
-    layers = find_layers(model, Targets(exclude=["*.experts"]))
+    layers = find_matrices(model, Targets(exclude=["*.experts"]))
     assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_the_advice_for_stacked_experts_holds_for_all_blocks_and_keeps_what_is_excluded() -> None:
     model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
     with pytest.raises(UserError, match=r"all 6 of its kind.*targets\.exclude=") as refusal:
-        find_layers(model, Targets(exclude=["*.k_proj"]))
+        find_matrices(model, Targets(exclude=["*.k_proj"]))
     advice = ast.literal_eval(str(refusal.value).rpartition("targets.exclude=")[2])
     assert advice == ["*.k_proj", "model.layers.*.mlp.experts"]
-    layers = find_layers(model, Targets(exclude=advice))
+    layers = find_matrices(model, Targets(exclude=advice))
     assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "v_proj", "o_proj"}
 
 
@@ -71,7 +71,7 @@ def test_vectors_of_many_dimensions_are_no_matrices() -> None:
     config = RwkvConfig(vocab_size=96, hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, context_length=64)
     model = AutoModelForCausalLM.from_config(config)
     assert model.get_parameter("rwkv.blocks.0.attention.time_mix_key").shape == (1, 1, 32)
-    assert len(find_layers(model, Targets())) == 14
+    assert len(find_matrices(model, Targets())) == 14
 
 
 def test_a_model_without_blocks_is_refused() -> None:
@@ -82,23 +82,23 @@ def test_a_model_without_blocks_is_refused() -> None:
 def test_a_damaged_weight_is_named(llama: PreTrainedModel) -> None:
     llama.model.layers[1].mlp.up_proj.weight[2, 3] = torch.nan
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj"):
-        find_layers(llama, Targets())
+        find_matrices(llama, Targets())
 
 
 def test_damage_outside_the_layers_is_named(llama: PreTrainedModel) -> None:
     llama.model.norm.weight[3] = torch.inf
     with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN or infinity"):
-        find_layers(llama, Targets())
+        find_matrices(llama, Targets())
 
 
 def test_weights_that_need_scales_beside_them_are_refused(llama: PreTrainedModel) -> None:
     layer = llama.model.layers[1].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj is already quantised"):
-        find_layers(llama, Targets())
+        find_matrices(llama, Targets())
 
 
 def test_a_model_with_adapters_is_refused(llama: PreTrainedModel) -> None:
     llama.add_adapter(LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(UserError, match="carries adapters"):
-        find_layers(llama, Targets())
+        find_matrices(llama, Targets())

@@ -19,7 +19,7 @@ from svdexp.engine.workbench import Workbench
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import TwoSided
 from svdexp.method import Method
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
@@ -33,7 +33,7 @@ NEEDS = [*INPUT_STATISTICS, *GRADIENT_STATISTICS]
 
 def statistics(windows: torch.Tensor, processes: Processes | None) -> dict[str, torch.Tensor]:
     model = tiny_model("llama_gqa")
-    found = collect(model, find_layers(model, Targets()), windows, NEEDS, processes)
+    found = collect(model, find_matrices(model, Targets()), windows, NEEDS, processes)
     return {f"{layer}/{need}": value for layer, part in found.items() for need, value in part.items()}
 
 

@@ -19,7 +19,7 @@ from svdexp.compress import compress
 from svdexp.method import Method
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
 from svdexp.storage.quantised import unit_columns
@@ -36,7 +36,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 def layer_names(model: PreTrainedModel) -> list[str]:
-    return [layer.name for layer in find_layers(model, Targets())]
+    return [layer.name for layer in find_matrices(model, Targets())]
 
 
 def promised(storage: RTNStorage, rank: int | None, m: int, n: int) -> int:

@@ -17,7 +17,7 @@ from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.factors import factors_of
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_layers, weight_of
+from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.models.structure import replace as put
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
@@ -32,7 +32,7 @@ PLAIN = Method("svd_llm", InputMoment(), Uniform(), PivotStorage())
 
 def loud(model: PreTrainedModel) -> PreTrainedModel:
     """With matrices so large that blocks matter, as they do in a trained model."""
-    for layer in find_layers(model, Targets()):
+    for layer in find_matrices(model, Targets()):
         weight_of(model.get_submodule(layer.name)).mul_(8)
     return model
 
@@ -53,7 +53,7 @@ def method_of(**trainings: Training) -> Method:
 def student_of(model: PreTrainedModel, rank: int = 6) -> Student:
     """Every layer at a rank, by plain SVD."""
     dense: dict[str, nn.Module] = {}
-    for layer in find_layers(model, Targets()):
+    for layer in find_matrices(model, Targets()):
         dense[layer.name] = module = model.get_submodule(layer.name)
         U, sigma, Vh = torch.linalg.svd(weight_of(module))
         low_rank = LowRankLinear(layer.n, rank, layer.m, bias=module.bias is not None)

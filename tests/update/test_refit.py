@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.compress import compress
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Targets, find_layers
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.update import RefitOutput
 from svdexp.update.refit import Refit, refit
 from tests.calibration.test_statistics import recorded_moments
@@ -33,7 +33,7 @@ def test_refit_is_least_squares(tokens: int) -> None:
 def test_refit_lowers_the_error_on_the_compressed_path(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """Layer by layer, refitted factors are stationary: refitting them again on the final path's inputs, which for
     the layers before are the same, changes nothing."""
-    dense = {layer.name: layer for layer in find_layers(model, Targets())}
+    dense = {layer.name: layer for layer in find_matrices(model, Targets())}
     weights = {name: module_weight(model, name).clone() for name in dense}
     result = compress(model, windows, replace(WHITENED, update=RefitOutput(samples=6)), 0.5)
     moments = recorded_moments(model, list(dense), windows)
