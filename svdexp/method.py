@@ -17,7 +17,7 @@ from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
 from svdexp.schema import Config, Numerics, SigmaFuse, Traversal
-from svdexp.storage import ElasticStorage, FinishingStorage, Storage
+from svdexp.storage import ElasticStorage, Storage
 from svdexp.training import BlockRefine, Training
 from svdexp.update import Update
 
@@ -61,7 +61,7 @@ class Method:
             return "method.traversal=blockwise", "use method.traversal=dense"
         if self.update is not None:
             return f"method.update={type(self.update).__name__}", "use a method without an update"
-        if isinstance(self.storage, FinishingStorage):
+        if self.storage.waits:
             return f"storage={type(self.storage).__name__}", "use one that looks at no inputs, such as storage=rtn_int4"
         for training in self.training.values():
             if isinstance(training, BlockRefine):

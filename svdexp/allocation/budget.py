@@ -16,7 +16,7 @@ from svdexp.allocation.curves import RankCurves
 from svdexp.models.matrices import Ranks
 from svdexp.runtime.errors import UserError, require_positive
 from svdexp.runtime.shelves import Shelf
-from svdexp.storage import NUMBER_BITS, Storage, whole_bits
+from svdexp.storage import NUMBER_BITS, Storage
 
 
 class Allocation(Protocol):
@@ -204,7 +204,7 @@ class Budget:
     def bits(self, name: str, rank: int | None) -> int:
         """Bits at `rank`; None is whole."""
         shape = self.shapes[name]
-        return whole_bits(self.storage, *shape) if rank is None else self.storage.bits(rank, *shape)
+        return self.storage.whole_bits(*shape) if rank is None else self.storage.bits(rank, *shape)
 
     @property
     def total(self) -> float:
@@ -319,7 +319,7 @@ class Budget:
     def _build_ladder(self, m: int, n: int) -> Ladder:
         step = self.rank_align if self.rank_align <= min(m, n) else 1
         rungs: list[tuple[int, int]] = []
-        cheapest = whole = whole_bits(self.storage, m, n)
+        cheapest = whole = self.storage.whole_bits(m, n)
         for rank in range(min(m, n) // step * step, 0, -step):
             bits = self.storage.bits(rank, m, n)
             if bits < cheapest:

@@ -25,7 +25,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache, fingerprint
-from svdexp.storage import ElasticStorage, FinishingStorage, WholeStorage, largest_rank, stored_bits
+from svdexp.storage import ElasticStorage, largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
 from svdexp.update import place_all
 
@@ -179,12 +179,12 @@ class Job:
     def _finish(self, ranks: Ranks) -> None:
         """What storage does when all factors stand: matrices without, and what waits for the finished model."""
         storage = self.method.storage
-        if isinstance(storage, FinishingStorage):
-            storage.finish(self.model, self.layers, self.windows)
-        elif isinstance(storage, WholeStorage):
-            for name in (name for name, rank in ranks.items() if rank is None):
-                dense: Any = self.model.get_submodule(name)
-                replace(self.model, name, storage.whole(weight_of(dense), dense.bias))
+        for name in (name for name, rank in ranks.items() if rank is None):
+            dense: Any = self.model.get_submodule(name)
+            whole = storage.whole(weight_of(dense), dense.bias)
+            if whole is not None:
+                replace(self.model, name, whole)
+        storage.finish(self.model, self.layers, self.windows)
 
     def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
         """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
@@ -203,7 +203,7 @@ class Job:
 
     def _stored(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
         """The layer that is stored, or plain factors while storage waits for the finished model."""
-        if isinstance(self.method.storage, FinishingStorage):
+        if self.method.storage.waits:
             return low_rank_layer(factors, bias, like)
         return self.method.storage.layer(factors, bias, like)
 

@@ -62,7 +62,7 @@ def stages(
             add("calibration", calibration(workload, method, method.weighting), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
-    add("storage", cost_of(method.storage, workload), dense + held + truncation_bytes(workload, method))
+    add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, method))
     if method.update is not None:
         add("update", cost_of(method.update, workload), dense + held)
     if method.training:

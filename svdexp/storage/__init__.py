@@ -3,7 +3,7 @@
 Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_layers.py.
 """
 
-from svdexp.storage.base import NUMBER_BITS, FinishingStorage, Storage, WholeStorage, stored_bits, whole_bits
+from svdexp.storage.base import NUMBER_BITS, Storage, stored_bits
 from svdexp.storage.elastic import ElasticStorage, largest_rank
 from svdexp.storage.factors import FactorStorage
 from svdexp.storage.pivot import PivotStorage
@@ -14,14 +14,11 @@ __all__ = [
     "NUMBER_BITS",
     "ElasticStorage",
     "FactorStorage",
-    "FinishingStorage",
     "GPTQStorage",
     "PivotStorage",
     "RTNStorage",
     "RemapStorage",
     "Storage",
-    "WholeStorage",
     "largest_rank",
     "stored_bits",
-    "whole_bits",
 ]

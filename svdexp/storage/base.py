@@ -1,6 +1,9 @@
-"""What every storage can do."""
+"""What every storage can do: one abstract class, and below it finals, which nobody derives from."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -8,48 +11,56 @@ from transformers import PreTrainedModel
 
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix
+from svdexp.models.work import Work, Workload
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
 # everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
 NUMBER_BITS = 16
 
 
-class Storage(Protocol):
-    """Prices a rank and builds the layer that holds it.
+@dataclass(frozen=True)
+class Storage(ABC):
+    """Prices a rank and builds the layer that holds it; the engine asks it for everything in which storages differ.
 
-    The layer's class has a `kind`, the key of svdexp.storage.LAYERS under which checkpoints record it, and where
-    a damaged file could hold what its shapes do not show, a method `validate`.
+    A storage derives from this class, says `bits` and `layer`, and is final; what two of them share are functions.
+
+    Attributes:
+        waits: whether layers are plain factors, or dense, until `finish`, which runs the blocks one by one, stores all.
     """
 
+    waits: ClassVar[bool] = False
+
+    @abstractmethod
     def bits(self, rank: int, m: int, n: int) -> int:
         """Stored bits of a rank-`rank` (m, n) matrix."""
 
+    @abstractmethod
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
-        """The layer that replaces the dense one; `like` is the dense weight (dtype, device)."""
+        """The layer that replaces the dense one, of a class in models/portable/.
 
+        Args:
+            factors: A (m, r) and B (r, n).
+            bias: (m,), or None.
+            like: the dense weight, whose dtype and device the layer has.
 
-@runtime_checkable
-class WholeStorage(Storage, Protocol):
-    """A storage with a form of its own for matrices that are not factorised; others leave them dense."""
+        Raises:
+            UserError: it cannot hold these numbers.
+        """
 
     def whole_bits(self, m: int, n: int) -> int:
-        """Stored bits of such a matrix."""
+        """Stored bits of an (m, n) matrix that is not factorised."""
+        return m * n * NUMBER_BITS
 
-    def whole(self, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
-        """The layer that holds all of W (m, n) and `bias`, with its dtype and device."""
+    def whole(self, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module | None:
+        """The layer that holds all of W (m, n) and `bias`, with W's dtype and device; None leaves the dense one."""
+        return None
 
+    def finish(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor) -> None:  # noqa: B027
+        """The last step, when all else is done to all `layers` of `model`; calibration `windows` are (N, L)."""
 
-@runtime_checkable
-class FinishingStorage(Storage, Protocol):
-    """A storage that looks at the inputs of its layers: until all else is done, these are plain factors or dense."""
-
-    def finish(self, model: PreTrainedModel, layers: list[Matrix], windows: torch.Tensor) -> None:
-        """Store all `layers` of `model`, given calibration `windows` (N, L)."""
-
-
-def whole_bits(storage: Storage, m: int, n: int) -> int:
-    """Stored bits of an (m, n) matrix that is not factorised."""
-    return storage.whole_bits(m, n) if isinstance(storage, WholeStorage) else m * n * NUMBER_BITS
+    def cost(self, workload: Workload) -> Work:
+        """What the storage itself does in one run, where that is worth counting."""
+        return Work()
 
 
 def stored_bits(module: nn.Module) -> int:

@@ -6,11 +6,11 @@ import torch
 
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.base import NUMBER_BITS, Storage
 
 
 @dataclass(frozen=True)
-class FactorStorage:
+class FactorStorage(Storage):
     """The plain pair of factors."""
 
     def bits(self, rank: int, m: int, n: int) -> int:

@@ -10,6 +10,7 @@ rows the outputs.
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 
@@ -17,7 +18,7 @@ from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import PivotLinear, RowPivots, index_type, pivot_form, pivot_layer
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError
-from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.base import NUMBER_BITS, Storage
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
 LIMIT = 1.05
@@ -25,8 +26,9 @@ LIMIT = 1.05
 SWEEPS = 20
 
 
+@final
 @dataclass(frozen=True)
-class PivotStorage:
+class PivotStorage(Storage):
     """Pivots, coefficients and the index of the shorter side."""
 
     def bits(self, rank: int, m: int, n: int) -> int:

@@ -8,9 +8,10 @@ either way, because rows have scales of their own. A's groups reach across compo
 one would lose its digits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from transformers import PreTrainedModel
@@ -31,13 +32,14 @@ from svdexp.models.structure import replace, weight_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.progress import progress
-from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.base import NUMBER_BITS, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
 from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest
 
 
+@final
 @dataclass(frozen=True)
-class RTNStorage:
+class RTNStorage(Storage):
     """Factors rounded to the nearest code.
 
     Attributes:
@@ -75,7 +77,7 @@ class RTNStorage:
             UserError: a factor is not finite, or too large for float16.
         """
         factors = unit_columns(factors)
-        return self._filled(to_nearest(factors.A, self.grid), to_nearest(factors.B, self.grid), bias, like)
+        return coded(self.grid, to_nearest(factors.A, self.grid), to_nearest(factors.B, self.grid), bias, like)
 
     def whole(self, W: torch.Tensor, bias: torch.Tensor | None) -> QuantisedLinear:
         """A layer that holds W (m, n), rounded, and `bias`.
@@ -83,25 +85,7 @@ class RTNStorage:
         Raises:
             UserError: as `layer`.
         """
-        return self._filled(to_nearest(W, self.grid), None, bias, W)
-
-    def _filled(self, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
-        """The layer of A B; without B, of A alone."""
-        m, n = len(A.codes), (B or A).codes.shape[1]
-        rank = len(B.codes) if B else None
-        state = {} if bias is None else {"bias": bias.detach()}
-        for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
-            if not bool(part.scale.isfinite().all()):
-                at = "" if rank is None else f" at rank {rank}"
-                raise UserError(
-                    f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "
-                    "beyond float16; use storage=factors"
-                )
-            state[f"{side}_codes"] = pack(part.codes.flatten(), self.code_bits)
-            state[f"{side}_scale"] = part.scale.view(torch.int16)
-        shape: dict[str, Any] = {"code_bits": self.code_bits, "group_size": self.group_size}
-        layer = QuantisedLinear(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
-        return filled(layer, state, like)
+        return coded(self.grid, to_nearest(W, self.grid), None, bias, W)
 
 
 class Solver(StrEnum):
@@ -111,27 +95,56 @@ class Solver(StrEnum):
     gptqmodel = "gptqmodel"  # the maintained library, float32; it wants ranks that are multiples of the groups
 
 
+@final
 @dataclass(frozen=True)
-class GPTQStorage(RTNStorage):
-    """Factors whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
-
-    Where an allocation tries layers out, they are rounded to the nearest.
+class GPTQStorage(Storage):
+    """Factors, or whole matrices, whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
 
     Attributes:
+        code_bits, group_size: as of RTNStorage.
         samples: calibration windows used, at most; the paper takes 128.
         solver: who chooses the codes.
     """
 
+    code_bits: int = 4
+    group_size: int | None = 32
     samples: int = 128
     solver: Solver = Solver.own
+    waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        _ = self.nearest  # which checks the codes
         require_positive("storage.samples", self.samples)
         if self.solver is Solver.gptqmodel:
             require_gptqmodel()
 
-    def finish(self, model: PreTrainedModel, layers: list[Matrix], windows: torch.Tensor) -> None:
+    @property
+    def nearest(self) -> RTNStorage:
+        """The same codes without GPTQ: what they cost, and what stands for them where an allocation tries layers."""
+        return RTNStorage(self.code_bits, self.group_size)
+
+    @property
+    def grid(self) -> Grid:
+        """What entries are rounded to."""
+        return self.nearest.grid
+
+    def bits(self, rank: int, m: int, n: int) -> int:
+        """As of RTNStorage."""
+        return self.nearest.bits(rank, m, n)
+
+    def whole_bits(self, m: int, n: int) -> int:
+        """As of RTNStorage."""
+        return self.nearest.whole_bits(m, n)
+
+    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+        """What an allocation tries out: factors rounded to the nearest.
+
+        Raises:
+            UserError: as of RTNStorage.
+        """
+        return self.nearest.layer(factors, bias, like)
+
+    def finish(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor) -> None:
         """Quantise `layers` of `model`, factors and dense ones, in place and in model order.
 
         Layers fed by one tensor share a second moment, as the model computes it at that moment.
@@ -154,12 +167,12 @@ class GPTQStorage(RTNStorage):
         solve = by_gptqmodel if self.solver is Solver.gptqmodel else gptq
         if not isinstance(plain, LowRankLinear):
             W = weight_of(plain)
-            return self._filled(solve(W, C, self.grid), None, plain.bias, W)
+            return coded(self.grid, solve(W, C, self.grid), None, plain.bias, W)
         factors = unit_columns(factors_of(plain))
         B = solve(factors.B, C, self.grid)
         rounded = self.grid.numbers(B)
         A = solve(factors.A, rounded @ C.double() @ rounded.mT, self.grid)
-        return self._filled(A, B, plain.bias, plain.rank_in.weight)
+        return coded(self.grid, A, B, plain.bias, plain.rank_in.weight)
 
     def cost(self, workload: Workload) -> Work:
         """The inputs, then inverses, and each column's error passed on."""
@@ -172,6 +185,29 @@ class GPTQStorage(RTNStorage):
             algebra = 2 * (n**3 + r**3) + n * n * rows + m * r * r + 2 * n * r * (n + r)
             work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * (rows * n + r * m)))
         return work
+
+
+def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+    """The layer of A B with codes on `grid`; without B, of A alone.
+
+    Raises:
+        UserError: a scale is beyond float16.
+    """
+    m, n = len(A.codes), (B or A).codes.shape[1]
+    rank = len(B.codes) if B else None
+    state = {} if bias is None else {"bias": bias.detach()}
+    for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
+        if not bool(part.scale.isfinite().all()):
+            at = "" if rank is None else f" at rank {rank}"
+            raise UserError(
+                f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "
+                "beyond float16; use storage=factors"
+            )
+        state[f"{side}_codes"] = pack(part.codes.flatten(), grid.bits)
+        state[f"{side}_scale"] = part.scale.view(torch.int16)
+    shape: dict[str, Any] = {"code_bits": grid.bits, "group_size": grid.group_size}
+    layer = QuantisedLinear(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
+    return filled(layer, state, like)
 
 
 def unit_columns(factors: Factors) -> Factors:

@@ -10,20 +10,22 @@ svdexp/checkpoints/dobi.py reads.
 """
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 
 from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import RemapLinear
 from svdexp.runtime.errors import UserError
-from svdexp.storage.base import NUMBER_BITS
+from svdexp.storage.base import NUMBER_BITS, Storage
 from svdexp.storage.rounding import rounded_up
 
 CODES = 127  # the largest magnitude of an 8-bit code
 
 
+@final
 @dataclass(frozen=True)
-class RemapStorage:
+class RemapStorage(Storage):
     """Dobi-SVD's 8- and 16-bit layout, with any method."""
 
     def bits(self, rank: int, m: int, n: int) -> int:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from svdexp.models.factors import Factors
+from svdexp.storage import Storage
 
 
 @dataclass(frozen=True)
-class PivotStorage:
+class PivotStorage(Storage):
     """r (m + n − r) numbers."""
 
     kind: ClassVar[str] = "pivot"

@@ -44,7 +44,7 @@ def saved(folder: Path, tokenizer: Any, storage: Storage, *, factors: bool = Tru
     method = Method("kron", InputMoment(), GlobalLoss(rank_align=32), storage)
     if not factors:
         method = Method("quantise", None, Whole(), storage)
-    bits = storage.whole_bits(64, 64) / 64**2 / 16 if isinstance(storage, RTNStorage) else 1.0
+    bits = storage.whole_bits(64, 64) / 64**2 / 16
     ranks = compress(model, WINDOWS, method, bits * (0.9 if factors else 1.1)).ranks
     assert set(ranks.values()) == ({32, None} if factors else {None})
     checkpoint.save(model, tokenizer, folder, ranks)
