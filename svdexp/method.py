@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from svdexp.allocation import REPEATABLE, Allocation, Whole
-from svdexp.calibration import GRADIENT_STATISTICS
+from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
@@ -69,9 +69,16 @@ class Method:
         return None
 
     def __post_init__(self) -> None:
+        self._refuse_idle_knobs()
         if self.weighting is None:
             self._require_own_factors()
             return
+        unknown = [need for need in self.weighting.needs if need not in INPUT_STATISTICS | GRADIENT_STATISTICS]
+        require(
+            not unknown,
+            f"method.weighting={type(self.weighting).__name__} needs the statistics {', '.join(unknown)}; there are "
+            f"only {', '.join(INPUT_STATISTICS | GRADIENT_STATISTICS)}",
+        )
         gradients = [need for need in self.weighting.needs if need in GRADIENT_STATISTICS]
         if gradients and self.traversal is Traversal.blockwise:
             raise UserError(
@@ -80,6 +87,34 @@ class Method:
             )
         if isinstance(self.storage, ElasticStorage):
             self._require_elastic()
+
+    def _refuse_idle_knobs(self) -> None:
+        """Raise UserError for an option that this method's other parts leave without effect."""
+        weighting, update, allocation = self.weighting, self.update, type(self.allocation).__name__
+        if weighting is None:
+            knobs = {"traversal": self.traversal, "numerics": self.numerics, "sigma_fuse": self.sigma_fuse}
+            for name, value in knobs.items():
+                own = type(self).__dataclass_fields__[name].default
+                require(value is own, f"method.{name}={value} has no effect, because method.weighting is null")
+        elif not weighting.needs:
+            require(
+                self.traversal is Traversal.dense,
+                f"method.traversal={self.traversal} has no effect, because method.weighting={type(weighting).__name__} "
+                "needs no statistics",
+            )
+        if isinstance(self.allocation, Whole):
+            idle = {"weighting": weighting, "update": update, "training": self.training}
+            for name, part in idle.items():
+                require(
+                    not part,
+                    f"method.{name} has no effect, because method.allocation={allocation} makes no factors; "
+                    "method=quantise has none of it",
+                )
+        elif weighting and update and update.makes_factors and not self.allocation.needs_spectra:
+            raise UserError(
+                f"method.weighting has no effect, because method.update={type(update).__name__} makes its own factors "
+                f"and method.allocation={allocation} looks at no spectra; set method.weighting=null"
+            )
 
     def _require_own_factors(self) -> None:
         """Without a weighting there is nothing to decompose."""
@@ -122,11 +157,22 @@ class Method:
         )
 
 
+# What a part must have for the role that its knob gives it.
+ROLES: dict[str, tuple[str, ...]] = {
+    "weighting": ("needs", "__call__"),
+    "allocation": ("needs_spectra", "__call__"),
+    "storage": ("bits", "layer"),
+    "update": ("makes_factors", "start"),
+    "training": ("check", "tokens", "__call__"),
+    "tracker": ("start",),
+}
+
+
 def build(options: dict[str, Any], knob: str) -> Any:
     """The dataclass named by `options['_target_']`, filled with the other options.
 
     Raises:
-        UserError: unknown target, misspelt option, wrong type, or value out of range; names `knob`.
+        UserError: unknown target, one of another role, misspelt option, wrong type, or value out of range.
     """
     values = dict(options)
     target = values.pop("_target_", None)
@@ -138,6 +184,9 @@ def build(options: dict[str, Any], knob: str) -> Any:
         raise UserError(f"{knob}._target_={target} cannot be imported: {error}") from error
     if not is_dataclass(part):
         raise UserError(f"{knob}._target_={target} is not a dataclass")
+    role = knob.removeprefix("method.").partition(".")[0]
+    lacking = [name for name in ROLES[role] if not hasattr(part, name) and name not in part.__dataclass_fields__]
+    require(not lacking, f"{knob}._target_={target} is no {role}: it has no {' and no '.join(lacking)}")
     return fill(part, values, knob)
 
 

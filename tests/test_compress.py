@@ -36,8 +36,10 @@ class FullRank:
         return {name: min(shape) for name, shape in budget.shapes.items()}
 
 
-@pytest.mark.parametrize("traversal", Traversal)
-@pytest.mark.parametrize("weighting", [Identity(), InputMoment()])
+@pytest.mark.parametrize(
+    ("weighting", "traversal"),
+    [(Identity(), Traversal.dense), (InputMoment(), Traversal.dense), (InputMoment(), Traversal.blockwise)],
+)
 def test_full_rank_is_the_identity(
     model: PreTrainedModel, windows: torch.Tensor, weighting: object, traversal: Traversal
 ) -> None:

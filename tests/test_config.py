@@ -1,16 +1,22 @@
 """Every YAML in conf/ composes, validates and binds to its target; mistakes name their knob."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
+from svdexp.allocation import Uniform
+from svdexp.calibration import Statistics
 from svdexp.cells.guard import config_dir
-from svdexp.method import build_method
+from svdexp.factorisation import Metric
+from svdexp.method import Method, build_method
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, validate, validate_evaluation
+from svdexp.storage import FactorStorage
 
 CONF = Path(config_dir())
 GROUPS = {
@@ -31,6 +37,7 @@ GROUPS = {
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.
 REQUIRED = {
+    ("method/allocation", "whole"): ["method.weighting=null"],
     ("calibration", "files"): ["calibration.files=[some.txt]"],
     ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],
     ("method/allocation", "from_gamma"): ["method.allocation.path=best_gamma.json"],
@@ -141,6 +148,25 @@ def test_an_evaluation_composes() -> None:
         ("+method.weighting.alpha=1", r"method\.weighting.*alpha"),
         ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
         ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
+        ("storage._target_=svdexp.allocation.Whole", r"storage\._target_=.*\.Whole is no storage: it has no bits"),
+        ("method.weighting._target_=svdexp.allocation.Whole", r"method\.weighting\._target_=.*no weighting: .* needs"),
+        ("method.allocation._target_=svdexp.update.IPCA", r"method\.allocation\._target_=.* no allocation: .*spectra"),
+        (
+            "method=dobi method.update._target_=svdexp.training.Distill",
+            r"method\.update\..* no update: .*start",
+        ),
+        ("method/training=distill method.training.distill._target_=svdexp.update.IPCA", r"distill.* is no training"),
+        ("method=dobi method.traversal=blockwise", r"method\.traversal=blockwise has no effect.*weighting is null"),
+        ("method=dobi method.numerics=cholesky", r"method\.numerics=cholesky has no effect.*weighting is null"),
+        ("method=dobi method.sigma_fuse=UV", r"method\.sigma_fuse=UV has no effect.*weighting is null"),
+        ("method=svd method.traversal=blockwise", r"method\.traversal=blockwise has no effect.*=Identity needs no"),
+        ("method=svd_llm method/update=ipca", r"method\.weighting has no effect.*=IPCA makes its own .*=Uniform"),
+        (
+            "method/allocation=whole storage=rtn_int4",
+            r"method\.weighting has no effect.*=Whole .* method=quantise",
+        ),
+        ("method=quantise method/update=refit_output", r"method\.update has no effect.*=Whole"),
+        ("method=quantise method/training=distill", r"method\.training has no effect.*=Whole"),
         ("method/allocation=from_file", r"method\.allocation.*path"),
         ("storage=elastic method=asvd", r"storage=elastic .* method\.allocation=Sensitivity cannot"),
         ("storage=elastic method=swift_svd", r"storage=elastic .* method\.allocation=Dynamic cannot"),
@@ -149,7 +175,7 @@ def test_an_evaluation_composes() -> None:
             r"storage=elastic .* method\.allocation=FromFile cannot; use one of .*GlobalLoss.*Uniform",
         ),
         ("storage=elastic method=svd_llm_update", r"storage=elastic .* method\.update=null or storage=factors"),
-        ("storage=elastic method=svd method.traversal=blockwise", r"storage=elastic .* method\.traversal=blockwise"),
+        ("storage=elastic method=svd_llm method.traversal=blockwise", r"storage=elastic .* method\.traversal=block"),
         ("storage=rtn_int4 storage.code_bits=5", r"storage\.code_bits must be one of \[3, 4, 6, 8\], not 5"),
         ("storage=rtn_int4 storage.group_size=0", r"storage\.group_size must be at least 1"),
         ("storage=gptq4 storage.samples=0", r"storage\.samples must be at least 1"),
@@ -168,3 +194,15 @@ def test_an_evaluation_composes() -> None:
 def test_mistakes_are_refused_by_name(override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         build_method(validate(compose("config", override.split())))
+
+
+def test_statistics_that_there_are_not_are_refused_before_any_window() -> None:
+    @dataclass(frozen=True)
+    class Fourth:
+        needs: ClassVar[tuple[str, ...]] = ("gram", "fourth_moment")
+
+        def __call__(self, statistics: Statistics) -> Metric:
+            return Metric(statistics["fourth_moment"])
+
+    with pytest.raises(UserError, match=r"method\.weighting=Fourth needs .* fourth_moment; there are only gram"):
+        Method("own", Fourth(), Uniform(), FactorStorage())

@@ -139,7 +139,7 @@ def test_what_happens_between_blocks_and_their_order_are_found() -> None:
     [
         ({"traversal": Traversal.blockwise}, r"method\.traversal=blockwise .* use method\.traversal=dense"),
         ({"update": RefitOutput()}, r"method\.update=RefitOutput"),
-        ({"update": IPCA()}, r"method\.update=IPCA"),
+        ({"weighting": None, "update": IPCA()}, r"method\.update=IPCA"),
         ({"storage": GPTQStorage()}, r"storage=GPTQStorage"),
         ({"training": {"block_refine": BlockRefine()}}, r"method\.training\.block_refine"),
     ],
