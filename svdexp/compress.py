@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Aligned, Budget, Foreseen, Learned, Whole, allocate, fixed_ranks
+from svdexp.allocation import Aligned, Budget, Foreseen, Whole, allocate, fixed_ranks
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
+from svdexp.data.reads import check_windows_of
 from svdexp.engine.result import Compression
 from svdexp.engine.steps import Job
 from svdexp.method import Method
@@ -112,10 +113,9 @@ def compress(
 
 def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:
     """Raise UserError where calibration `windows` (N, L), or a training's own of `texts`, are too few or too short."""
-    for name, training in method.training.items():
-        training.check(*texts.get(name, windows).shape)
-    if isinstance(method.allocation, Learned):
-        method.allocation.check(windows.shape[1])
+    own = {f"method.training.{name}": tokens for name, tokens in texts.items()}
+    for knob, part in method.parts.items():
+        check_windows_of(part, *own.get(knob, windows).shape)
 
 
 def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> Plan:

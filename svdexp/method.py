@@ -13,6 +13,8 @@ from hydra.utils import get_class
 
 from svdexp.allocation import REPEATABLE, Allocation, Whole
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
+from svdexp.data import Excerpt
+from svdexp.data.reads import contents_of, excerpt_of
 from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
@@ -48,6 +50,24 @@ class Method:
     traversal: Traversal = Traversal.dense
     numerics: Numerics = Numerics.eigh
     sigma_fuse: SigmaFuse = SigmaFuse.balanced
+
+    @property
+    def parts(self) -> dict[str, object]:
+        """The parts that it has, by the keys that configure them."""
+        one = {"weighting": self.weighting, "allocation": self.allocation, "update": self.update}
+        found: dict[str, object] = {f"method.{stage}": part for stage, part in one.items() if part is not None}
+        trainings = {f"method.training.{name}": part for name, part in self.training.items()}
+        return found | {"storage": self.storage} | trainings
+
+    def described(self) -> str:
+        """What identities of results say that every part had a share in."""
+        return " ".join([repr(self), *(content for part in self.parts.values() for content in contents_of(part))])
+
+    @property
+    def excerpts(self) -> dict[str, Excerpt]:
+        """What trainings learn from instead of the calibration windows, by their names."""
+        found = {name: excerpt_of(part) for name, part in self.training.items()}
+        return {name: excerpt for name, excerpt in found.items() if excerpt is not None}
 
     @property
     def needs_gradients(self) -> bool:

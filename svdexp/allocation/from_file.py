@@ -23,6 +23,10 @@ class FromFile:
     path: str = MISSING
     needs_spectra: ClassVar[bool] = False
 
+    def files_read(self) -> list[Path]:
+        """That one."""
+        return [Path(self.path)]
+
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """The file's ranks, checked against the model's layers and the budget."""
         ranks = {name: rank for name, rank in read_ranks(Path(self.path)).items() if name not in budget.fixed}

@@ -29,6 +29,10 @@ class FromGamma:
     path: str = MISSING
     needs_spectra: ClassVar[bool] = False
 
+    def files_read(self) -> list[Path]:
+        """That one."""
+        return [Path(self.path)]
+
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """The file's ranks, scaled to the budget.
 

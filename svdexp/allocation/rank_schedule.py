@@ -62,13 +62,13 @@ class RankSchedule(Aligned):
             UserError: the windows are shorter.
         """
         windows = windows[: self.windows]
-        self.check(windows.shape[1])
+        self.check(*windows.shape)
         length = self.seq_len or windows.shape[1]
         per_window = windows.shape[1] // length
         return windows[:, : per_window * length].reshape(-1, length)
 
-    def check(self, length: int) -> None:
-        """Raise UserError where windows of `length` tokens are shorter than a sequence."""
+    def check(self, count: int, length: int) -> None:
+        """Raise UserError where windows of `length` tokens are shorter than a sequence; any `count` of them will do."""
         wanted = self.seq_len or length
         require(wanted <= length, f"method.allocation.seq_len={wanted} is longer than calibration.seq_len={length}")
 

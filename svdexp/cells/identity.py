@@ -4,48 +4,46 @@ What is named by a hub id counts by its name and `model.revision`; pin the revis
 of libraries do not count: results.json records them.
 """
 
-import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from svdexp.cells.naming import relevant
 from svdexp.checkpoints.loading import locate
-from svdexp.data import Split, files_of
+from svdexp.data import Excerpt, Split, files_of
+from svdexp.data.reads import files_read_by
 from svdexp.evaluation import reading_of, task_files
-from svdexp.runtime.shelves import identity, write_note
+from svdexp.method import build_method
+from svdexp.runtime.contents import digest
+from svdexp.runtime.shelves import identity
 from svdexp.schema import Config, EvaluateConfig, ModelConfig
 
-LARGE = 64 * 2**20  # bytes; hashing takes about a second per GB, so of larger files it is done once
+# Apart from that of shelves: what finished stages left may be computed again, and results still be the same.
+FORMAT = 1
 
 
 def identity_of(config: Config | EvaluateConfig) -> str:
     """A short hash, equal in every process and on every machine.
 
     Raises:
-        UserError: a local file or folder of the configuration is not there.
+        UserError: a local file or folder of the configuration is not there, or a part of the method cannot be built.
     """
     notes = Path(config.cache) / "contents" if config.cache else None
     contents = {label: digest(path, notes) for label, path in files_behind(config).items()}
-    return identity(config=relevant(asdict(config)), contents=contents)
+    return identity(format=FORMAT, config=relevant(asdict(config)), contents=contents)
 
 
 def files_behind(config: Config | EvaluateConfig) -> dict[str, Path]:
     """Every local file that the run reads, by what it is to the run.
 
     Raises:
-        UserError: one is not there.
+        UserError: as `identity_of`.
     """
     found = {f"model/{path.name}": path for path in model_files(config.model)}
     texts = {}
     if isinstance(config, Config):
-        calibration = config.calibration
-        texts["calibration"] = files_of(calibration.text, Split.calibration, calibration.files)
-        if path := config.method.allocation.get("path"):  # ranks; a missing file is the allocation's to report
-            texts["allocation"] = [Path(path)] if Path(path).is_file() else []
-        for name, part in config.method.training.items():
-            if text := part.get("text"):
-                texts[f"training/{name}"] = files_of(text, Split.calibration, part.get("files") or [])
+        texts["calibration"] = Excerpt.of(config.calibration).read_from()
+        for knob, part in build_method(config).parts.items():
+            texts[knob.removeprefix("method.").replace(".", "/")] = files_read_by(part)
     for name in config.eval.texts:
         texts[name] = files_of(name, Split.evaluation, config.eval.files, reading_of(name, config.eval))
     texts |= task_files(config.eval)
@@ -63,18 +61,3 @@ def model_files(config: ModelConfig) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-
-
-def digest(path: Path, notes: Path | None) -> str:
-    """SHA-256 of a file's contents; of a large one it is noted in the folder `notes`, by path, size and time."""
-    status = path.stat()
-    note = None
-    if notes and status.st_size > LARGE:
-        note = notes / identity(path=str(path.resolve()), size=status.st_size, time=status.st_mtime_ns)
-        if os.access(note, os.R_OK):
-            return note.read_text()
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if note:
-        write_note(note, found)
-    return found

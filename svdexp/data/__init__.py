@@ -2,6 +2,7 @@
 
 from svdexp.data.bos import Beginning, resolve_bos, warn_without_bos
 from svdexp.data.draws import draw_from_rows, draw_from_text
+from svdexp.data.excerpt import Excerpt
 from svdexp.data.instructions import Row, chat_tokens
 from svdexp.data.sources import TEXTS
 from svdexp.data.texts import (
@@ -23,6 +24,7 @@ from svdexp.data.windows import batch_windows, batches, cut_windows, scored_toke
 __all__ = [
     "TEXTS",
     "Beginning",
+    "Excerpt",
     "Reading",
     "Row",
     "Split",

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import Evidence, RankCurves
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
+from svdexp.data.reads import described
 from svdexp.engine.result import Compression
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Decomposition, Weighting
@@ -70,7 +71,7 @@ class Job:
         numerics = self.method.numerics
         shelves = {need: self.cache.shelf("statistics", statistic=need, **self.source) for need in weighting.needs}
         statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
-        about = {"weighting": repr(weighting), "numerics": numerics}
+        about = {"weighting": described(weighting), "numerics": numerics}
         shelf = self.cache.shelf("decompositions", **about, **self.source)
         parts = Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
         if self.processes.count > 1:
@@ -91,7 +92,7 @@ class Job:
         """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
         method = self.method
         statistics = BlockwiseStatistics(self.model, self.layers, self.windows, weighting.needs)
-        shelf = self.cache.shelf("blockwise", method=repr(method), ranks=ranks, **self.source)
+        shelf = self.cache.shelf("blockwise", method=method.described(), ranks=ranks, **self.source)
         return Workbench(self.model, self.layers, statistics, weighting, method.numerics, shelf, self.clock, ranks)
 
     def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
@@ -105,9 +106,9 @@ class Job:
         """What the allocation may look at."""
         method = self.method
         made_with = {
-            "weighting": repr(method.weighting),
+            "weighting": described(method.weighting),
             "numerics": method.numerics,
-            "storage": repr(method.storage),
+            "storage": described(method.storage),
         }
         shelf = partial(self.cache.shelf, source=self.source)
         truncated = partial(self.truncated, parts)
@@ -166,7 +167,7 @@ class Job:
     def _train(self, ranks: Ranks) -> dict[str, Trained]:
         """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
         student = Student(self.model, self.replaced)
-        about = {"method": repr(replace_fields(self.method, training={})), "ranks": ranks, "seed": self.seed}
+        about = {"method": replace_fields(self.method, training={}).described(), "ranks": ranks, "seed": self.seed}
         shelf = partial(self.cache.shelf, "training", **about, source=self.source)
         with self.clock("training"):
             trained = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)

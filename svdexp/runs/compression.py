@@ -22,17 +22,10 @@ from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
+from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.foreseen import cached_stages
-from svdexp.runs.inputs import (
-    calibration_bos,
-    calibration_windows,
-    check_inputs,
-    check_lengths,
-    read,
-    window_counts,
-    window_lengths,
-)
+from svdexp.runs.inputs import calibration_bos, calibration_windows, read, window_counts
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.processes import Processes

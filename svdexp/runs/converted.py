@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from svdexp.cells.identity import digest
 from svdexp.checkpoints import gguf_tokenizer
 from svdexp.checkpoints.loading import Source, load_model, load_tokenizer, locate, rope_scaling
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.runs.foreseen import note_weights, noted_weights
+from svdexp.runtime.contents import digest
 from svdexp.runtime.disk import whole_folder
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes

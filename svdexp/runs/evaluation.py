@@ -17,16 +17,16 @@ from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.record import Results
 from svdexp.record import results as keys
-from svdexp.runs.converted import tokenizer_of
-from svdexp.runs.inputs import (
+from svdexp.runs.checks import (
     check_evaluation,
     check_ids,
     check_lengths,
     evaluation_lengths,
-    evaluation_windows,
     prompt_ids,
     prompt_lengths,
 )
+from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.inputs import evaluation_windows
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import UserError

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cells.identity import digest, model_files
+from svdexp.cells.identity import model_files
+from svdexp.data.reads import described
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix
+from svdexp.runtime.contents import digest
 from svdexp.runtime.shelves import Shelf, fingerprint, identity, write_note
 from svdexp.schema import Config
 
@@ -55,7 +57,7 @@ def cached_stages(
         "windows": fingerprint({"": windows()}),
         "layers": [layer.name for layer in layers],
     }
-    made = {"weighting": repr(method.weighting), "numerics": method.numerics}
+    made = {"weighting": described(method.weighting), "numerics": method.numerics}
     shelves = {need: ("statistics", {"statistic": need}) for need in method.weighting.needs}
     shelves["decompositions"] = ("decompositions", made)
     groups = dict.fromkeys(layer.group for layer in layers)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from svdexp.data.reads import described
 from svdexp.descent.descent import Curve
 from svdexp.runtime.shelves import Shelf, fingerprint
 from svdexp.training.student import Student
@@ -70,7 +71,7 @@ def teach(
     found: dict[str, Trained] = {}
     done: list[str] = []
     for name, training in trainings.items():
-        done.append(repr(training))
+        done.append(described(training))
         own = texts.get(name, windows)
         part = partial(shelf, trainings=list(done), text=fingerprint({"": own}))
         lesson = Lesson(student, own, part, seed)

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from svdexp.data import Excerpt
 from svdexp.descent.descent import Curve, Descent, Schedule, joined
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive, require_tokens
@@ -73,6 +74,12 @@ class SequentialLora(Schedule):
         tokens = self.steps_over(known // self.seq_len) * self.batch * self.seq_len
         adapters = sum(self.r * (layer.m + workload.rank(layer)) for layer in workload.layers)
         return descent(workload, tokens, self.seq_len, adapters) * len(ROUNDS[self.sequential])
+
+    def excerpt(self) -> Excerpt | None:
+        """The text of its own, if it has one."""
+        if self.text is None:
+            return None
+        return Excerpt(self.text, self.files, self.chat, self.samples, self.seq_len)
 
     def item_length(self, length: int) -> int:
         """Tokens of one item."""

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from svdexp.allocation import Uniform
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, same, windows_that_share
+from svdexp.factorisation import Identity
 from svdexp.method import Method
-from svdexp.runs.inputs import check_inputs, read, warn_of_shared_passages
+from svdexp.runs.checks import check_inputs, warn_of_shared_passages
+from svdexp.runs.inputs import read
 from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, MethodConfig, ModelConfig
+from svdexp.storage import FactorStorage
 from svdexp.training import SequentialLora
 
 
@@ -50,10 +54,7 @@ def config_of(model: Path, calibration: list[str], evaluation: list[str], texts:
 
 
 def method_with(**training: Any) -> Method:
-    method = Method.__new__(Method)
-    object.__setattr__(method, "training", training)
-    object.__setattr__(method, "allocation", None)
-    return method
+    return Method("svd", Identity(), Uniform(), FactorStorage(), training=training)
 
 
 def test_a_run_refuses_it_before_anything_is_loaded(files: Path, model_folder: Path) -> None:

@@ -1,9 +1,9 @@
 """What a run finds in the cache is what it would have computed: whatever changes a result is in its identity."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from svdexp.allocation import Sensitivity, Uniform
 from svdexp.calibration import INPUT_STATISTICS
 from svdexp.compress import compress
 from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
-from svdexp.factorisation.weighting import ChannelScale
+from svdexp.factorisation.weighting import ChannelScale, Metric, Statistics
 from svdexp.method import Method
 from svdexp.models.structure import Targets
 from svdexp.runtime.shelves import FORMAT, Cache, fingerprint, identity
@@ -58,6 +58,32 @@ def test_no_weighting_meets_anothers_decompositions(
         assert alike(weights(windows, method, Cache(tmp_path)), alone), weighting
         assert not any(alike(other, alone) for other in seen), weighting
         seen.append(alone)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A weighting whose scale lies in a file."""
+
+    file: Path
+    needs: ClassVar[tuple[str, ...]] = ("gram",)
+
+    def files_read(self) -> Sequence[Path]:
+        return [self.file]
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        gram = statistics["gram"]
+        return Metric(right=gram + float(self.file.read_text()) * gram.diagonal().diag())
+
+
+@pytest.mark.parametrize("traversal", Traversal)
+def test_no_weighting_meets_what_another_content_of_its_file_made(
+    windows: torch.Tensor, traversal: Traversal, tmp_path: Path
+) -> None:
+    method = replace(WHITENED, weighting=Scaled(tmp_path / "scale"), traversal=traversal)
+    for scale in ("0", "9"):
+        (tmp_path / "scale").write_text(scale)
+        alone = weights(windows, method, Cache())
+        assert alike(weights(windows, method, Cache(tmp_path)), alone), scale
 
 
 def test_no_numerics_meet_anothers_decompositions(windows: torch.Tensor, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Learned, Uniform
-from svdexp.runs.inputs import check_ids, check_lengths, check_windows, prompt_ids, prompt_lengths, window_lengths
+from svdexp.runs.checks import check_ids, check_lengths, check_windows, prompt_ids, prompt_lengths, window_lengths
 from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig
 from svdexp.training import BlockRefine, Distill, SequentialLora, Training

@@ -1,0 +1,144 @@
+"""What can be known to be wrong before a run computes anything: texts, files, lengths and token ids."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.checkpoints.loading import load_config, locate, require_dense
+from svdexp.data import Excerpt, Split, whole_files
+from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
+from svdexp.data.reads import check_windows_of
+from svdexp.evaluation import check_tasks, check_texts, require_context
+from svdexp.evaluation.generation import TOKENS as CONTINUATION
+from svdexp.method import Method
+from svdexp.models.positions import positions_of
+from svdexp.runtime.errors import UserError
+from svdexp.schema import Config, EvalConfig, ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+def check_inputs(config: Config, method: Method) -> None:
+    """Raise UserError for what can be known to be wrong before anything is loaded."""
+    require_dense(config.model)
+    for excerpt in excerpts(config, method).values():
+        excerpt.check()
+    check_evaluation(config.eval, config.model)
+    refuse_equal_files(files_learnt(config, method), files_asked(config.eval))
+    check_windows(config, method)
+
+
+def excerpts(config: Config, method: Method) -> dict[str, Excerpt]:
+    """What calibrates, and what trainings learn from instead, by the keys that configure them."""
+    own = {f"method.training.{name}": excerpt for name, excerpt in method.excerpts.items()}
+    return {"calibration": Excerpt.of(config.calibration)} | own
+
+
+def files_learnt(config: Config, method: Method) -> dict[str, list[Path]]:
+    """The files whose whole text calibrates or trains, by the key that names them."""
+    found: dict[str, list[Path]] = {}
+    for knob, excerpt in excerpts(config, method).items():
+        found |= excerpt.whole_files(knob)
+    return found
+
+
+def files_asked(part: EvalConfig) -> dict[str, list[Path]]:
+    """The files whose whole text evaluates, by the key that names them."""
+    return {
+        "eval.files" if name == "files" else f"eval.texts ({name})": whole_files(name, Split.evaluation, part.files)
+        for name in part.texts
+    }
+
+
+def warn_of_shared_passages(asked: Mapping[str, torch.Tensor], learnt: Mapping[str, torch.Tensor]) -> None:
+    """Warn where windows (N, L) of a text that evaluates hold passages of what calibrates or trains."""
+    for text, windows in asked.items():
+        for part, known in learnt.items():
+            if shared := windows_that_share(windows, known):
+                log.warning(
+                    "eval.texts, %s: %d of %d windows hold passages of %d or more tokens that %s holds too: "
+                    "figures of this text will be better than they are",
+                    *(text, shared, len(windows), PASSAGE, part),
+                )
+
+
+def check_windows(config: Config, method: Method) -> None:
+    """Raise UserError where windows will be too few, or too short, for what is to be learnt from them."""
+    texts = excerpts(config, method)
+    for knob, part in method.parts.items():
+        excerpt = texts.get(knob, texts["calibration"])
+        if excerpt.samples is not None:
+            check_windows_of(part, excerpt.samples, excerpt.seq_len)
+
+
+def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
+    """Raise UserError where windows are longer than a model can read; warn where they are beyond what it was made for.
+
+    Args:
+        model: it may be on the meta device.
+        lengths: of the windows, by the key that says so, or of other texts.
+    """
+    known = positions_of(model)
+    over = {knob: length for knob, length in lengths.items() if known and length > known.count}
+    if not known or not over:
+        return
+    asked = " and ".join(f"{knob}={length}" for knob, length in over.items())
+    has = f"the {known.count} positions that {type(model).__name__} has"
+    if known.firm:
+        raise UserError(f"{asked}: more tokens than {has}")
+    log.warning("%s: more tokens than %s; it computes on, outside of what it was made for", asked, has)
+
+
+def evaluation_lengths(part: EvalConfig) -> dict[str, int]:
+    """The length of the windows that evaluate, by its key; nothing without texts."""
+    return {"eval.seq_len": part.seq_len} if part.texts else {}
+
+
+def window_lengths(config: Config, method: Method) -> dict[str, int]:
+    """The lengths of all windows of a run, by the keys that say so."""
+    learnt = {f"{knob}.seq_len": excerpt.seq_len for knob, excerpt in excerpts(config, method).items()}
+    return learnt | evaluation_lengths(config.eval)
+
+
+def check_ids(model: PreTrainedModel, texts: Mapping[str, torch.Tensor], tokenizer: Any) -> None:
+    """Raise UserError where a text has tokens that the model's embedding has no row for; warn where others could.
+
+    Args:
+        model: the model.
+        texts: token ids, in any shape, by what they are of.
+        tokenizer: what gave them.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for what, ids in texts.items():
+        if ids.numel() and int(ids.max()) >= rows:
+            raise UserError(
+                f"{what}: the tokenizer gives token {int(ids.max())}, but the model's embedding has {rows} rows; "
+                "is it the tokenizer of another model?"
+            )
+    if len(tokenizer) > rows:
+        log.warning("the tokenizer has %d tokens, but the model's embedding has %d rows", len(tokenizer), rows)
+
+
+def prompt_lengths(prompts: Sequence[str], tokenizer: Any) -> dict[str, int]:
+    """The tokens of the longest prompt with its continuation, by what `check_lengths` calls them; none: nothing."""
+    lengths = [len(ids) + CONTINUATION for ids in prompt_ids(prompts, tokenizer).values()]
+    return {"the longest of eval.prompts with its continuation": max(lengths)} if lengths else {}
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The tokens of each prompt, by what `check_ids` calls it."""
+    return {f"eval.prompts, {prompt!r}": torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts}
+
+
+def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
+    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read."""
+    check_texts(part)
+    check_tasks(part)
+    # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
+    if part.efficiency is not None and locate(model).gguf_file is None:
+        require_context(load_config(model), part.efficiency)
