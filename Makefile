@@ -31,8 +31,8 @@ gptq: $(READY)  ## add GPTQModel to .venv, for storage.solver=gptqmodel and the 
 demo: $(READY)  ## compress SmolLM2-135M to 80 % and compare it with the dense model
 	$(BIN)/python -m svdexp
 
-test: $(READY)  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run all tests; ARGS="-m unit" leaves out those that run commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## ruff: style and common mistakes
 	$(BIN)/ruff check .

@@ -80,6 +80,12 @@ def overflow_at(model: PreTrainedModel, token: int) -> None:
     model.get_input_embeddings().register_forward_hook(overflow)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by folder: `-m unit` is quick, and `-m end_to_end` the rest."""
+    for item in items:
+        item.add_marker("end_to_end" if "end_to_end" in item.path.parts else "unit")
+
+
 @pytest.fixture(params=sorted(TINY))
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)

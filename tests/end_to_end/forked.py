@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [program, *words]
+    warnings.filterwarnings("error", category=DeprecationWarning, module=r"svdexp|hydra_plugins")  # as in pytest
     if death:
         death.arrange()
     package = hasattr(importlib.import_module(program), "__path__")
