@@ -102,8 +102,7 @@ def windows() -> torch.Tensor:
     return torch.randint(VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; unknown words are <unk>."""
     words = ["<unk>", "<s>", "</s>", *WORDS]
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -112,6 +111,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokens, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix
 from svdexp.runtime.contents import digest
-from svdexp.runtime.shelves import Shelf, fingerprint, identity, write_note
+from svdexp.runtime.shelves import Shelf, fingerprint, identity, shelf_folder, write_note
 from svdexp.schema import Config
 
 
@@ -63,7 +63,7 @@ def cached_stages(
     groups = dict.fromkeys(layer.group for layer in layers)
     counts = []
     for name, (stage, about) in shelves.items():
-        shelf = Shelf(Path(config.cache) / stage / identity(**about, **source))
+        shelf = Shelf(shelf_folder(Path(config.cache), stage, **about, **source))
         counts.append(f"{name} of {sum(group in shelf for group in groups)} of {len(groups)} blocks")
     return f"in the cache: {', '.join(counts)}"
 

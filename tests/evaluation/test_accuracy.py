@@ -30,6 +30,7 @@ from svdexp.schema import EvalConfig
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 from tests.evaluation.task_rows import write_hub, write_local
+from tests.support.mathematics import answered, recorded, unlike
 
 TASKS = ["arc_easy", "winogrande", "hellaswag"]
 ROWS = 25
@@ -91,6 +92,13 @@ def test_figures_are_those_of_lm_evals_command_line(
                 assert figures[f"{metric}_stderr/{name}"] == pytest.approx(error)
     assert 0 < figures["acc/arc_easy"] < 1
     assert "acc_norm/winogrande" not in figures
+
+
+def test_right_answers_change_with_format_alone(tmp_path: Path) -> None:
+    """See tests/runtime/test_mathematics.py."""
+    found, figures = answered(tmp_path), recorded()["figures"]
+    assert len(found) == 6
+    assert not unlike(found, {key: figures[key] for key in found}), "raise FORMAT and record anew"
 
 
 def test_subjects_are_pooled_row_by_row(llama: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
