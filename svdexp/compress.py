@@ -25,7 +25,6 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
-from svdexp.storage import ElasticStorage
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +59,7 @@ def compress(
     clock: StageClock | None = None,
     seed: int = 0,
     texts: Mapping[str, torch.Tensor] | None = None,
+    elastic: bool = False,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
@@ -77,14 +77,17 @@ def compress(
         clock: collects seconds per stage.
         seed: of what is drawn at random.
         texts: by the name of a training, token ids (N, L) that it learns from instead of the calibration windows.
+        elastic: also keep what `checkpoint.save` adds for every lower ratio, in memory: about the dense model's size.
 
     Raises:
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, windows too short
-            for a training, or several processes without a cache on disk.
+            for a training, several processes without a cache on disk, or a method that cannot be `elastic`.
     """
     windows, texts = recordable(windows), {name: recordable(tokens) for name, tokens in (texts or {}).items()}
     check_windows(method, windows, texts)
     targets, clock = targets or Targets(), clock or StageClock()
+    if elastic:
+        method.require_elastic(targets.ranks)
     layers, budget, fixed, notes, left = plan(model, method, ratio, targets)
     with clock("usage"):  # a stage of its own: no cache can spare it
         idle = Processes().agree(left_dense(model, layers, windows, method.needs_gradients))
@@ -93,7 +96,7 @@ def compress(
         left |= idle
     for note in [*notes, *said(left)]:
         log.warning("%s", note)
-    job = Job(model, windows, method, layers, cache or Cache(), clock, seed, texts)
+    job = Job(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic)
     dense = method.traversal is Traversal.dense
     weighting = method.weighting
     parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
@@ -104,7 +107,7 @@ def compress(
     if weighting and not dense:
         parts = job.from_compressed_path(weighting, ranks)
     done = job.truncate(parts, ranks)
-    if isinstance(method.storage, ElasticStorage):
+    if elastic:
         recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
         done = replace(done, elastic=Elastic(recipe, job.components))
     label(model, done.ranks)
@@ -145,8 +148,6 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
     """
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
     fixed = fixed_ranks(targets.ranks, budget.shapes)
-    if fixed and isinstance(method.storage, ElasticStorage):
-        raise UserError("storage=elastic chooses all ranks again for every ratio; leave targets.ranks out")
     rest = budget.without(fixed)
     if isinstance(method.allocation, Whole) and any(fixed.values()):
         raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")

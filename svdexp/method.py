@@ -18,8 +18,8 @@ from svdexp.data.reads import contents_of, excerpt_of
 from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
-from svdexp.schema import Config, Numerics, SigmaFuse, Traversal
-from svdexp.storage import ElasticStorage, Storage
+from svdexp.schema import Config, Numerics, Save, SigmaFuse, Traversal
+from svdexp.storage import FactorStorage, Storage
 from svdexp.training import BlockRefine, Training
 from svdexp.update import Update
 
@@ -105,8 +105,6 @@ class Method:
                 f"method.traversal=blockwise runs no backward pass, but the weighting needs {gradients[0]}; "
                 "use method.traversal=dense"
             )
-        if isinstance(self.storage, ElasticStorage):
-            self._require_elastic()
 
     def _refuse_idle_knobs(self) -> None:
         """Raise UserError for an option that this method's other parts leave without effect."""
@@ -148,32 +146,38 @@ class Method:
             f"method.allocation={type(self.allocation).__name__} looks at weighted spectra, but method.weighting is "
             "null; choose one with method/weighting=",
         )
-        require(
-            not isinstance(self.storage, ElasticStorage),
-            "storage=elastic keeps weighted components, but method.weighting is null",
-        )
 
-    def _require_elastic(self) -> None:
-        """Components serve every ratio only where nothing but the choice of ranks depends on the ratio."""
+    def require_elastic(self, fixed: Mapping[str, int | None]) -> None:
+        """Raise UserError unless nothing but the choice of ranks depends on the ratio: components then serve all.
+
+        `fixed` are the ranks that the targets fix, by pattern.
+        """
+        require(self.weighting is not None, "save=elastic keeps weighted components, but method.weighting is null")
+        require(
+            self.storage == FactorStorage(),
+            "save=elastic keeps components of plain factors, which any rank is a part of; use storage=factors, "
+            f"not {type(self.storage).__name__}",
+        )
+        require(not fixed, "save=elastic chooses all ranks again for every ratio; leave targets.ranks out")
         require(
             type(self.allocation) in REPEATABLE.values(),
-            "storage=elastic chooses ranks again from spectra alone, which "
+            "save=elastic chooses ranks again from spectra alone, which "
             f"method.allocation={type(self.allocation).__name__} cannot; use one of {', '.join(REPEATABLE)}",
         )
         require(
             self.update is None,
-            "storage=elastic keeps components that serve every ratio, but method.update fits them to one; "
-            "use method.update=null or storage=factors",
+            "save=elastic keeps components that serve every ratio, but method.update fits them to one; "
+            "use method.update=null or save=checkpoint",
         )
         require(
             not self.training,
-            "storage=elastic keeps components that serve every ratio, but method.training fits them to one; "
-            "leave it out or use storage=factors",
+            "save=elastic keeps components that serve every ratio, but method.training fits them to one; "
+            "leave it out or use save=checkpoint",
         )
         require(
             self.traversal is Traversal.dense,
-            "storage=elastic keeps components that serve every ratio, but method.traversal=blockwise fits them to one; "
-            "use method.traversal=dense or storage=factors",
+            "save=elastic keeps components that serve every ratio, but method.traversal=blockwise fits them to one; "
+            "use method.traversal=dense or save=checkpoint",
         )
 
 
@@ -211,9 +215,13 @@ def build(options: dict[str, Any], knob: str) -> Any:
 
 
 def build_method(config: Config) -> Method:
-    """The stages of `config.method` and `config.storage` as one object."""
+    """The stages of `config.method` and `config.storage` as one object.
+
+    Raises:
+        UserError: an option is wrong, parts contradict each other, or the run cannot be saved as `config.save` says.
+    """
     parts = config.method
-    return Method(
+    method = Method(
         name=parts.name,
         weighting=build(parts.weighting, "method.weighting") if parts.weighting else None,
         allocation=build(parts.allocation, "method.allocation"),
@@ -224,3 +232,6 @@ def build_method(config: Config) -> Method:
         numerics=parts.numerics,
         sigma_fuse=parts.sigma_fuse,
     )
+    if config.save is Save.elastic:
+        method.require_elastic(config.targets.ranks)
+    return method

@@ -95,6 +95,7 @@ class Save(StrEnum):
 
     checkpoint = "checkpoint"
     hf = "hf"  # the same, ready for a hub: with a model card
+    elastic = "elastic"  # a checkpoint, and in it what it takes to load the model at any lower ratio
     none = "none"
 
 

@@ -31,9 +31,10 @@ GROUPS = {
     "method/update": 2,
     "method/weighting": 5,
     "model": 13,
-    "storage": 10,
+    "storage": 9,
     "tracker": 2,
 }
+ELASTIC = "save=elastic storage=factors"
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.
 REQUIRED = {
@@ -168,14 +169,19 @@ def test_an_evaluation_composes() -> None:
         ("method=quantise method/update=refit_output", r"method\.update has no effect.*=Whole"),
         ("method=quantise method/training=distill", r"method\.training has no effect.*=Whole"),
         ("method/allocation=from_file", r"method\.allocation.*path"),
-        ("storage=elastic method=asvd", r"storage=elastic .* method\.allocation=Sensitivity cannot"),
-        ("storage=elastic method=swift_svd", r"storage=elastic .* method\.allocation=Dynamic cannot"),
+        ("save=elastic", r"save=elastic .* use storage=factors, not PivotStorage"),
+        ("save=elastic storage=rtn_int4", r"save=elastic .* use storage=factors, not RTNStorage"),
+        ("save=elastic storage=factors +targets.ranks={q_proj:3}", r"save=elastic .* leave targets\.ranks out"),
+        (f"{ELASTIC} method=asvd", r"save=elastic .* method\.allocation=Sensitivity cannot"),
+        (f"{ELASTIC} method=swift_svd", r"save=elastic .* method\.allocation=Dynamic cannot"),
         (
-            "storage=elastic method/allocation=from_file method.allocation.path=ranks.json",
-            r"storage=elastic .* method\.allocation=FromFile cannot; use one of .*GlobalLoss.*Uniform",
+            f"{ELASTIC} method/allocation=from_file method.allocation.path=ranks.json",
+            r"save=elastic .* method\.allocation=FromFile cannot; use one of .*GlobalLoss.*Uniform",
         ),
-        ("storage=elastic method=svd_llm_update", r"storage=elastic .* method\.update=null or storage=factors"),
-        ("storage=elastic method=svd_llm method.traversal=blockwise", r"storage=elastic .* method\.traversal=block"),
+        (f"{ELASTIC} method=svd_llm_update", r"save=elastic .* method\.update=null or save=checkpoint"),
+        (f"{ELASTIC} method=svd_llm method.traversal=blockwise", r"save=elastic .* method\.traversal=blockwise"),
+        (f"{ELASTIC} method=dobi", r"save=elastic keeps weighted components, but method\.weighting is null"),
+        (f"{ELASTIC} method=svd method/training=distill", r"save=elastic .* method\.training fits them to one"),
         ("storage=rtn_int4 storage.code_bits=5", r"storage\.code_bits must be one of \[3, 4, 6, 8\], not 5"),
         ("storage=rtn_int4 storage.group_size=0", r"storage\.group_size must be at least 1"),
         ("storage=gptq4 storage.samples=0", r"storage\.samples must be at least 1"),

@@ -165,7 +165,7 @@ def is_finished(config: Config | EvaluateConfig, folder: Path) -> bool:
     if difference is not None and math.isnan(difference):
         return False
     wanted, checkpoint = config.save if isinstance(config, Config) else Save.none, folder / "checkpoint"
-    if wanted is not Save.none and not (checkpoint.is_dir() and is_whole(checkpoint)):
+    if wanted is not Save.none and not (checkpoint.is_dir() and is_whole(checkpoint, wanted is Save.elastic)):
         return False
     return wanted is not Save.hf or (checkpoint / CARD).is_file()
 
@@ -177,16 +177,19 @@ def lacks_card(config: Config, folder: Path) -> bool:
     return is_finished(replace(config, save=Save.checkpoint), folder)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether all files of a checkpoint are there, and none with weights is cut short; else a warning says which."""
-    from svdexp.checkpoints.whole import require_whole  # imports torch
+def is_whole(checkpoint: Path, elastic: bool) -> bool:
+    """Whether all files of a checkpoint are there, and none with weights is cut short; else a warning says which.
+
+    An `elastic` one must also have what lower ratios take.
+    """
+    from svdexp.checkpoints.whole import has_lower_ratios, require_whole  # imports torch
 
     try:
         require_whole(checkpoint)
     except UserError as error:
         log.warning("not finished: %s", error)
         return False
-    return True
+    return not elastic or has_lower_ratios(checkpoint)
 
 
 def note_failure(folder: Path, error: Exception, sentence: str) -> None:

@@ -20,6 +20,8 @@ GROUPS = {
     "update": "method/update",
     "storage": "storage",
 }
+# Classes in older records that are no choice any more, and what the choice was called.
+FORMER = {"ElasticStorage": "elastic"}
 Options = Mapping[str, Any]
 
 
@@ -57,7 +59,7 @@ def part_in_words(group: str, words: str) -> Part:
         return Part(words, {})
     split = re.split(r", (?=\w+=)", found[2]) if found[2] else []
     options = {key: _value(value) for key, _, value in (option.partition("=") for option in split)}
-    return Part(_nearest(group, found[1], options) or found[1], options)
+    return Part(_nearest(group, found[1], options) or FORMER.get(found[1], found[1]), options)
 
 
 def own_options(group: str, name: str) -> Options | None:

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +29,11 @@ from svdexp.schema import Config, EvaluateConfig
 log = logging.getLogger("svdexp")
 
 KNOWN = (UserError, HydraException, OmegaConfBaseException)
+# Choices that became something else, and what to say instead.
+MOVED = {
+    "storage/elastic": "storage=elastic is save=elastic storage=factors now: it says what a checkpoint keeps, not how "
+    "factors are stored"
+}
 BUSY = os.EX_TEMPFAIL  # exit code of a single run whose folder another process holds
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
@@ -101,7 +106,12 @@ def kept(cfg: DictConfig) -> list[str]:
 
 
 def as_mistake(error: Exception) -> Exception:
-    """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user."""
+    """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user.
+
+    So is a choice that moved.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file in MOVED:
+        return UserError(MOVED[error.missing_cfg_file])
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")
     words = " ".join(str(error).split())

@@ -132,7 +132,7 @@ def load(
         dtype: number format; "auto" keeps the saved one.
         device: where to put the model.
         ratio: kept fraction of the targeted layers' bits, at most the saved one; the model is the one that a run at
-            this ratio gives. Needs a checkpoint saved with storage=elastic. None: the model as it was saved.
+            this ratio gives. Needs a checkpoint saved with save=elastic. None: the model as it was saved.
         trust_remote_code: run the folder's code where the dense model or the tokenizer came with code of its own.
             Otherwise none is run.
 

@@ -33,7 +33,7 @@ from svdexp.models.structure import filled_dense, is_linear, replace, weight_of
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio
 from svdexp.runtime.shelves import Shelf
 from svdexp.runtime.typed import fill
-from svdexp.storage import ElasticStorage, largest_rank
+from svdexp.storage import FactorStorage, largest_rank
 
 FOLDER = "elastic"
 
@@ -83,7 +83,7 @@ class Recipe:
         Raises:
             UserError: the ratio is too small for the shapes.
         """
-        budget = Budget(ratio, {name: shapes[name] for name in self.layers}, ElasticStorage())
+        budget = Budget(ratio, {name: shapes[name] for name in self.layers}, FactorStorage())
         return self.part()(budget, Remembered(spectra, self.tokens))
 
 
@@ -132,8 +132,7 @@ def read_recipe(folder: Path, table: Mapping[str, Any], ratio: float) -> Recipe:
     require_ratio(ratio)
     if "elastic" not in table:
         raise UserError(
-            f"checkpoint {folder} can only be loaded as it was saved: ratio= needs one that was saved with "
-            "storage=elastic"
+            f"checkpoint {folder} can only be loaded as it was saved: ratio= needs one that was saved with save=elastic"
         )
     try:
         # OmegaConf would look up ${…} in the reader's environment.

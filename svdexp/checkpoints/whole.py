@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -28,6 +29,11 @@ def require_whole(folder: Path) -> None:
             _require_size(path)
 
 
+def has_lower_ratios(folder: Path) -> bool:
+    """Whether the checkpoint is one of save=elastic."""
+    return _recipe(read_object(folder / "config.json")) is not None
+
+
 def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
     """What belongs to a checkpoint beside its config and its weights."""
     yield folder / TOKENIZER
@@ -36,12 +42,17 @@ def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
     classes = config.get("auto_map")
     for reference in classes.values() if isinstance(classes, dict) else ():  # of models with code of their own
         yield folder / f"{str(reference).partition('.')[0]}.py"
-    table = config.get("svdexp")
-    elastic = table.get("elastic") if isinstance(table, dict) else None
-    layers = elastic.get("layers") if isinstance(elastic, dict) else elastic
+    recipe = _recipe(config)
+    layers = recipe.get("layers") if isinstance(recipe, dict) else recipe
     require(isinstance(layers, list | None), f"{folder / 'config.json'}: svdexp.elastic is no recipe")
     for name in layers or ():
         yield folder / FOLDER / f"{name}.safetensors"
+
+
+def _recipe(config: dict[str, object]) -> Any:
+    """What config.json says of lower ratios; None where the checkpoint has one size."""
+    table = config.get("svdexp")
+    return table.get("elastic") if isinstance(table, dict) else None
 
 
 def _require_size(path: Path) -> None:

@@ -23,7 +23,7 @@ class Compression:
         damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty likewise.
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
-        elastic: with storage=elastic, what `checkpoint.save` adds so that lower ratios can be loaded.
+        elastic: where it was asked for, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
         training: what became of each training, by its name.
         left_dense: what the targets select and was not compressed, reason → names; `layers` are without it.

@@ -26,7 +26,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache, fingerprint
-from svdexp.storage import ElasticStorage, largest_rank, stored_bits
+from svdexp.storage import largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
 from svdexp.update import place_all
 
@@ -44,9 +44,10 @@ class Job:
         clock: StageClock,
         seed: int,
         texts: Mapping[str, torch.Tensor],
+        elastic: bool,
     ):
         self.model, self.windows, self.method, self.layers = model, windows, method, layers
-        self.cache, self.clock, self.seed, self.texts = cache, clock, seed, texts
+        self.cache, self.clock, self.seed, self.texts, self.elastic = cache, clock, seed, texts, elastic
         self.processes = Processes()
         if self.processes.count > 1 and cache.folder is None:
             raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
@@ -139,7 +140,7 @@ class Job:
             members = [name for name in self.group_of if self.group_of[name] == group and ranks[name] is not None]
             dense = {name: self.model.get_submodule(name) for name in members}
             factors = {name: self._factors(found[name], ranks[name]) for name in members if name in found}
-            if isinstance(self.method.storage, ElasticStorage):
+            if self.elastic:
                 self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:

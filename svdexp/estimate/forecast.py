@@ -14,7 +14,7 @@ from svdexp.estimate.table import render
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import stored_bytes
-from svdexp.schema import Config, Save
+from svdexp.schema import Config
 
 
 def forecast(
@@ -32,9 +32,7 @@ def forecast(
     beside = beside_tensors(model, device)
     part = config.calibration
     workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
-    rows = stages(
-        workload, method, config.eval, texts, save=config.save is not Save.none, cached=config.cache is not None
-    )
+    rows = stages(workload, method, config.eval, texts, save=config.save, cached=config.cache is not None)
     rows = [replace(row, bytes=row.bytes + beside) for row in rows]
     name = str(model.dtype).removeprefix("torch.")
     what = f"{config.model.name}, {method.name}, {name} on {device}"

@@ -15,8 +15,8 @@ from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload, cost_of
-from svdexp.schema import EvalConfig, Traversal
-from svdexp.storage import ElasticStorage, largest_rank
+from svdexp.schema import EvalConfig, Save, Traversal
+from svdexp.storage import largest_rank
 
 # A step of decoding reads all weights for one token; on CPUs and GPUs it takes about as long as this many of a prompt.
 DECODE_TOKENS = 32
@@ -32,7 +32,7 @@ class Stage:
 
 
 def stages(
-    workload: Workload, method: Method, evaluation: EvalConfig, texts: Sequence[int], *, save: bool, cached: bool
+    workload: Workload, method: Method, evaluation: EvalConfig, texts: Sequence[int], *, save: Save, cached: bool
 ) -> list[Stage]:
     """One row per stage.
 
@@ -41,7 +41,7 @@ def stages(
         method: the parts; each may state a cost of its own (`Costly`).
         evaluation: window length, batch size and speed measurement.
         texts: how many windows each text is evaluated on.
-        save: whether a checkpoint is written.
+        save: what is left on disk; an elastic checkpoint gathers in memory until all is truncated.
         cached: whether finished stages go to disk; without a cache they stay in memory.
     """
     dense, small = workload.model_bytes, workload.model_bytes - workload.removed * workload.itemsize
@@ -62,14 +62,14 @@ def stages(
             add("calibration", calibration(workload, method, method.weighting), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
-    add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, method))
+    add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, save))
     if method.update is not None:
         add("update", cost_of(method.update, workload), dense + held)
     if method.training:
         add("training", sum((cost_of(part, workload) for part in method.training.values()), Work()), dense + small)
     if evaluates:
         add("evaluate", evaluate(workload, evaluation, texts, compressed=True), small)
-    if save:  # the checkpoint is loaded again and both run one window
+    if save is not Save.none:  # the checkpoint is loaded again and both run one window
         add("save", workload.forward(2, compressed=True), 2 * small)
     return rows
 
@@ -110,10 +110,10 @@ def components_bytes(layers: Sequence[Matrix]) -> float:
     return sum(4 * min(x.m, x.n) * (x.m + x.n) for x in layers)
 
 
-def truncation_bytes(workload: Workload, method: Method) -> float:
-    """What truncation holds: one block's components, and with storage=elastic what the checkpoint adds to the model."""
+def truncation_bytes(workload: Workload, save: Save) -> float:
+    """What truncation holds: one block's components, and with save=elastic what the checkpoint adds to the model."""
     block = max(components_bytes(block) for block in by_group(workload.layers))
-    if not isinstance(method.storage, ElasticStorage):
+    if save is not Save.elastic:
         return block
     added = sum(largest_rank(x.m, x.n) * (x.m + x.n) + x.m * x.n for x in workload.layers)
     return block + added * workload.itemsize

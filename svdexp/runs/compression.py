@@ -76,7 +76,16 @@ def carry_out(
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
         dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
     compression = compress(
-        model, windows, method, config.ratio, targets=targets, cache=cache, clock=clock, seed=config.seed, texts=lessons
+        model,
+        windows,
+        method,
+        config.ratio,
+        targets=targets,
+        cache=cache,
+        clock=clock,
+        seed=config.seed,
+        texts=lessons,
+        elastic=config.save is Save.elastic,
     )
     if main:
         write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))

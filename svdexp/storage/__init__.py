@@ -4,15 +4,13 @@ Add a storage with one file here, its YAML in conf/storage/, and its layer in mo
 """
 
 from svdexp.storage.base import NUMBER_BITS, Storage, stored_bits
-from svdexp.storage.elastic import ElasticStorage, largest_rank
-from svdexp.storage.factors import FactorStorage
+from svdexp.storage.factors import FactorStorage, largest_rank
 from svdexp.storage.pivot import PivotStorage
 from svdexp.storage.quantised import GPTQStorage, RTNStorage
 from svdexp.storage.remap import RemapStorage
 
 __all__ = [
     "NUMBER_BITS",
-    "ElasticStorage",
     "FactorStorage",
     "GPTQStorage",
     "PivotStorage",

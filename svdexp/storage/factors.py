@@ -1,6 +1,7 @@
 """Plain factors: A (m, r) and B (r, n) in the model's own number format, r (m + n) numbers."""
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 
@@ -9,6 +10,7 @@ from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.storage.base import NUMBER_BITS, Storage
 
 
+@final
 @dataclass(frozen=True)
 class FactorStorage(Storage):
     """The plain pair of factors."""
@@ -20,3 +22,8 @@ class FactorStorage(Storage):
     def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> LowRankLinear:
         """Two linear layers."""
         return low_rank_layer(factors, bias, like)
+
+
+def largest_rank(m: int, n: int) -> int:
+    """The largest rank whose plain factors are smaller than the dense (m, n) matrix; 0 where none is."""
+    return (m * n - 1) // (m + n)

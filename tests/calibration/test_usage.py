@@ -31,7 +31,7 @@ from svdexp.models.structure import Targets, abbreviated, find_matrices, other_s
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
-from svdexp.storage import ElasticStorage, FactorStorage, GPTQStorage, RTNStorage
+from svdexp.storage import FactorStorage, GPTQStorage, RTNStorage
 from svdexp.training import BlockRefine, Distill
 from svdexp.update import IPCA, RefitOutput
 from svdexp.update.ipca import Components
@@ -51,7 +51,7 @@ METHODS = {
     "distill": Method("x", InputMoment(), Uniform(), FactorStorage(), training={"it": Distill(**BRIEF, seq_len=8)}),
     "gptq": Method("x", InputMoment(), Uniform(), GPTQStorage(8, None)),
     "quantise": Method("x", None, Whole(), RTNStorage(8, None)),
-    "elastic": Method("x", InputMoment(), Uniform(), ElasticStorage()),
+    "elastic": SVD_LLM,
 }
 
 
@@ -105,7 +105,7 @@ def test_every_method_leaves_them_as_they_are(
     model, method = make(), METHODS[name]
     before = {key: value.clone() for key, value in model.state_dict().items() if part in key}
     with caplog.at_level(logging.WARNING):
-        done = compress(model, windows, method, 0.6, targets=Targets(exclude=["*.experts"]))
+        done = compress(model, windows, method, 0.6, targets=Targets(exclude=["*.experts"]), elastic=name == "elastic")
     assert sum(part in record.getMessage() for record in caplog.records) == 1
     assert before
     if name != "block_refine":  # which trains all parameters of a block

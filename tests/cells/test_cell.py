@@ -14,12 +14,15 @@ from omegaconf import OmegaConf
 from svdexp.cells import HeldError, OccupiedError, carry_out, is_finished, lacks_card, note_failure, state_of, wait_for
 from svdexp.cells import cell as module
 from svdexp.checkpoints import checkpoint
+from svdexp.compress import compress
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.schema import Config, Save
 from svdexp.storage import FactorStorage
+from tests.conftest import tiny_model
 from tests.support.shrunk import shrunk
 from tests.support.two_processes import free_port, join_two
+from tests.test_compress import WHITENED
 
 HOLD = """
 import sys
@@ -75,6 +78,16 @@ def test_a_checkpoint_that_is_asked_for_must_be_whole(
     assert not is_finished(config(save=Save.checkpoint), tmp_path)
     assert "model.safetensors is damaged or cut short" in caplog.messages[0]
     assert is_finished(config(), tmp_path)
+
+
+def test_a_checkpoint_of_one_size_has_no_lower_ratios(tmp_path: Path, tokenizer: Any, windows: torch.Tensor) -> None:
+    carry(tmp_path)
+    model = tiny_model("opt")
+    done = compress(model, windows, WHITENED, 0.5, elastic=True)
+    for elastic in (None, done.elastic):
+        checkpoint.save(model, tokenizer, tmp_path / "checkpoint", done.ranks, elastic)
+        assert is_finished(config(save=Save.checkpoint), tmp_path)
+        assert is_finished(config(save=Save.elastic), tmp_path) == (elastic is not None)
 
 
 def test_files_of_a_checkpoint_that_something_else_wrote_end_in_no_traceback(

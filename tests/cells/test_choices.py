@@ -88,6 +88,11 @@ def test_records_of_now_are_left_alone() -> None:
     assert modern(record) == record
 
 
+def test_a_choice_that_is_gone_keeps_its_name() -> None:
+    assert part_in_words("storage", "ElasticStorage()") == Part("elastic", {})
+    assert spoken({"storage": "elastic", "storage_options": {}}, "storage") == "elastic"
+
+
 def test_older_trainings_are_read() -> None:
     older = {"training": {"mine": {"options": "Distill(steps=3, lr=0.1)", "tokens": 5, "curve": []}}}
     assert modern(older)["training"]["mine"] == {

@@ -1,4 +1,4 @@
-"""One elastic checkpoint against direct runs with storage=factors, and damaged ones refused in one sentence."""
+"""One elastic checkpoint against direct runs at each ratio, and damaged ones refused in one sentence."""
 
 import json
 from collections.abc import Callable
@@ -20,11 +20,10 @@ from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import SigmaFuse
-from svdexp.storage import ElasticStorage, largest_rank
+from svdexp.storage import largest_rank
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
-ELASTIC = replace(WHITENED, storage=ElasticStorage())
 ALLOCATIONS: list[Allocation] = [
     Uniform(),
     GlobalLoss(),
@@ -45,10 +44,10 @@ def in_format(name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def store(folder: Path, windows: torch.Tensor, tokenizer: Any, ratio: float, **how: Any) -> PreTrainedModel:
-    """Run with storage=elastic and save; the compressed model."""
+    """Run with elastic=True and save; the compressed model."""
     model = how.pop("model", None) or tiny_model("llama_gqa")
     targets, cache = how.pop("targets", None), how.pop("cache", None)
-    result = compress(model, windows, replace(ELASTIC, **how), ratio, targets=targets, cache=cache)
+    result = compress(model, windows, replace(WHITENED, **how), ratio, targets=targets, cache=cache, elastic=True)
     checkpoint.save(model, tokenizer, folder, result.ranks, result.elastic)
     return model
 
@@ -144,7 +143,7 @@ def test_a_loaded_model_saves_as_one_size(
     loaded.save_pretrained(tmp_path / "again")
     words.save_pretrained(tmp_path / "again")
     assert_same(svdexp.load(tmp_path / "again")[0], loaded, windows)
-    with pytest.raises(UserError, match="was saved with storage=elastic"):
+    with pytest.raises(UserError, match="was saved with save=elastic"):
         svdexp.load(tmp_path / "again", ratio=0.5)
 
 
@@ -269,5 +268,5 @@ def test_other_checkpoints_have_one_size(windows: torch.Tensor, tokenizer: Any, 
     result = compress(model, windows, WHITENED, 0.5)
     assert result.elastic is None
     checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks)
-    with pytest.raises(UserError, match=r"can only be loaded as it was saved: ratio= needs .* storage=elastic"):
+    with pytest.raises(UserError, match=r"can only be loaded as it was saved: ratio= needs .* save=elastic"):
         svdexp.load(tmp_path, ratio=0.4)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.whole import require_whole
 from svdexp.compress import compress
 from svdexp.runtime.errors import UserError
-from svdexp.storage import ElasticStorage
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
@@ -23,7 +21,7 @@ def saved(windows: torch.Tensor, tokenizer: Any, tmp_path: Path, monkeypatch: py
     """In several shards, and elastic, so that it has files of every kind."""
     monkeypatch.setattr(checkpoint, "SHARD_SIZE", "20KB")
     model = tiny_model("llama_gqa")
-    result = compress(model, windows, replace(WHITENED, storage=ElasticStorage()), 0.5)
+    result = compress(model, windows, WHITENED, 0.5, elastic=True)
     checkpoint.save(model, tokenizer, tmp_path / "checkpoint", result.ranks, result.elastic)
     return tmp_path / "checkpoint"
 

@@ -33,6 +33,8 @@ def assert_one_sentence(result: Any, *fragments: str) -> None:
         (["eval.texts=[pydok]"], ["eval.texts", "pydok", "pydoc"]),
         (["calibration=files", "calibration.files=[missing.txt]"], ["calibration.files", "missing.txt"]),
         (["eval.efficiency.generate=0"], ["eval.efficiency.generate", "not 0"]),
+        (["storage=elastic"], ["storage=elastic is save=elastic storage=factors now"]),
+        (["-m", "storage=factors,elastic", "dry_run=true"], ["storage=elastic is save=elastic storage=factors now"]),
         (["calibration.chat=true"], ["calibration.chat=true", "pydoc", "alpaca"]),
     ],
 )

@@ -33,7 +33,7 @@ from svdexp.method import build_method
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
-from svdexp.schema import Config, EvalConfig, Numerics, Save, validate
+from svdexp.schema import Config, EvalConfig, Numerics, validate
 from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
 from tests.conftest import TINY, tiny_model
@@ -47,7 +47,7 @@ PARTS = [
     "method/allocation=dynamic method.allocation.alpha=null",
     "method/weighting=two_sided method.weighting.diagonal_left=true",
     "method.numerics=cholesky",
-    "storage=elastic",
+    "storage=factors save=elastic",
     "storage=remap",
     "storage=gptq4",
     "cache=null",
@@ -84,9 +84,7 @@ def rows_of(words: list[str], model: PreTrainedModel | None = None) -> list[Stag
     part = config.calibration
     workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
     counts = [config.eval.windows or 1 for _ in config.eval.texts]
-    return stages(
-        workload, method, config.eval, counts, save=config.save is Save.checkpoint, cached=config.cache is not None
-    )
+    return stages(workload, method, config.eval, counts, save=config.save, cached=config.cache is not None)
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

@@ -17,8 +17,8 @@ from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.models.work import Work, Workload, cost_of
-from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Traversal
-from svdexp.storage import ElasticStorage, FactorStorage
+from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Save, Traversal
+from svdexp.storage import FactorStorage
 from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
 
@@ -40,7 +40,7 @@ def rows(
     workload: Workload, method: Method = METHOD, evaluation: EvalConfig | None = None, **options: Any
 ) -> dict[str, Stage]:
     evaluation = evaluation or EvalConfig(texts=[], efficiency=None)
-    found = stages(workload, method, evaluation, [], **({"save": True, "cached": True} | options))
+    found = stages(workload, method, evaluation, [], **({"save": Save.checkpoint, "cached": True} | options))
     return {row.name: row for row in found}
 
 
@@ -85,7 +85,7 @@ def test_without_a_cache_statistics_and_components_stay_in_memory(workload: Work
 
 def test_an_elastic_checkpoint_holds_the_dense_weights_and_all_components(workload: Workload) -> None:
     """Of every matrix, ranks up to where factors cost as much as the matrix, and the matrix itself."""
-    elastic = rows(workload, replace(METHOD, storage=ElasticStorage()))["storage"].bytes
+    elastic = rows(workload, save=Save.elastic)["storage"].bytes
     added = BLOCKS * 4 * sum(m * n // (m + n) * (m + n) + m * n for m, n in SHAPES)
     assert elastic - rows(workload)["storage"].bytes == pytest.approx(added, rel=0.05)
 
@@ -94,7 +94,7 @@ def test_saving_holds_two_compressed_models(workload: Workload) -> None:
     small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
     activations = LENGTH * (2 * 4 * (32 + 48) + 96 * (4 + 8))  # the widest, and logits beside their copy and softmax
     assert rows(workload)["save"].bytes == 2 * small + activations
-    assert "save" not in rows(workload, save=False)
+    assert "save" not in rows(workload, save=Save.none)
 
 
 def test_speed_takes_prompts_and_steps(workload: Workload) -> None:
@@ -135,7 +135,7 @@ def test_seeing_compressed_inputs_takes_sums_of_the_windows_there_are(workload: 
 
 def test_texts_are_counted_together_and_in_batches(workload: Workload) -> None:
     shape = EvalConfig(texts=[], seq_len=16, batch_size=2, efficiency=None)
-    found = {row.name: row for row in stages(workload, METHOD, shape, [3, 4], save=False, cached=True)}
+    found = {row.name: row for row in stages(workload, METHOD, shape, [3, 4], save=Save.none, cached=True)}
     assert found["evaluate_dense"].work == workload.forward(7, length=16, batch=2)
     assert found["evaluate"].work == workload.forward(7, length=16, batch=2, compressed=True)
     small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES

@@ -21,7 +21,7 @@ from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.models.structure import replace as put
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
-from svdexp.storage import ElasticStorage, FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
+from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
 from tests.conftest import VOCABULARY, tiny_model
 
@@ -207,9 +207,9 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(windows: torch.Tensor, tm
     assert str(found.training) == str(expected.training)
 
 
-def test_elastic_storage_is_refused() -> None:
-    with pytest.raises(UserError, match=r"storage=elastic .* method\.training"):
-        replace(method_of(distill=DISTILL), storage=ElasticStorage())
+def test_trained_components_serve_one_ratio(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"save=elastic .* method\.training"):
+        compress(llama, windows, replace(method_of(distill=DISTILL), storage=FactorStorage()), 0.5, elastic=True)
 
 
 def test_items_longer_than_the_windows_are_refused(llama: PreTrainedModel, windows: torch.Tensor) -> None:

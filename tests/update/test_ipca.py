@@ -16,7 +16,7 @@ from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
 from svdexp.models.structure import Targets, is_linear, weight_of
 from svdexp.runtime.errors import UserError
-from svdexp.storage import ElasticStorage, FactorStorage
+from svdexp.storage import FactorStorage
 from svdexp.update import IPCA
 from svdexp.update.ipca import Components
 from tests.conftest import tiny_model
@@ -174,11 +174,12 @@ def test_it_repairs_other_methods_ranks(windows: torch.Tensor) -> None:
     [
         ({"update": None}, "method.weighting=null needs an update that makes factors"),
         ({"allocation": GlobalLoss()}, "method.allocation=GlobalLoss looks at weighted spectra"),
-        ({"storage": ElasticStorage()}, "storage=elastic keeps weighted components"),
     ],
 )
 def test_without_a_weighting_nothing_may_need_one(change: dict[str, object], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         replace(DOBI, **change)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="save=elastic keeps weighted components"):
+        DOBI.require_elastic({})
     with pytest.raises(UserError, match="samples must be at least 1"):
         IPCA(samples=0)
