@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from svdexp.allocation import REPEATABLE, Allocation, Whole
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.data import Excerpt
-from svdexp.data.reads import contents_of, excerpt_of
+from svdexp.data.reads import contents_of, described, excerpt_of
 from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
@@ -75,6 +75,15 @@ class Method:
         return self.weighting is not None and any(need in GRADIENT_STATISTICS for need in self.weighting.needs)
 
     @property
+    def decomposition(self) -> dict[str, str]:
+        """What decompositions depend on beside model, windows and layers, for their identity.
+
+        Storages that hold all of W in the factors share them, and this says nothing of these.
+        """
+        found = {"weighting": described(self.weighting), "numerics": self.numerics.value}
+        return found | ({"target": self.storage.split} if self.storage.split else {})
+
+    @property
     def replay(self) -> tuple[str, str] | None:
         """The first part that runs the blocks one by one, each on its own, and what to do instead; None: none does."""
         if self.weighting is not None and self.traversal is Traversal.blockwise:
@@ -90,6 +99,7 @@ class Method:
 
     def __post_init__(self) -> None:
         self._refuse_idle_knobs()
+        self._require_all_of_the_weights()
         if self.weighting is None:
             self._require_own_factors()
             return
@@ -132,6 +142,17 @@ class Method:
             raise UserError(
                 f"method.weighting has no effect, because method.update={type(update).__name__} makes its own factors "
                 f"and method.allocation={allocation} looks at no spectra; set method.weighting=null"
+            )
+
+    def _require_all_of_the_weights(self) -> None:
+        """Raise UserError for what makes or trains factors of all of W where the storage keeps a part of it beside."""
+        storage = self.storage
+        makes = self.update is not None and self.update.makes_factors
+        for knob, clashes in (("method.update", makes), ("method.training", bool(self.training))):
+            require(
+                not (storage.split and clashes),
+                f"storage={type(storage).__name__} has factors of a part of each matrix, but {knob} fits them to all "
+                "of it; leave it out or use storage=factors",
             )
 
     def _require_own_factors(self) -> None:
@@ -185,7 +206,7 @@ class Method:
 ROLES: dict[str, tuple[str, ...]] = {
     "weighting": ("needs", "__call__"),
     "allocation": ("needs_spectra", "__call__"),
-    "storage": ("bits", "layer"),
+    "storage": ("bits", "layer", "target", "whole", "finish"),  # svdexp.storage.Storage says the last three
     "update": ("makes_factors", "start"),
     "training": ("check", "tokens", "__call__"),
     "tracker": ("start",),

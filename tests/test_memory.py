@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, Kept, Storage
 from tests.conftest import tiny_model
 
 
@@ -38,14 +39,20 @@ def held_bytes() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-class Watched(FactorStorage):
+@dataclass(frozen=True)
+class Watched(Storage):
     """Plain factors, which note what is held when each is made."""
 
     seen: ClassVar[list[int]] = []
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> LowRankLinear:
+    def bits(self, rank: int, m: int, n: int) -> int:
+        return FactorStorage().bits(rank, m, n)
+
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> LowRankLinear:
         self.seen.append(held_bytes())
-        return super().layer(factors, bias, like)
+        return FactorStorage().layer(factors, bias, like)
 
 
 @pytest.mark.parametrize("traversal", Traversal)

@@ -18,8 +18,8 @@ class Compression:
     Attributes:
         layers: the targeted layers, in the model's order.
         ranks: per layer; None was not factorised.
-        errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1]; empty where
-            there is no weighting.
+        errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1], W what the
+            storage wants decomposed; empty where there is no weighting.
         damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty likewise.
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.

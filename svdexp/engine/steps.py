@@ -69,12 +69,12 @@ class Job:
 
     def from_dense_model(self, weighting: Weighting) -> Workbench:
         """Decompositions under the dense model's statistics, shared between ratios and allocations."""
-        numerics = self.method.numerics
+        method = self.method
         shelves = {need: self.cache.shelf("statistics", statistic=need, **self.source) for need in weighting.needs}
         statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
-        about = {"weighting": described(weighting), "numerics": numerics}
-        shelf = self.cache.shelf("decompositions", **about, **self.source)
-        parts = Workbench(self.model, self.layers, statistics, weighting, numerics, shelf, self.clock)
+        shelf = self.cache.shelf("decompositions", **method.decomposition, **self.source)
+        how = weighting, method.numerics, method.storage
+        parts = Workbench(self.model, self.layers, statistics, *how, shelf, self.clock)
         if self.processes.count > 1:
             self._share_out(statistics, parts)
         return parts
@@ -94,7 +94,8 @@ class Job:
         method = self.method
         statistics = BlockwiseStatistics(self.model, self.layers, self.windows, weighting.needs)
         shelf = self.cache.shelf("blockwise", method=method.described(), ranks=ranks, **self.source)
-        return Workbench(self.model, self.layers, statistics, weighting, method.numerics, shelf, self.clock, ranks)
+        how = weighting, method.numerics, method.storage
+        return Workbench(self.model, self.layers, statistics, *how, shelf, self.clock, ranks)
 
     def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
         """Singular values of every layer's L W R; leaves all decompositions on the shelf."""
@@ -125,7 +126,7 @@ class Job:
         assert parts is not None, "an allocation that builds layers must set needs_spectra"
         part = parts.decompositions(self.group_of[name])[name]
         dense: Any = self.model.get_submodule(name)
-        return self.method.storage.layer(self._factors(part, rank), dense.bias, weight_of(dense))
+        return self._layer(self._factors(part, rank), dense.bias, weight_of(dense))
 
     def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
@@ -148,7 +149,8 @@ class Job:
                     replace(self.model, name, self._first_layer(name, dense[name], pair))
 
             with self.clock(stage):
-                repair(group, {name: weight_of(module) for name, module in dense.items()}, factors, place)
+                storage, modules = self.method.storage, dense.items()
+                repair(group, {name: storage.target(weight_of(module))[0] for name, module in modules}, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         training = self._train(ranks) if self.method.training else {}
         with self.clock("storage"):
@@ -203,11 +205,13 @@ class Job:
         W = weight_of(self.model.get_submodule(name))
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
-    def _stored(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
-        """The layer that is stored, or plain factors while storage waits for the finished model."""
-        if self.method.storage.waits:
-            return low_rank_layer(factors, bias, like)
-        return self.method.storage.layer(factors, bias, like)
+    def _stored(self, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
+        """The layer that is stored in place of W (m, n), or plain factors while storage waits for the model."""
+        return low_rank_layer(factors, bias, W) if self.method.storage.waits else self._layer(factors, bias, W)
+
+    def _layer(self, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
+        """The storage's layer in place of the dense W (m, n)."""
+        return self.method.storage.layer(factors, bias, W, self.method.storage.target(W)[1])
 
     def _stored_bits(self) -> dict[str, int]:
         return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}

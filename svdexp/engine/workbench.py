@@ -13,10 +13,11 @@ from svdexp.models.structure import weight_of
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
+from svdexp.storage import Storage
 
 
 class Workbench:
-    """Brings a group's weights, statistics and weighting together.
+    """Brings a group's weights, statistics and weighting together; of the weights, what `storage` wants decomposed.
 
     Given `ranks`, only the components that those ranks keep are put on the shelf.
     """
@@ -28,13 +29,14 @@ class Workbench:
         source: StatisticsSource,
         weighting: Weighting,
         numerics: Numerics,
+        storage: Storage,
         shelf: Shelf,
         clock: StageClock,
         ranks: Ranks | None = None,
     ):
         self.model, self.layers, self.source = model, layers, source
         self.weighting, self.shelf, self.clock = weighting, shelf, clock
-        self.numerics, self.ranks = numerics, ranks
+        self.numerics, self.storage, self.ranks = numerics, storage, ranks
         self._last: tuple[str, dict[str, Decomposition]] | None = None
 
     def decompositions(self, group: str) -> dict[str, Decomposition]:
@@ -58,8 +60,8 @@ class Workbench:
         tensors: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"):
             for name, part in statistics.items():
-                W = weight_of(self.model.get_submodule(name))
-                done = decompose(W, self.weighting(part), numerics=self.numerics)
+                rest, _ = self.storage.target(weight_of(self.model.get_submodule(name)))
+                done = decompose(rest, self.weighting(part), numerics=self.numerics)
                 kept = done if self.ranks is None else done.keep(self.ranks[name])
                 tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
         return tensors

@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cells.identity import model_files
-from svdexp.data.reads import described
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
@@ -57,9 +56,8 @@ def cached_stages(
         "windows": fingerprint({"": windows()}),
         "layers": [layer.name for layer in layers],
     }
-    made = {"weighting": described(method.weighting), "numerics": method.numerics}
     shelves = {need: ("statistics", {"statistic": need}) for need in method.weighting.needs}
-    shelves["decompositions"] = ("decompositions", made)
+    shelves["decompositions"] = ("decompositions", method.decomposition)
     groups = dict.fromkeys(layer.group for layer in layers)
     counts = []
     for name, (stage, about) in shelves.items():

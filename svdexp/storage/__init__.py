@@ -3,7 +3,7 @@
 Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_layers.py.
 """
 
-from svdexp.storage.base import NUMBER_BITS, Storage, stored_bits
+from svdexp.storage.base import NUMBER_BITS, Kept, Storage, stored_bits
 from svdexp.storage.factors import FactorStorage, largest_rank
 from svdexp.storage.pivot import PivotStorage
 from svdexp.storage.quantised import GPTQStorage, RTNStorage
@@ -13,6 +13,7 @@ __all__ = [
     "NUMBER_BITS",
     "FactorStorage",
     "GPTQStorage",
+    "Kept",
     "PivotStorage",
     "RTNStorage",
     "RemapStorage",

@@ -1,7 +1,7 @@
 """What every storage can do: one abstract class, and below it finals, which nobody derives from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.data.reads import described
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload
@@ -16,6 +17,9 @@ from svdexp.models.work import Work, Workload
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
 # everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
 NUMBER_BITS = 16
+
+# What a storage keeps of W beside its factors: tensors by name, for the layer that it makes.
+Kept = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,44 @@ class Storage(ABC):
 
     waits: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        """Refuse what no model could be: plain factors, which wait for `finish`, hold no part kept beside them."""
+        if cls.waits and cls.target is not Storage.target:
+            raise TypeError(
+                f"{cls.__name__} waits for the finished model, so it cannot keep a part of W beside factors"
+            )
+
     @abstractmethod
     def bits(self, rank: int, m: int, n: int) -> int:
         """Stored bits of a rank-`rank` (m, n) matrix."""
 
     @abstractmethod
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> nn.Module:
         """The layer that replaces the dense one, of a class in models/portable/.
 
         Args:
             factors: A (m, r) and B (r, n).
             bias: (m,), or None.
             like: the dense weight, whose dtype and device the layer has.
+            kept: what `target` kept of it.
 
         Raises:
             UserError: it cannot hold these numbers.
         """
+
+    def target(self, W: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
+        """What is decomposed of the dense W (m, n), of the same shape, and what `layer` gets beside its factors.
+
+        A storage that holds W ≈ Q + A B gives W − Q and Q. It must count Q in `bits`.
+        """
+        return W, None
+
+    @property
+    def split(self) -> str | None:
+        """Which part of W is decomposed, in words for the identity of decompositions; None where it is all of W."""
+        return None if type(self).target is Storage.target else described(self)
 
     def whole_bits(self, m: int, n: int) -> int:
         """Stored bits of an (m, n) matrix that is not factorised."""

@@ -7,7 +7,7 @@ import torch
 
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.storage.base import NUMBER_BITS, Storage
+from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 
 
 @final
@@ -19,7 +19,9 @@ class FactorStorage(Storage):
         """r (m + n) numbers."""
         return rank * (m + n) * NUMBER_BITS
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> LowRankLinear:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> LowRankLinear:
         """Two linear layers."""
         return low_rank_layer(factors, bias, like)
 

@@ -18,7 +18,7 @@ from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import PivotLinear, RowPivots, index_type, pivot_form, pivot_layer
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError
-from svdexp.storage.base import NUMBER_BITS, Storage
+from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
 LIMIT = 1.05
@@ -35,7 +35,9 @@ class PivotStorage(Storage):
         """r (m + n − r) numbers and min(m, n) indices."""
         return rank * (m + n - rank) * NUMBER_BITS + min(m, n) * 8 * index_type(min(m, n)).itemsize
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> PivotLinear:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> PivotLinear:
         """A layer that holds A B and `bias` with the dtype and device of `like`.
 
         Raises:

@@ -32,7 +32,7 @@ from svdexp.models.structure import replace, weight_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.progress import progress
-from svdexp.storage.base import NUMBER_BITS, Storage
+from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
 from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest
 
@@ -70,7 +70,9 @@ class RTNStorage(Storage):
         """Codes, up to whole bytes, and scales of one matrix."""
         return 8 * packed_bytes(m * n, self.code_bits) + NUMBER_BITS * m * groups(n, self.group_size)
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> QuantisedLinear:
         """A layer that holds A B, rounded, and `bias` with the dtype and device of `like`.
 
         Raises:
@@ -136,7 +138,9 @@ class GPTQStorage(Storage):
         """As of RTNStorage."""
         return self.nearest.whole_bits(m, n)
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> QuantisedLinear:
         """What an allocation tries out: factors rounded to the nearest.
 
         Raises:

@@ -17,7 +17,7 @@ import torch
 from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_layers import RemapLinear
 from svdexp.runtime.errors import UserError
-from svdexp.storage.base import NUMBER_BITS, Storage
+from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.rounding import rounded_up
 
 CODES = 127  # the largest magnitude of an 8-bit code
@@ -32,7 +32,9 @@ class RemapStorage(Storage):
         """16 max(m, n) bits and a 16-bit scale for each component."""
         return rank * (max(m, n) + 1) * NUMBER_BITS
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> RemapLinear:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> RemapLinear:
         """A layer that holds A B, rounded, and `bias` with the dtype and device of `like`.
 
         Raises:

@@ -23,7 +23,7 @@ class Repair(Protocol):
 
         Args:
             group: the block, in which all layers are still dense.
-            weights: the dense W (m, n) of the layers that get a rank.
+            weights: of the layers that get a rank, the W (m, n) that factors shall be near, dense.
             factors: what truncation found for them; empty where the update makes its own.
         """
 

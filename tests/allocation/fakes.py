@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from svdexp.models.factors import Factors
-from svdexp.storage import Storage
+from svdexp.storage import Kept, Storage
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class PivotStorage(Storage):
     def bits(self, rank: int, m: int, n: int) -> int:
         return rank * (m + n - rank) * 16
 
-    def layer(self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor) -> nn.Module:
+    def layer(
+        self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
+    ) -> nn.Module:
         raise NotImplementedError
 
 

@@ -55,7 +55,7 @@ class Least(Storage):
     def bits(self, rank: int, m: int, n: int) -> int:
         return rank * (m + n) * 8
 
-    def layer(self, factors, bias, like):  # type: ignore[no-untyped-def]
+    def layer(self, factors, bias, like, kept=None):  # type: ignore[no-untyped-def]
         return FactorStorage().layer(factors, bias, like)
 
 
@@ -66,3 +66,6 @@ def test_what_is_left_unsaid_leaves_a_matrix_dense() -> None:
     assert storage.whole_bits(3, 5) == 15 * NUMBER_BITS
     assert storage.whole(torch.ones(3, 5), None) is None
     assert not storage.waits
+    W = torch.ones(3, 5)
+    assert storage.target(W)[0] is W
+    assert storage.target(W)[1] is storage.split is None
