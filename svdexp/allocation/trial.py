@@ -8,22 +8,22 @@ import torch
 
 from svdexp.allocation.budget import Evidence
 from svdexp.evaluation import NotFiniteError, perplexity
-from svdexp.models.matrices import Ranks
-from svdexp.models.structure import replace
+from svdexp.models.matrices import Ranks, matrices_in
 
 
 @contextmanager
 def truncated_layers(evidence: Evidence, ranks: Ranks) -> Iterator[None]:
     """Within this context the layers in `ranks` are truncated; afterwards, error or not, dense as before."""
-    dense = {name: evidence.model.get_submodule(name) for name, rank in ranks.items() if rank is not None}
+    model = evidence.model
+    wanted = {name: rank for name, rank in ranks.items() if rank is not None}
+    dense = {matrix: matrix.layer(model) for matrix in matrices_in(model) if matrix.name in wanted}
     try:
-        for name, rank in ranks.items():
-            if rank is not None:
-                replace(evidence.model, name, evidence.truncated(name, rank))
+        for matrix in dense:
+            matrix.put(model, evidence.truncated(matrix.name, wanted[matrix.name]))
         yield
     finally:
-        for name, module in dense.items():
-            replace(evidence.model, name, module)
+        for matrix, layer in dense.items():
+            matrix.put(model, layer)
 
 
 def trial_perplexity(evidence: Evidence, ranks: Ranks, windows: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from svdexp.bench.layers import KEPT, layer
 from svdexp.bench.timing import Row, speedup
-from svdexp.models.structure import Targets, find_matrices, replace
+from svdexp.models.structure import Targets, find_matrices
 
 PROMPT, GENERATED = 256, 16
 
@@ -49,8 +49,8 @@ def random_model(config: LlamaConfig) -> PreTrainedModel:
 def compressed(config: LlamaConfig, storage: str, kept: float) -> PreTrainedModel:
     """A model whose layers all keep the same share."""
     model = random_model(config)
-    for target in find_matrices(model, Targets()):
-        replace(model, target.name, layer(storage, target.m, target.n, kept))
+    for matrix in find_matrices(model, Targets()):
+        matrix.put(model, layer(storage, matrix.m, matrix.n, kept))
     return model
 
 

@@ -18,7 +18,7 @@ KEPT, TOKENS = 0.6, 512
 def distillation() -> float:
     """One optimiser step on one item of TOKENS tokens, in SmolLM2-135M's shape."""
     model, teacher, options = compressed(DEMO, "factors", KEPT), random_model(DEMO), Distill(batch=1, seq_len=TOKENS)
-    dense = {target.name: teacher.get_submodule(target.name) for target in find_matrices(teacher, Targets())}
+    dense = {matrix: matrix.layer(teacher) for matrix in find_matrices(teacher, Targets())}
     student = Student(model, dense)
     factors, items = student.factors(), torch.randint(DEMO.vocab_size, (1, TOKENS))
     for factor in factors:

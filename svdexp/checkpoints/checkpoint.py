@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from svdexp.checkpoints import asvd, dobi
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
-from svdexp.models.matrices import Ranks
+from svdexp.models.matrices import Ranks, found_in
 from svdexp.models.portable.modeling_svdexp import (
     VERSION,
     Table,
@@ -31,7 +31,7 @@ from svdexp.models.portable.modeling_svdexp import (
     reference,
 )
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import first_not_finite, is_linear
+from svdexp.models.structure import first_not_finite
 from svdexp.runtime.disk import whole_folder
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
@@ -71,8 +71,8 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     """
     architecture, base = architecture_of(model), dense_class(type(model.base_model))
     model.__class__ = _class(architecture)
-    modules = {name: model.get_submodule(name) for name in ranks}
-    layers = {name: entry_of(module, ranks[name]) for name, module in modules.items() if not is_linear(module)}
+    dense, modules = {found.name for found in found_in(model)}, dict(model.named_modules())
+    layers = {name: entry_of(modules[name], rank) for name, rank in ranks.items() if name not in dense}
     model.config.svdexp = {"version": VERSION, "layers": layers}
     if not is_native(architecture):
         model.config.svdexp["architecture"] = reference(architecture)
@@ -158,7 +158,7 @@ def load(
     _validate(folder, model, layers)
     ranks = {name: entry["rank"] for name, entry in layers.items()}
     if recipe and ratio:
-        ranks |= resize(model, lambda: empty_model(architecture, config), folder, recipe, ratio)
+        ranks |= resize(model, empty_model(architecture, config), folder, recipe, ratio)
     _require_finite(folder, model)
     label(model, ranks)  # what is saved from here is one size
     return model.to(device).eval(), tokenizer
@@ -246,8 +246,9 @@ def empty_model(architecture: type[PreTrainedModel], config: Any) -> PreTrainedM
 
 def _validate(folder: Path, model: PreTrainedModel, layers: Table) -> None:
     """Let layers that can check what they were given do so."""
+    modules = dict(model.named_modules())
     for name in layers:
-        layer: Any = model.get_submodule(name)
+        layer: Any = modules[name]
         if hasattr(layer, "validate"):
             try:
                 layer.validate()

@@ -145,9 +145,10 @@ def _require_complete(folder: Path, skeleton: PreTrainedModel, found: Collection
     slots = skeleton.state_dict(keep_vars=True)
     filled = {id(slots[name]) for name in found}
     head: Any = skeleton.get_output_embeddings()  # type: ignore[no-untyped-call]
+    modules = dict(skeleton.named_modules())
     for name, slot in slots.items():
         module, _, kind = name.rpartition(".")
-        layer = skeleton.get_submodule(module)
+        layer = modules[module]
         remapped = kind == "weight" and isinstance(layer, nn.Linear) and layer is not head
         lacking = f"{folder / REMAPPED} lacks {module}" if remapped else f"{folder / OTHERS} lacks {name}"
         require(id(slot) in filled, f"{lacking}, which {type(skeleton).__name__} of config.json has")

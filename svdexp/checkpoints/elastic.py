@@ -13,10 +13,9 @@ again at any lower ratio, and the ranks that it chooses are slices of what is th
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import REPEATABLE, Allocation, Budget, Repeatable
 from svdexp.models.factors import Factors, low_rank_layer
-from svdexp.models.matrices import Ranks
+from svdexp.models.matrices import Matrix, Ranks, matrices_in
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import filled_dense, is_linear, replace, weight_of
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio
 from svdexp.runtime.shelves import Shelf
 from svdexp.runtime.typed import fill
@@ -146,47 +144,48 @@ def read_recipe(folder: Path, table: Mapping[str, Any], ratio: float) -> Recipe:
     return recipe
 
 
-def resize(
-    model: PreTrainedModel, skeleton: Callable[[], PreTrainedModel], folder: Path, recipe: Recipe, ratio: float
-) -> Ranks:
+def resize(model: PreTrainedModel, skeleton: PreTrainedModel, folder: Path, recipe: Recipe, ratio: float) -> Ranks:
     """Make the model that checkpoint `folder` holds, on the CPU, the one that a run at `ratio` gives; in place.
 
-    `skeleton` makes the dense model without its weights; it is called only if a layer becomes dense.
+    `skeleton` is the dense model without its weights; it lends those that become dense again their layers.
 
     Raises:
         UserError: a file in `elastic/` is missing or damaged, or the ratio is too small for the shapes.
     """
+    matrices = {matrix.name: matrix for matrix in matrices_in(skeleton)}
     shapes, spectra = {}, {}
     for name in recipe.layers:
-        try:
-            module = model.get_submodule(name)
-        except AttributeError as error:
-            raise UserError(f"checkpoint {folder}: config.json is damaged: the model has no layer {name}") from error
-        shapes[name] = _shape(folder, name, module)
-        spectra[name] = _spectrum(folder, name, shapes[name], _held(module))
+        require(name in matrices, f"checkpoint {folder}: config.json is damaged: the model has no layer {name}")
+        matrix = matrices[name]
+        held = _held(folder, matrix, model)
+        shapes[name] = matrix.m, matrix.n
+        spectra[name] = _spectrum(folder, name, shapes[name], held)
     ranks = recipe.ranks(ratio, shapes, spectra)
-    dense = cache(skeleton)
     for name, rank in ranks.items():
-        module = model.get_submodule(name)
+        matrix = matrices[name]
+        layer = matrix.layer(model)
         if rank is not None:
-            replace(model, name, _at_rank(module, rank, folder, name))
-        elif isinstance(module, LowRankLinear):
-            replace(model, name, _dense(module, dense().get_submodule(name), folder, name))
+            matrix.put(model, _at_rank(layer, rank, folder, name))
+        elif isinstance(layer, LowRankLinear):
+            matrix.put(model, matrix.filled(skeleton, _dense_weight(layer, folder, name), layer.bias))
     return ranks
 
 
-def _held(module: nn.Module) -> int:
-    """The rank that the model holds; 0 where it is dense."""
-    return module.rank_in.out_features if isinstance(module, LowRankLinear) else 0
+def _held(folder: Path, matrix: Matrix, model: PreTrainedModel) -> int:
+    """The rank that the model holds; 0 where it is dense.
+
+    Raises:
+        UserError: it is neither factors nor dense.
+    """
+    layer = matrix.layer(model)
+    if isinstance(layer, LowRankLinear):
+        return _rank(layer)
+    require(matrix.is_dense(model), f"checkpoint {folder}: {matrix.name} is not a layer that can have another rank")
+    return 0
 
 
-def _shape(folder: Path, name: str, module: nn.Module) -> tuple[int, int]:
-    """(m, n) of the matrix, dense or not."""
-    if isinstance(module, LowRankLinear):
-        return module.rank_out.out_features, module.rank_in.in_features
-    require(is_linear(module), f"checkpoint {folder}: {name} is not a layer that can have another rank")
-    m, n = weight_of(module).shape
-    return m, n
+def _rank(layer: nn.Module) -> int:
+    return layer.rank_in.out_features if isinstance(layer, LowRankLinear) else 0
 
 
 @contextmanager
@@ -225,7 +224,7 @@ def _spectrum(folder: Path, name: str, shape: tuple[int, int], held: int) -> tor
 
 def _at_rank(module: Any, rank: int, folder: Path, name: str) -> nn.Module:
     """The layer with the first `rank` components: those of the model, then those of the file."""
-    held = _held(module)
+    held = _rank(module)
     if rank == held:
         return module  # type: ignore[no-any-return]
     further = max(0, rank - held)
@@ -240,8 +239,8 @@ def _at_rank(module: Any, rank: int, folder: Path, name: str) -> nn.Module:
     return low_rank_layer(Factors(A, B), module.bias, like)
 
 
-def _dense(module: LowRankLinear, empty: nn.Module, folder: Path, name: str) -> nn.Module:
-    """The dense layer in the place of `module`; `empty` is of the right class and without weights."""
+def _dense_weight(layer: LowRankLinear, folder: Path, name: str) -> torch.Tensor:
+    """W (m, n) of the file, in the number format of the `layer` that held factors."""
     with _tensors(folder, name) as file:
-        W = file.get_tensor("W").to(module.rank_in.weight.dtype)
-    return filled_dense(empty, W, module.bias)
+        W: torch.Tensor = file.get_tensor("W").to(layer.rank_in.weight.dtype)
+    return W

@@ -169,7 +169,8 @@ class Job:
 
     def _train(self, ranks: Ranks) -> dict[str, Trained]:
         """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
-        student = Student(self.model, self.replaced)
+        dense = {layer: self.replaced[layer.name] for layer in self.layers if layer.name in self.replaced}
+        student = Student(self.model, dense)
         about = {"method": replace_fields(self.method, training={}).described(), "ranks": ranks, "seed": self.seed}
         shelf = partial(self.cache.shelf, "training", **about, source=self.source)
         with self.clock("training"):

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.calibration.hooks import shared_inputs
-from svdexp.models.matrices import Matrix
-from svdexp.models.structure import find_blocks, is_linear, stored_bytes, weight_of
+from svdexp.models.matrices import Matrix, matrices_in
+from svdexp.models.structure import find_blocks, stored_bytes
 from svdexp.models.work import Workload
 
 
@@ -23,10 +23,8 @@ def workload_of(
     Mixtures of experts count as if every token went through every expert: an upper bound.
     """
     prefix, blocks = find_blocks(model)
-    shapes = {
-        name: weight_of(module).shape for name, module in blocks.named_modules(prefix=prefix) if is_linear(module)
-    }
-    leaders = input_leaders(model, list(shapes))
+    inside = {matrix.name: matrix for matrix in matrices_in(blocks, prefix)}
+    leaders = input_leaders(model, list(inside))
     body = entries(blocks)
     embedding: Any = model.get_input_embeddings()
     vocabulary, width = embedding.weight.shape
@@ -38,7 +36,7 @@ def workload_of(
         vocabulary=vocabulary,
         body=body,
         head=entries(model) - body,
-        stored=sum(m for m, _ in shapes.values()) + sum(shapes[leader][1] for leader in set(leaders.values())),
+        stored=sum(x.m for x in inside.values()) + sum(inside[leader].n for leader in set(leaders.values())),
         itemsize=model.dtype.itemsize,
         model_bytes=stored_bytes(model),
         windows=windows,

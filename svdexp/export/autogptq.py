@@ -10,6 +10,7 @@ Of a matrix (rows, columns) with codes of b bits, in groups along a row:
 A row of ours is the same stream of bits where columns are multiples of 32, so nothing is rounded again.
 """
 
+from collections.abc import Collection
 from math import gcd, lcm
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
+from svdexp.models.matrices import Matrix, matrices_in
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear, groups, middle, pack
-from svdexp.models.structure import is_linear, named_blocks, replace
+from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError, require
 
 WIDTHS = (3, 4, 8)  # of the layout's codes
@@ -32,10 +34,10 @@ def convert(model: PreTrainedModel) -> None:
         UserError: a matrix of the blocks is not quantised, not like the others, or of a shape that does not fit.
     """
     layers = quantised_layers(model)
-    bits, group_size = common_form(layers)
-    for name, layer in layers.items():
-        replace(model, name, packed(name, layer))
-    ranks = {name: layer.shapes["in"][0] for name, layer in layers.items() if "in" in layer.shapes}
+    bits, group_size = common_form(layers.values())
+    for matrix, layer in layers.items():
+        matrix.put(model, packed(matrix.name, layer))
+    ranks = {matrix.name: layer.shapes["in"][0] for matrix, layer in layers.items() if "in" in layer.shapes}
     if ranks:
         model.config.svdexp["layers"] = {
             name: {"storage": LowRankLinear.kind, "rank": rank} for name, rank in ranks.items()
@@ -52,32 +54,32 @@ def convert(model: PreTrainedModel) -> None:
     }
 
 
-def quantised_layers(model: PreTrainedModel) -> dict[str, QuantisedLinear]:
-    """All matrices of the blocks, by name; the layout's readers take every linear layer in them for quantised.
+def quantised_layers(model: PreTrainedModel) -> dict[Matrix, QuantisedLinear]:
+    """The layers of all matrices of the blocks; the layout's readers take every linear layer in them for quantised.
 
     Raises:
         UserError: one is not, or one outside the blocks is.
     """
-    found: dict[str, QuantisedLinear] = {}
-    for group in named_blocks(empty_model(architecture_of(model), model.config)):
-        for name, module in model.get_submodule(group).named_modules(prefix=group):
-            require(
-                not is_linear(module), f"format=gptq needs all matrices of the blocks quantised, but not so is {name}"
-            )
-            if isinstance(module, QuantisedLinear):
-                found[name] = module
+    found: dict[Matrix, QuantisedLinear] = {}
+    for group, block in named_blocks(empty_model(architecture_of(model), model.config)).items():
+        for matrix in matrices_in(block, group):
+            layer = matrix.layer(model)
+            if not isinstance(layer, QuantisedLinear):
+                raise UserError(f"format=gptq needs all matrices of the blocks quantised, but not so is {matrix.name}")
+            found[matrix] = layer
+    names = {matrix.name for matrix in found}
     for name in model.config.svdexp["layers"]:
-        require(name in found, f"format=gptq has quantised matrices in the blocks only, but there is {name}")
+        require(name in names, f"format=gptq has quantised matrices in the blocks only, but there is {name}")
     return found
 
 
-def common_form(layers: dict[str, QuantisedLinear]) -> tuple[int, int | None]:
+def common_form(layers: Collection[QuantisedLinear]) -> tuple[int, int | None]:
     """Bits of a code and group size of all `layers`.
 
     Raises:
         UserError: they differ, or the layout has no such codes.
     """
-    forms = {(layer.code_bits, layer.group_size) for layer in layers.values()}
+    forms = {(layer.code_bits, layer.group_size) for layer in layers}
     require(len(forms) == 1, f"format=gptq has codes and groups of one size, but here are {len(forms)}")
     ((bits, group_size),) = forms
     require(bits in WIDTHS, f"format=gptq has codes of {', '.join(map(str, WIDTHS))} bits, not of {bits}")

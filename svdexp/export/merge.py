@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
-from svdexp.models.structure import filled_dense, replace
+from svdexp.models.matrices import matrices_in
 
 
 @torch.no_grad()
@@ -17,8 +17,9 @@ def merge(model: PreTrainedModel) -> None:
     """
     config, dtype = model.config, model.dtype
     skeleton = empty_model(architecture_of(model), config)
-    for name in config.svdexp["layers"]:
-        layer: Any = model.get_submodule(name).float()
-        bias = None if layer.bias is None else layer.bias.to(dtype)
-        replace(model, name, filled_dense(skeleton.get_submodule(name), layer.weight.to(dtype), bias))
+    for matrix in matrices_in(skeleton):
+        if matrix.name in config.svdexp["layers"]:
+            layer: Any = matrix.layer(model).float()
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            matrix.put(model, matrix.filled(skeleton, layer.weight.to(dtype), bias))
     unlabel(model)

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 from huggingface_hub import HfApi
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -12,8 +11,7 @@ from svdexp.export.autogptq import convert
 from svdexp.export.card import card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
-from svdexp.models.matrices import Ranks
-from svdexp.models.structure import weight_of
+from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.record import Results
 from svdexp.runtime.disk import whole_folder, write_atomically
 from svdexp.runtime.errors import UserError, require
@@ -74,8 +72,8 @@ def describe(
 
     `config` is the checkpoint's, `architecture` the class of the dense model.
     """
-    skeleton = empty_model(architecture, config)
-    shapes = {name: (m, n) for name in ranks for m, n in [weight_of(skeleton.get_submodule(name)).shape]}
+    matrices = matrices_in(empty_model(architecture, config))
+    shapes = {matrix.name: (matrix.m, matrix.n) for matrix in matrices if matrix.name in ranks}
     if made_from:
         copy_texts(made_from, folder)
     write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form))
@@ -110,12 +108,10 @@ def _ranks(run_dir: Path, architecture: type[PreTrainedModel], config: Pretraine
     if not path.is_file():
         return {name: entry["rank"] for name, entry in config.svdexp["layers"].items()}
     ranks = read_object(path)
-    modules = dict(empty_model(architecture, config).named_modules())
+    names = {matrix.name for matrix in matrices_in(empty_model(architecture, config))}
     for name, rank in ranks.items():
-        weight = getattr(modules.get(name), "weight", None)
-        is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
         require(
-            is_matrix and (rank is None or (type(rank) is int and rank >= 1)),
+            name in names and (rank is None or (type(rank) is int and rank >= 1)),
             f"{path} does not belong to the checkpoint: {name} cannot have the rank {rank}",
         )
     return ranks

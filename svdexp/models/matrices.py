@@ -1,6 +1,13 @@
-"""A model as svdexp sees it: blocks of matrices."""
+"""A model as svdexp sees it: blocks of matrices. What a matrix is in a model is its family's business."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from svdexp.models.families import FAMILIES, LINEAR, Family
 
 # Name of a matrix → rank; None does not factorise it: it stays dense, or whole in a form of the storage.
 Ranks = dict[str, int | None]
@@ -8,12 +15,79 @@ Ranks = dict[str, int | None]
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix that can be compressed: a layer y = W x + b with W of shape (m, n).
+    """The handle of one matrix, y = W x + b with W of shape (m, n), in any model that has it.
 
-    `group` is the name of the block it belongs to, or its own name outside the blocks.
+    It holds nothing of a model: what asks for a tensor or changes one says in which model, be it on the meta device.
+
+    Attributes:
+        name: of the matrix, and of the layer that computes y.
+        group: the name of the block it belongs to, or its own name outside the blocks.
+        family: what it is in a model.
     """
 
     name: str
     group: str
     m: int
     n: int
+    family: Family = LINEAR
+
+    def layer(self, model: nn.Module) -> nn.Module:
+        """What computes y, to be hooked or kept: the dense layer, or what `put` put in its place."""
+        return self.family.layer(model, self.name)
+
+    def put(self, model: nn.Module, layer: nn.Module) -> None:
+        """Let `layer` compute y from now on."""
+        self.family.put(model, self.name, layer)
+
+    def is_dense(self, model: nn.Module) -> bool:
+        """Whether its layer is the model's own."""
+        return self.family.is_dense(self.layer(model))
+
+    def weight(self, model: nn.Module) -> torch.Tensor:
+        """W: of the dense layer a view, of another one what it holds."""
+        return self.family.weight(self.layer(model))
+
+    def bias(self, model: nn.Module) -> torch.Tensor | None:
+        """b (m,), if there is one."""
+        layer: Any = self.layer(model)
+        bias: torch.Tensor | None = layer.bias
+        return bias
+
+    def filled(self, skeleton: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+        """The dense layer of W and `bias`, made of that of `skeleton`, a model without weights."""
+        return self.family.filled(self.layer(skeleton), W, bias)
+
+
+class Found(NamedTuple):
+    """A dense matrix before anything is asked of its weight, which may be packed."""
+
+    name: str
+    layer: nn.Module
+    family: Family
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W, (m, n) unless it is packed."""
+        return self.family.weight(self.layer)
+
+    def handle(self, group: str) -> Matrix:
+        """Its handle, in the block called `group`."""
+        m, n = self.weight.shape
+        return Matrix(self.name, group, m, n, self.family)
+
+
+def found_in(module: nn.Module, prefix: str = "") -> Iterator[Found]:
+    """Every dense matrix in the module called `prefix`, in the order of its modules."""
+    for name, part in module.named_modules(prefix=prefix):
+        for family in FAMILIES:
+            yield from (Found(*member, family) for member in family.dense_layers(name, part))
+
+
+def matrices_in(module: nn.Module, prefix: str = "") -> list[Matrix]:
+    """The handles of `found_in` but for packed weights, each matrix a group of its own."""
+    return [found.handle(found.name) for found in found_in(module, prefix) if found.weight.ndim == 2]
+
+
+def layers_of(model: nn.Module, matrices: Iterable[Matrix]) -> dict[str, nn.Module]:
+    """The layers of `matrices`, by name."""
+    return {matrix.name: matrix.layer(model) for matrix in matrices}

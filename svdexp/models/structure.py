@@ -1,7 +1,6 @@
-"""Find the linear layers of a model's blocks by structure; nothing here knows a model's name.
+"""Find the blocks of a model and the matrices in them by structure; nothing here knows a model's name.
 
-The blocks are the outermost nn.ModuleList that holds most parameters. Inside them nn.Linear and GPT-2's
-Conv1D (a linear layer with a transposed weight) are compressible; a fused q/k/v projection is one matrix.
+The blocks are the outermost nn.ModuleList that holds most parameters. What a matrix is, families say.
 """
 
 import re
@@ -18,9 +17,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from svdexp.models.matrices import Matrix
+from svdexp.models.families import LINEAR
+from svdexp.models.matrices import Found, Matrix, found_in
 from svdexp.runtime.errors import UserError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -58,7 +57,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and any(is_linear(m) for m in module.modules()):
+        if isinstance(module, nn.ModuleList) and any(found_in(module)):
             size = sum(p.numel() for p in module.parameters())
             # Strictly larger: a list of experts inside a block never beats the list of blocks around it.
             if best is None or size > best[0]:
@@ -91,25 +90,6 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
             del block.forward  # the class's own is found again
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether `module` computes y = W x + b."""
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def weight_of(module: nn.Module) -> torch.Tensor:
-    """W of shape (m, n) = (out, in), a view of the module's parameter."""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def filled_dense(empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
-    """The linear layer `empty`, which has no weights, with W (m, n) and `bias`."""
-    state = {"weight": W.T.contiguous() if isinstance(empty, Conv1D) else W}
-    empty.load_state_dict(state | ({} if bias is None else {"bias": bias.detach()}), assign=True)
-    return empty
-
-
 def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
     """Every compressible layer that `targets` selects, in the order of the model's modules.
 
@@ -123,20 +103,20 @@ def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
         raise UserError(f"model: {type(model).__name__} carries adapters; merge them into its weights first")
     if damaged := first_not_finite(model):
         raise UserError(f"model: {damaged} holds NaN or infinity; the checkpoint is damaged")
-    layers = []
+    matrices = []
     shared = {name for names in shared_matrices(model, targets).values() for name in names}
     refuse_unsupported(model, targets)
     for group, block in named_blocks(model).items():
-        for name, module in block.named_modules(prefix=group):
-            if is_linear(module) and targets.match(name) and name not in shared:
-                layers.append(_layer(name, group, module))
+        for found in found_in(block, group):
+            if targets.match(found.name) and found.name not in shared:
+                matrices.append(_checked(found, group))
     if targets.lm_head:
-        layers.append(_head(model))
-    if not layers and shared:
+        matrices.append(_head(model))
+    if not matrices and shared:
         raise UserError(f"no layer to compress: all that targets selects share their weights: {abbreviated(shared)}")
-    if not layers:
+    if not matrices:
         raise UserError(f"targets.include={list(targets.include)} with targets.exclude leaves no layer to compress")
-    return layers
+    return matrices
 
 
 def first_not_finite(model: nn.Module) -> str | None:
@@ -151,8 +131,8 @@ def shared_matrices(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     names = [
         name
         for group, block in named_blocks(model).items()
-        for name, module in block.named_modules(prefix=group)
-        if is_linear(module) and targets.match(name) and counts[id(module.weight)] > 1
+        for name, layer, family in found_in(block, group)
+        if targets.match(name) and counts[id(family.parameter(layer))] > 1
     ]
     return {"share one weight under several names": names} if names else {}
 
@@ -165,8 +145,7 @@ def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
         inside = any(name.startswith(f"{other}.") for other in [prefix, *stacks])
         if not isinstance(module, nn.ModuleList) or name == prefix or inside or prefix.startswith(f"{name}."):
             continue
-        parts = module.named_modules(prefix=name)
-        if any(is_linear(part) and targets.match(key) for key, part in parts):
+        if any(targets.match(found.name) for found in found_in(module, name)):
             stacks.append(name)
     return {f"are beside {prefix}, the one list of blocks that is compressed": stacks} if stacks else {}
 
@@ -182,14 +161,17 @@ def _any_number(name: str) -> str:
 
 
 def refuse_unsupported(model: nn.Module, targets: Targets) -> None:
-    """Raise UserError for weights of the blocks that are matrices in disguise, such as experts stacked in 3-D."""
+    """Raise UserError for weights of the blocks that are matrices of no family, such as experts stacked in 3-D."""
+    known = {id(family.parameter(layer)) for _, layer, family in found_in(model)}
     found = {
         f"{name}.{key}": parameter.shape
         for group, block in named_blocks(model).items()
         for name, module in block.named_modules(prefix=group)
         if not isinstance(module, CONVOLUTIONS) and targets.match(name)
         for key, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim >= 3 and sum(size > 1 for size in parameter.shape) > 1  # others are vectors
+        if parameter.ndim >= 3
+        and sum(size > 1 for size in parameter.shape) > 1  # others are vectors
+        and id(parameter) not in known
     }
     if found:
         first, shape = next(iter(found.items()))
@@ -230,25 +212,28 @@ def stored_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in stored_tensors(model).values())
 
 
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """W of a module, (m, n)."""
+    return LINEAR.weight(module)
+
+
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    LINEAR.put(model, name, module)
 
 
-def _layer(name: str, group: str, module: nn.Module) -> Matrix:
-    weight = weight_of(module)
-    if weight.ndim != 2 or weight.dtype not in NUMBERS:
-        raise UserError(f"model: {name} is already quantised or packed; svdexp compresses floating-point weights")
-    return Matrix(name, group, *weight.shape)
+def _checked(found: Found, group: str) -> Matrix:
+    if found.weight.ndim != 2 or found.weight.dtype not in NUMBERS:
+        raise UserError(f"model: {found.name} is already quantised or packed; svdexp compresses floating-point weights")
+    return found.handle(group)
 
 
 def _head(model: PreTrainedModel) -> Matrix:
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None or not is_linear(head):
+    found = next((found for found in found_in(model) if found.layer is head), None)
+    if found is None:
         raise UserError(f"targets.lm_head: {type(model).__name__} has no linear language-model head")
     embedding: Any = model.get_input_embeddings()
-    if head.weight is embedding.weight:
+    if found.family.parameter(head) is embedding.weight:
         raise UserError("targets.lm_head: the head is tied to the embedding, so compressing it would store more")
-    name = next(name for name, module in model.named_modules() if module is head)
-    return _layer(name, name, head)
+    return _checked(found, found.name)

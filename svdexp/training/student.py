@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import replace
 
 
 class Student:
@@ -16,17 +16,17 @@ class Student:
 
     Attributes:
         model: the compressed model. Factors are float32; where the model is not, `precision` autocasts.
-        dense: the dense layers, by name.
+        dense: the dense layers.
     """
 
-    def __init__(self, model: PreTrainedModel, dense: Mapping[str, nn.Module]):
+    def __init__(self, model: PreTrainedModel, dense: Mapping[Matrix, nn.Module]):
         self.model, self.dense = model, dense
         self._before: dict[nn.Parameter, torch.Tensor] = {}
 
     @property
     def layers(self) -> dict[str, LowRankLinear]:
         """The compressed layers, by name."""
-        found = {name: self.model.get_submodule(name) for name in self.dense}
+        found = layers_of(self.model, self.dense)
         return {name: layer for name, layer in found.items() if isinstance(layer, LowRankLinear)}
 
     def factors(self) -> list[nn.Parameter]:
@@ -44,9 +44,9 @@ class Student:
     @contextmanager
     def as_teacher(self) -> Iterator[PreTrainedModel]:
         """Within this context the model is the dense one, without a second copy of what both share."""
-        compressed = dict(self.layers)
+        compressed = {matrix: matrix.layer(self.model) for matrix in self.dense}
         trained = {parameter: parameter.detach().clone() for parameter in self._before}
-        self._exchange({name: self.dense[name] for name in compressed}, self._before)
+        self._exchange(self.dense, self._before)
         try:
             with torch.no_grad():
                 yield self.model
@@ -58,8 +58,8 @@ class Student:
         dtype = self.model.dtype
         return torch.autocast(self.model.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _exchange(self, layers: Mapping[str, nn.Module], values: Mapping[nn.Parameter, torch.Tensor]) -> None:
-        for name, layer in layers.items():
-            replace(self.model, name, layer)
+    def _exchange(self, layers: Mapping[Matrix, nn.Module], values: Mapping[nn.Parameter, torch.Tensor]) -> None:
+        for matrix, layer in layers.items():
+            matrix.put(self.model, layer)
         for parameter, value in values.items():
             parameter.data.copy_(value)

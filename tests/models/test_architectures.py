@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import svdexp
@@ -17,7 +16,7 @@ from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_model
 from svdexp.checkpoints.verification import unfilled_memory_shows
 from svdexp.export.merge import merge
-from svdexp.models.structure import replace
+from svdexp.models.matrices import matrices_in
 from svdexp.schema import ModelConfig
 from svdexp.storage import FactorStorage
 from tests.conftest import LLAMA_LIKE
@@ -86,12 +85,12 @@ def dense(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PreTrainedMod
 @torch.no_grad()
 def shrink(model: PreTrainedModel) -> dict[str, int | None]:
     """Factors in the place of every second linear layer, so that of fused ones some are and some are not."""
-    names = [name for name, module in model.named_modules() if type(module) is nn.Linear and ".layers." in name]
+    matrices = [matrix for matrix in matrices_in(model) if ".layers." in matrix.name]
     ranks: dict[str, int | None] = {}
-    for name in names[::2]:
-        module: Any = model.get_submodule(name)
-        ranks[name] = rank = min(5, *module.weight.shape)
-        replace(model, name, FactorStorage().layer(truncated(module.weight, rank), module.bias, module.weight))
+    for matrix in matrices[::2]:
+        W = matrix.weight(model)
+        ranks[matrix.name] = rank = min(5, *W.shape)
+        matrix.put(model, FactorStorage().layer(truncated(W, rank), matrix.bias(model), W))
     return ranks
 
 

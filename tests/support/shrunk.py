@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.models.factors import Factors
-from svdexp.models.structure import Targets, find_matrices, replace, weight_of
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.storage import Storage
 from tests.conftest import tiny_model
 
@@ -19,12 +19,10 @@ def shrunk(name: str, storage: Storage, dtype: torch.dtype = torch.bfloat16) -> 
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     ranks = {}
-    for index, layer in enumerate(find_matrices(model, Targets())):
-        module, rank = model.get_submodule(layer.name), RANKS[index % len(RANKS)]
-        W = weight_of(module)
-        bias = module.bias if isinstance(module.bias, torch.Tensor) else None
-        replace(model, layer.name, storage.layer(truncated(W, rank), bias, W))
-        ranks[layer.name] = rank
+    for index, matrix in enumerate(find_matrices(model, Targets())):
+        W, rank = matrix.weight(model), RANKS[index % len(RANKS)]
+        matrix.put(model, storage.layer(truncated(W, rank), matrix.bias(model), W))
+        ranks[matrix.name] = rank
     return model, ranks
 
 

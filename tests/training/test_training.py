@@ -16,9 +16,9 @@ from svdexp.engine.result import Compression
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.factors import factors_of
+from svdexp.models.matrices import Matrix
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_matrices, weight_of
-from svdexp.models.structure import replace as put
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
@@ -33,7 +33,7 @@ PLAIN = Method("svd_llm", InputMoment(), Uniform(), PivotStorage())
 def loud(model: PreTrainedModel) -> PreTrainedModel:
     """With matrices so large that blocks matter, as they do in a trained model."""
     for layer in find_matrices(model, Targets()):
-        weight_of(model.get_submodule(layer.name)).mul_(8)
+        layer.weight(model).mul_(8)
     return model
 
 
@@ -52,17 +52,17 @@ def method_of(**trainings: Training) -> Method:
 
 def student_of(model: PreTrainedModel, rank: int = 6) -> Student:
     """Every layer at a rank, by plain SVD."""
-    dense: dict[str, nn.Module] = {}
+    dense: dict[Matrix, nn.Module] = {}
     for layer in find_matrices(model, Targets()):
-        dense[layer.name] = module = model.get_submodule(layer.name)
-        U, sigma, Vh = torch.linalg.svd(weight_of(module))
+        dense[layer] = module = layer.layer(model)
+        U, sigma, Vh = torch.linalg.svd(layer.weight(model))
         low_rank = LowRankLinear(layer.n, rank, layer.m, bias=module.bias is not None)
         with torch.no_grad():
             low_rank.rank_out.weight.copy_(U[:, :rank] * sigma[:rank])
             low_rank.rank_in.weight.copy_(Vh[:rank])
             if module.bias is not None:
                 low_rank.rank_out.bias.copy_(module.bias)
-        put(model, layer.name, low_rank.requires_grad_(False))
+        layer.put(model, low_rank.requires_grad_(False))
     return Student(model, dense)
 
 

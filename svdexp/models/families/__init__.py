@@ -1,0 +1,9 @@
+"""What a matrix is in a model: one file a family, each a `Family`. Add one with one file here and its entry below."""
+
+from svdexp.models.families.base import Family
+from svdexp.models.families.linear import Linear
+
+LINEAR = Linear()
+FAMILIES: tuple[Family, ...] = (LINEAR,)
+
+__all__ = ["FAMILIES", "LINEAR", "Family"]

@@ -1,0 +1,51 @@
+"""What svdexp asks of a family."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Family(ABC):
+    """One kind of matrix in a model: y = W x + b with W of shape (m, n).
+
+    Such a matrix has a name and, under it, a layer: a module that runs on x (…, n) alone and gives y (…, m) whenever
+    the model uses the matrix. Its hooks hear all that is to be known of the matrix, and what takes the matrix's place
+    takes the layer's. Layers, dense or not, have an attribute `bias`, (m,) or None.
+
+    A family holds nothing of a model, and its members are equal. Models may be on the meta device.
+    """
+
+    @abstractmethod
+    def dense_layers(self, name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The dense matrices that the module called `name` holds itself, not in a child: their names and layers."""
+
+    @abstractmethod
+    def layer(self, model: nn.Module, name: str) -> nn.Module:
+        """The layer of the matrix called `name`: the dense one, or what `put` put in its place."""
+
+    @abstractmethod
+    def put(self, model: nn.Module, name: str, layer: nn.Module) -> None:
+        """Let `layer` compute y. A layer that stood there before can be put back and is then as it was."""
+
+    @abstractmethod
+    def is_dense(self, layer: nn.Module) -> bool:
+        """Whether a layer is the model's own."""
+
+    @abstractmethod
+    def parameter(self, layer: nn.Module) -> torch.Tensor:
+        """What holds the W of a dense layer, and perhaps other matrices."""
+
+    @abstractmethod
+    def weight(self, layer: nn.Module) -> torch.Tensor:
+        """W (m, n): of a dense layer a view of its parameter, of another one what it holds."""
+
+    @abstractmethod
+    def filled(self, empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+        """The dense layer `empty`, which has no weights, with W (m, n) and `bias`."""
+
+    @abstractmethod
+    def computes(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
+        """Whether a dense layer, called with `args`, made W x + b of one argument x."""
