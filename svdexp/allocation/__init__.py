@@ -7,7 +7,7 @@ from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Fore
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
-from svdexp.allocation.fixed import allocate, fixed_ranks
+from svdexp.allocation.fixed import allocate, expected_ranks, fixed_ranks
 from svdexp.allocation.from_file import FromFile
 from svdexp.allocation.from_gamma import FromGamma
 from svdexp.allocation.global_loss import GlobalLoss
@@ -45,5 +45,6 @@ __all__ = [
     "Uniform",
     "Whole",
     "allocate",
+    "expected_ranks",
     "fixed_ranks",
 ]

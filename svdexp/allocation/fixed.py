@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-from svdexp.allocation.budget import Allocation, Budget, Evidence
+from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence
+from svdexp.allocation.uniform import Uniform
+from svdexp.allocation.whole import Whole
 from svdexp.models.matrices import Ranks
 from svdexp.models.structure import matches
 from svdexp.runtime.errors import UserError
@@ -25,6 +27,30 @@ def fixed_ranks(patterns: Mapping[str, int | None], shapes: Mapping[str, tuple[i
                 f"targets.ranks: {name} of shape {shapes[name]} takes a rank from 1 to {min(shapes[name])}, not {rank}"
             )
     return fixed
+
+
+def expected_ranks(allocation: Allocation, budget: Budget, fixed: Ranks) -> Ranks:
+    """A rank for every layer of `budget` before there is evidence: for all that `fixed` leaves, one share of its bits.
+
+    That is what Uniform gives; an allocation that keeps matrices whole does so here, too.
+
+    Raises:
+        UserError: `fixed` leaves nothing of the budget for the others, or it is too small for the lowest ranks.
+    """
+    rest = budget.without(fixed)
+    if isinstance(allocation, Whole):
+        ranks: Ranks = dict.fromkeys(rest.shapes)
+    else:
+        ranks = one_share(rest.aligned(allocation.rank_align if isinstance(allocation, Aligned) else 1))
+    return {name: (fixed | ranks)[name] for name in budget.shapes}
+
+
+def one_share(budget: Budget) -> Ranks:
+    """Uniform's ranks; where a layer's own share is too small for its lowest rank, others pay for that."""
+    try:
+        return Uniform(rank_align=budget.rank_align).ranks(budget)
+    except UserError:
+        return budget.fit({name: budget.uniform_rank(name) for name in budget.shapes})
 
 
 def allocate(allocation: Allocation, budget: Budget, fixed: Ranks, evidence: Evidence) -> Ranks:

@@ -15,6 +15,10 @@ class Uniform(Aligned):
 
     def __call__(self, budget: Budget, evidence: SpectralEvidence) -> Ranks:
         """`evidence` is not looked at."""
+        return self.ranks(budget)
+
+    def ranks(self, budget: Budget) -> Ranks:
+        """The same, without any."""
         budget = budget.aligned(self.rank_align)
         return budget.fill(self._shares(budget))
 

@@ -26,13 +26,13 @@ def show() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svdexp.bench import decompositions, layers, stacks, training
+    from svdexp.bench import decompositions, estimates, layers, stacks, training
 
     torch.manual_seed(0)
     table = Table(title="speed against the plain way (above 1 is faster)", title_justify="left")
     for heading in ("what", "plain way", "shape", "ratio"):
         table.add_column(heading)
-    for row in chain(decompositions.rows(), layers.rows(), stacks.rows(), training.rows()):
+    for row in chain(decompositions.rows(), layers.rows(), stacks.rows(), training.rows(), estimates.rows()):
         table.add_row(row.what, row.plain, row.shape, f"{row.ratio:.2f}")
     Console().print(table)
 

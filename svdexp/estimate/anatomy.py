@@ -9,18 +9,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from svdexp.allocation import Budget
 from svdexp.calibration.hooks import shared_inputs
-from svdexp.models.matrices import Matrix, matrices_in
+from svdexp.models.matrices import Matrix, Ranks, matrices_in
 from svdexp.models.structure import find_blocks, stored_bytes
 from svdexp.models.work import Workload
 
 
 def workload_of(
-    model: PreTrainedModel, layers: Sequence[Matrix], *, ratio: float, windows: int, length: int
+    model: PreTrainedModel, layers: Sequence[Matrix], budget: Budget, ranks: Ranks, *, windows: int, length: int
 ) -> Workload:
     """What compressing `layers` of `model`, which may be on the meta device, works on.
 
-    Mixtures of experts count as if every token went through every expert: an upper bound.
+    `ranks` are what they are expected to get of `budget`. Mixtures of experts count as if every token went through all
+    of them: an upper bound.
     """
     prefix, blocks = find_blocks(model)
     inside = {matrix.name: matrix for matrix in matrices_in(blocks, prefix)}
@@ -41,8 +43,15 @@ def workload_of(
         model_bytes=stored_bytes(model),
         windows=windows,
         length=length,
-        ratio=ratio,
+        ranks=ranks,
+        kept_entries=sum(multiplied(layer, ranks[layer.name], budget) for layer in layers),
+        kept_share=budget.spent(ranks) / sum(map(budget.dense, budget.shapes)),
     )
+
+
+def multiplied(layer: Matrix, rank: int | None, budget: Budget) -> int:
+    """Entries of the matrices by which `layer` multiplies a token at `rank`."""
+    return layer.m * layer.n if rank is None else budget.storage.multiplied(rank, layer.m, layer.n)
 
 
 def entries(module: nn.Module) -> int:

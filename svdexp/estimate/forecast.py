@@ -7,12 +7,13 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.allocation import Budget, expected_ranks
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.speed import measure_speed
 from svdexp.estimate.stages import stages
 from svdexp.estimate.table import render
 from svdexp.method import Method
-from svdexp.models.matrices import Matrix
+from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.structure import stored_bytes
 from svdexp.schema import Config
 
@@ -22,16 +23,20 @@ def forecast(
     method: Method,
     model: PreTrainedModel,
     layers: Sequence[Matrix],
+    budget: Budget,
+    fixed: Ranks,
     texts: Sequence[int],
     device: torch.device,
 ) -> str:
     """What the run will take on `device`.
 
-    `model` may be on the meta device; `texts` are the numbers of windows that each text is evaluated on.
+    `model` may be on the meta device; `budget` and `fixed` are the plan's; `texts` are the numbers of windows that each
+    text is evaluated on.
     """
     beside = beside_tensors(model, device)
     part = config.calibration
-    workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
+    ranks = expected_ranks(method.allocation, budget, fixed)
+    workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
     rows = stages(workload, method, config.eval, texts, save=config.save, cached=config.cache is not None)
     rows = [replace(row, bytes=row.bytes + beside) for row in rows]
     name = str(model.dtype).removeprefix("torch.")

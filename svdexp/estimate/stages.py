@@ -44,7 +44,7 @@ def stages(
         save: what is left on disk; an elastic checkpoint gathers in memory until all is truncated.
         cached: whether finished stages go to disk; without a cache they stay in memory.
     """
-    dense, small = workload.model_bytes, workload.model_bytes - workload.removed * workload.itemsize
+    dense, small = workload.model_bytes, workload.compressed_bytes
     held = 0.0 if cached or method.weighting is None else components_bytes(workload.layers)
     if not cached and method.weighting and measures_dense(method):
         held += statistics_bytes(workload.layers, method.weighting.needs, workload)
@@ -57,6 +57,7 @@ def stages(
 
     if evaluates:
         add("evaluate_dense", evaluate(workload, evaluation, texts, compressed=False), dense)
+    add("usage", workload.forward_backward(1) if method.needs_gradients else workload.forward(1, head=False), dense)
     if method.weighting:
         if method.weighting.needs:
             add("calibration", calibration(workload, method, method.weighting), dense)

@@ -63,7 +63,9 @@ class Workload:
         itemsize: bytes of one number of the model.
         model_bytes: of the dense model.
         windows, length: how many windows calibrate, and their tokens.
-        ratio: kept fraction of the targeted layers' bits.
+        ranks: what each of the layers is expected to get; None is not factorised.
+        kept_entries: of the matrices that multiply a token in the targeted layers, after compression.
+        kept_share: of the targeted layers' bits.
     """
 
     layers: tuple[Matrix, ...]
@@ -78,7 +80,9 @@ class Workload:
     model_bytes: int
     windows: int
     length: int
-    ratio: float
+    ranks: Mapping[str, int | None]
+    kept_entries: int
+    kept_share: float
 
     @property
     def tokens(self) -> int:
@@ -91,13 +95,23 @@ class Workload:
         return {self.leaders[layer.name]: layer.n for layer in self.layers}
 
     @property
-    def removed(self) -> float:
-        """Entries that compression takes away."""
-        return (1 - self.ratio) * sum(layer.m * layer.n for layer in self.layers)
+    def entries(self) -> int:
+        """Of the targeted layers' dense matrices."""
+        return sum(layer.m * layer.n for layer in self.layers)
 
-    def rank(self, layer: Matrix) -> float:
-        """The rank of `layer` at the run's ratio in plain factors, the same share for all."""
-        return self.ratio * layer.m * layer.n / (layer.m + layer.n)
+    @property
+    def compressed_bytes(self) -> float:
+        """Of the model after compression, as bits are counted: in the model's own format."""
+        return self.model_bytes - (1 - self.kept_share) * self.entries * self.itemsize
+
+    @property
+    def factor_numbers(self) -> int:
+        """Of all plain factors A (m, r) and B (r, n)."""
+        return sum(self.rank(layer) * (layer.m + layer.n) for layer in self.layers)
+
+    def rank(self, layer: Matrix) -> int:
+        """The rank that `layer` is expected to get; 0 where it is not factorised."""
+        return self.ranks[layer.name] or 0
 
     def forward(
         self, windows: float, *, length: int | None = None, batch: int = 1, head: bool = True, compressed: bool = False
@@ -125,7 +139,7 @@ class Workload:
         return Work(model=windows * self.length * per_token, bytes=self.length * kept)
 
     def _entries(self, head: bool, compressed: bool) -> float:
-        return self.body + (self.head if head else 0) - (self.removed if compressed else 0)
+        return self.body + (self.head if head else 0) - (self.entries - self.kept_entries if compressed else 0)
 
     def _attention(self, length: int) -> int:
         return 4 * length * self.width * self.blocks

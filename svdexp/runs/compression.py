@@ -68,8 +68,9 @@ def carry_out(
     with clock("load"):
         model, tokenizer, windows, lessons, texts, exams = read(config, method, device)
     targets = Targets(**vars(config.targets))
-    layers, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
-    log.info("\n%s", forecast(config, method, model, layers, [len(part) for part in texts.values()], device))
+    layers, budget, fixed, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
+    counts = [len(part) for part in texts.values()]
+    log.info("\n%s", forecast(config, method, model, layers, budget, fixed, counts, device))
 
     with clock("evaluate_dense"):
         weights = model_fingerprint(model)
@@ -140,9 +141,9 @@ def preview(config: Config, run_dir: Path) -> None:
     check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     check_lengths(model, window_lengths(config, method))
-    layers, _, _, notes, left = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    layers, budget, fixed, notes, left = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     print(*notes, *said(left), sep="\n")
-    print(forecast(config, method, model, layers, window_counts(config), device))
+    print(forecast(config, method, model, layers, budget, fixed, window_counts(config), device))
     print(state_of(config, run_dir))
     tokenizer = partial(tokenizer_of, config.model, config.cache)
     print(cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer())))

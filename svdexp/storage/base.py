@@ -73,6 +73,10 @@ class Storage(ABC):
         """Which part of W is decomposed, in words for the identity of decompositions; None where it is all of W."""
         return None if type(self).target is Storage.target else described(self)
 
+    def multiplied(self, rank: int, m: int, n: int) -> int:
+        """Entries of the matrices by which the layer multiplies a token: those of A (m, r) and B (r, n)."""
+        return rank * (m + n)
+
     def whole_bits(self, m: int, n: int) -> int:
         """Stored bits of an (m, n) matrix that is not factorised."""
         return m * n * NUMBER_BITS

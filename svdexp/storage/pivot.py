@@ -8,7 +8,6 @@ The paper keeps rows. Here the shorter side decides: a shorter index, and less t
 rows the outputs.
 """
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -35,6 +34,10 @@ class PivotStorage(Storage):
         """r (m + n − r) numbers and min(m, n) indices."""
         return rank * (m + n - rank) * NUMBER_BITS + min(m, n) * 8 * index_type(min(m, n)).itemsize
 
+    def multiplied(self, rank: int, m: int, n: int) -> int:
+        """As many as are stored: a part of the input, or of the output, is only reordered."""
+        return rank * (m + n - rank)
+
     def layer(
         self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
     ) -> PivotLinear:
@@ -58,8 +61,7 @@ class PivotStorage(Storage):
         work = Work()
         for layer in workload.layers:
             short, long = sorted((layer.m, layer.n))
-            # r (m + n − r) = ratio m n
-            rank = (short + long - math.sqrt((short + long) ** 2 - 4 * workload.ratio * short * long)) / 2
+            rank = workload.rank(layer)
             work += Work(float64=2 * long * rank**2, eigen=7 * short * rank**2, bytes=8 * (3 * short + long) * rank)
         return work
 

@@ -182,9 +182,8 @@ class GPTQStorage(Storage):
         """The inputs, then inverses, and each column's error passed on."""
         work = compressed_path(workload, self.samples)
         for layer in workload.layers:
-            m, n, k = layer.m, layer.n, min(layer.m, layer.n)
-            spent = NUMBER_BITS * workload.ratio * m * n
-            r = 0.0 if spent >= self.whole_bits(m, n) else min(k, spent * k / self.bits(k, m, n))
+            m, n = layer.m, layer.n
+            r = workload.rank(layer)
             rows = r or m  # of what comes first
             algebra = 2 * (n**3 + r**3) + n * n * rows + m * r * r + 2 * n * r * (n + r)
             work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * (rows * n + r * m)))

@@ -17,7 +17,7 @@ from svdexp.descent.descent import Curve, Descent, Schedule, joined
 from svdexp.models.structure import named_blocks
 from svdexp.models.work import Work, Workload
 from svdexp.training.base import Lesson
-from svdexp.training.cost import descent, factor_numbers
+from svdexp.training.cost import descent
 from svdexp.training.student import Student
 
 
@@ -40,7 +40,7 @@ class BlockRefine(Schedule):
         """Every window through every block that often; and the states of all windows, twice."""
         tokens = self.steps_over(workload.windows) * self.batch * workload.length
         states = 2 * workload.tokens * workload.width * workload.itemsize
-        work = descent(workload, tokens, workload.length, factor_numbers(workload))
+        work = descent(workload, tokens, workload.length, workload.factor_numbers)
         return Work(model=work.model, bytes=work.bytes / workload.blocks + states)
 
     def __call__(self, lesson: Lesson) -> Curve:

@@ -3,11 +3,6 @@
 from svdexp.models.work import Work, Workload
 
 
-def factor_numbers(workload: Workload) -> float:
-    """How many numbers all factors have."""
-    return workload.ratio * sum(layer.m * layer.n for layer in workload.layers)
-
-
 def descent(workload: Workload, tokens: float, length: int, trained: float) -> Work:
     """`tokens` forward and backward through the compressed model, in items of `length`.
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform
+from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform, expected_ranks
 from svdexp.calibration.dense import forward_and_backward
 from svdexp.calibration.statistics import Fisher, Gram
 from svdexp.cells.guard import config_dir
@@ -30,13 +31,13 @@ from svdexp.estimate.stages import evaluate as work_of_evaluation
 from svdexp.estimate.table import duration, render, rounded
 from svdexp.factorisation import Diagonal, Identity, TwoSided
 from svdexp.method import build_method
-from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
 from svdexp.schema import Config, EvalConfig, Numerics, validate
 from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
 from tests.conftest import TINY, tiny_model
+from tests.estimate.workloads import workload_at
 
 CONF = Path(config_dir())
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -66,8 +67,8 @@ def _hydra() -> Iterator[None]:
 
 
 def work_on(model: PreTrainedModel, **numbers: float) -> Workload:
-    wanted = {"ratio": 0.8, "windows": 6, "length": 24} | numbers
-    return workload_of(model, find_matrices(model, Targets()), **wanted)  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"ratio": 0.8, "windows": 6, "length": 24} | numbers
+    return workload_at(model, wanted.pop("ratio"), **wanted)
 
 
 def skeleton(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -80,9 +81,10 @@ def rows_of(words: list[str], model: PreTrainedModel | None = None) -> list[Stag
     config = validate(compose("config", words))
     method = build_method(config)
     model = model or load_skeleton(config.model, torch.float32)
-    layers, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    layers, budget, fixed, *_ = plan(model, method, config.ratio, Targets(**vars(config.targets)))
     part = config.calibration
-    workload = workload_of(model, layers, ratio=config.ratio, windows=part.samples, length=part.seq_len)
+    ranks = expected_ranks(method.allocation, budget, fixed)
+    workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
     counts = [config.eval.windows or 1 for _ in config.eval.texts]
     return stages(workload, method, config.eval, counts, save=config.save, cached=config.cache is not None)
 
@@ -190,8 +192,10 @@ def test_compression_takes_work_away(llama: PreTrainedModel) -> None:
     workload = work_on(llama, ratio=0.5)
     layers = sum(layer.m * layer.n for layer in workload.layers)
     saved = workload.forward(1).model - workload.forward(1, compressed=True).model
-    assert saved == pytest.approx(2 * 24 * layers / 2)
-    assert workload.rank(Matrix("", "", 6, 3)) == 1
+    kept = sum(workload.rank(layer) * (layer.m + layer.n) for layer in workload.layers)
+    assert saved == 2 * 24 * (layers - kept)
+    assert kept == pytest.approx(layers / 2, rel=0.03)
+    assert [workload.rank(layer) for layer in workload.layers[:2]] == [8, 6]  # (32, 32) and, after rounding, (16, 32)
 
 
 @pytest.mark.parametrize("words", [*(f"method={name}" for name in METHODS), *(f"method=svd_llm {x}" for x in PARTS)])
@@ -245,8 +249,8 @@ def test_a_tiny_models_memory_is_mostly_pythons_own(
     cpu = torch.device("cpu")
     config = validate(compose("config", [f"model.path={model_folder}", "method=svd_llm", "storage=factors"]))
     method = build_method(config)
-    layers, *_ = plan(llama, method, config.ratio, Targets())
-    text = forecast(config, method, llama, layers, [1], cpu)
+    layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
+    text = forecast(config, method, llama, layers, budget, fixed, [1], cpu)
     now = psutil.Process().memory_info().rss / 1e9
     peak = float(text.split("peak memory")[1].split("GB")[0].split()[-1])
     assert 0.9 * now < peak < 1.5 * now
@@ -273,8 +277,9 @@ def test_a_forecast_is_of_the_configured_run(
     words = [f"model.path={model_folder}", "ratio=0.3", "cache=null", "calibration.samples=5", "calibration.seq_len=48"]
     config = validate(compose("config", words))
     method = build_method(config)
-    layers, *_ = plan(llama, method, config.ratio, Targets())
-    forecast(config, method, llama, layers, [config.eval.windows or 1 for _ in config.eval.texts], torch.device("cpu"))
+    layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
+    counts = [config.eval.windows or 1 for _ in config.eval.texts]
+    forecast(config, method, llama, layers, budget, fixed, counts, torch.device("cpu"))
     expected = rows_of(words, llama)
     assert [(row.name, row.work) for row in shown] == [(row.name, row.work) for row in expected]
     beside = {round(row.bytes - other.bytes) for row, other in zip(shown, expected, strict=True)}

@@ -8,24 +8,26 @@ import pytest
 from svdexp.allocation import EffectiveRank, Uniform
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.calibration.statistics import Gram
-from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.decomposition import decomposition
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.table import render
-from svdexp.factorisation import InputMoment
+from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
-from svdexp.models.structure import Targets, find_matrices
 from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Save, Traversal
 from svdexp.storage import FactorStorage
 from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
+from tests.estimate.workloads import workload_at
 
 METHOD = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
 BLOCKS, WINDOWS, LENGTH, RATIO = 3, 6, 24, 0.5
 SHAPES = [(32, 32), (16, 32), (16, 32), (32, 32), (48, 32), (48, 32), (32, 48)]  # of one block
 MATRICES = BLOCKS * sum(m * n for m, n in SHAPES)
+# Uniform ranks 8, 5 and 9 of (32, 32), (16, 32) and (48, 32); what rounding left is one rank more for k, v and the MLP
+# of the first block, and for k, v and the gate of the second.
+KEPT = BLOCKS * (2 * 8 * 64 + 2 * 5 * 48 + 3 * 9 * 80) + 4 * 48 + 4 * 80
 COMPONENTS = BLOCKS * sum(4 * min(m, n) * (m + n) for m, n in SHAPES)
 GRAMS = BLOCKS * 4 * (32**2 + 32**2 + 32**2 + 48**2)  # q, k and v share one, gate and up another
 
@@ -33,7 +35,7 @@ GRAMS = BLOCKS * 4 * (32**2 + 32**2 + 32**2 + 48**2)  # q, k and v share one, ga
 @pytest.fixture(scope="module")
 def workload() -> Workload:
     model = tiny_model("llama_gqa")
-    return workload_of(model, find_matrices(model, Targets()), ratio=RATIO, windows=WINDOWS, length=LENGTH)
+    return workload_at(model, RATIO, windows=WINDOWS, length=LENGTH)
 
 
 def rows(
@@ -54,7 +56,7 @@ def test_a_blockwise_run_passes_every_block_twice(workload: Workload) -> None:
     """To measure and to move on; one window more shows shared inputs, two record the blocks' arguments."""
     found = rows(workload, replace(METHOD, traversal=Traversal.blockwise))["calibration"].work
     passes = 2 * WINDOWS + 3
-    matrices = 2 * LENGTH * (1 - RATIO) * MATRICES
+    matrices = 2 * LENGTH * KEPT
     attention = 4 * LENGTH * LENGTH * 32 * BLOCKS
     assert found.model == passes * (matrices + attention)
 
@@ -91,7 +93,7 @@ def test_an_elastic_checkpoint_holds_the_dense_weights_and_all_components(worklo
 
 
 def test_saving_holds_two_compressed_models(workload: Workload) -> None:
-    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    small = workload.model_bytes - 4 * (MATRICES - KEPT)
     activations = LENGTH * (2 * 4 * (32 + 48) + 96 * (4 + 8))  # the widest, and logits beside their copy and softmax
     assert rows(workload)["save"].bytes == 2 * small + activations
     assert "save" not in rows(workload, save=Save.none)
@@ -133,12 +135,18 @@ def test_seeing_compressed_inputs_takes_sums_of_the_windows_there_are(workload: 
     assert compressed_path(workload, 100) == compressed_path(workload, WINDOWS)
 
 
+def test_the_first_window_is_looked_at(workload: Workload) -> None:
+    """Without the head; a weighting that looks at gradients needs it, and a backward pass."""
+    assert rows(workload)["usage"].work == workload.forward(1, head=False)
+    assert rows(workload, replace(METHOD, weighting=TwoSided()))["usage"].work == workload.forward_backward(1)
+
+
 def test_texts_are_counted_together_and_in_batches(workload: Workload) -> None:
     shape = EvalConfig(texts=[], seq_len=16, batch_size=2, efficiency=None)
     found = {row.name: row for row in stages(workload, METHOD, shape, [3, 4], save=Save.none, cached=True)}
     assert found["evaluate_dense"].work == workload.forward(7, length=16, batch=2)
     assert found["evaluate"].work == workload.forward(7, length=16, batch=2, compressed=True)
-    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    small = workload.model_bytes - 4 * (MATRICES - KEPT)
     assert found["evaluate_dense"].bytes - workload.model_bytes == found["evaluate"].bytes - small
 
 
@@ -148,7 +156,7 @@ def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) 
     found = rows(workload, replace(METHOD, training=parts))["training"]
     assert found.work == one + other
     assert found.work.model > max(one.model, other.model) > 0
-    small = workload.model_bytes - 4 * (1 - RATIO) * MATRICES
+    small = workload.model_bytes - 4 * (MATRICES - KEPT)
     assert found.bytes == workload.model_bytes + small + found.work.bytes
 
 
