@@ -17,9 +17,6 @@ from svdexp.runtime.contents import digest
 from svdexp.runtime.shelves import identity
 from svdexp.schema import Config, EvaluateConfig, ModelConfig
 
-# Apart from that of shelves: what finished stages left may be computed again, and results still be the same.
-FORMAT = 1
-
 
 def identity_of(config: Config | EvaluateConfig) -> str:
     """A short hash, equal in every process and on every machine.
@@ -29,7 +26,7 @@ def identity_of(config: Config | EvaluateConfig) -> str:
     """
     notes = Path(config.cache) / "contents" if config.cache else None
     contents = {label: digest(path, notes) for label, path in files_behind(config).items()}
-    return identity(format=FORMAT, config=relevant(asdict(config)), contents=contents)
+    return identity(config=relevant(asdict(config)), contents=contents)
 
 
 def files_behind(config: Config | EvaluateConfig) -> dict[str, Path]:
