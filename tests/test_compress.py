@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Uniform
-from svdexp.calibration.hooks import input_hooks
 from svdexp.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
+from svdexp.models.hooks import input_hooks, submodules
 from svdexp.models.matrices import Ranks
 from svdexp.models.portable.svdexp_layers import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices, weight_of
@@ -79,7 +79,7 @@ def test_ratio_one_leaves_the_model_alone(model: PreTrainedModel, windows: torch
 def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """By Eckart and Young outputs Y = X Wᵀ lose at least Σ_{i>r} σᵢ²(Y); plain SVD loses more."""
     inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in find_matrices(model, Targets())}
-    with input_hooks(model, list(inputs), lambda name, x: inputs[name].append(x.double().flatten(0, -2))):
+    with input_hooks(submodules(model, inputs), lambda name, x: inputs[name].append(x.double().flatten(0, -2))):
         model(windows)
     dense = {name: weight_of(model.get_submodule(name)).double() for name in inputs}
     other = copy.deepcopy(model)

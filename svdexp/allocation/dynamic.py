@@ -25,8 +25,9 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
+from svdexp.models.hooks import output_hooks
 from svdexp.models.matrices import Ranks
-from svdexp.models.structure import find_blocks, hidden_states, split_arguments
+from svdexp.models.structure import find_blocks, hidden_states, named_blocks, split_arguments
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive
 from svdexp.runtime.progress import progress
@@ -113,22 +114,15 @@ def layer_importance(model: PreTrainedModel, raw: torch.Tensor, names: list[str]
 @torch.no_grad()
 def block_importance(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
     """1 − cos(x, block(x)) per block, averaged over all tokens of `windows` (N, L); (blocks,) float64."""
-    _, blocks = find_blocks(model)
-    total = torch.zeros(len(blocks), dtype=torch.float64)
+    blocks = named_blocks(model)
+    total = dict.fromkeys(blocks, torch.zeros((), dtype=torch.float64))
 
-    def hook_of(index: int) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before, after = split_arguments(module, args, kwargs)[0], hidden_states(output)
-            cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            total[index] += (1 - cosine).double().sum().cpu()
+    def see(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before, after = split_arguments(blocks[name], args, kwargs)[0], hidden_states(output)
+        cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        total[name] = total[name] + (1 - cosine).double().sum().cpu()
 
-        return see
-
-    handles = [block.register_forward_hook(hook_of(i), with_kwargs=True) for i, block in enumerate(blocks)]
-    try:
+    with output_hooks(blocks, see):
         for _, batch in progress(batches(windows), "block importance"):
             model.base_model(batch.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total / windows.numel()
+    return torch.stack(list(total.values())) / windows.numel()

@@ -6,15 +6,17 @@ depend on the window.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.dense import collect
-from svdexp.calibration.hooks import Collector, shared_inputs
 from svdexp.calibration.statistics import Statistics
+from svdexp.models.hooks import call_hooks
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import hidden_states, named_blocks, split_arguments
 from svdexp.runtime.errors import UserError
@@ -89,19 +91,14 @@ def first_block_inputs(model: PreTrainedModel, block: nn.Module, windows: torch.
     """The hidden states (1, L, d) that enter the first block, one per window, on the CPU."""
     states: list[torch.Tensor] = []
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(split_arguments(module, args, kwargs)[0].cpu())
+    def stop(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(split_arguments(block, args, kwargs)[0].cpu())
         raise ForwardStopped
 
-    handle = block.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with call_hooks({"first": block}, stop):
         for window in windows:
-            try:
+            with suppress(ForwardStopped):
                 model.base_model(window[None].to(model.device), use_cache=False)
-            except ForwardStopped:
-                continue
-    finally:
-        handle.remove()
     return states
 
 
@@ -129,18 +126,12 @@ def run_block(block: nn.Module, state: torch.Tensor, arguments: dict[str, Any]) 
 
 def _record(model: PreTrainedModel, blocks: dict[str, nn.Module], window: torch.Tensor) -> dict[str, dict[str, Any]]:
     arguments: dict[str, dict[str, Any]] = {}
-    handles = []
-    for name, block in blocks.items():
 
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            arguments[name] = split_arguments(module, args, kwargs)[1]
+    def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments[name] = split_arguments(blocks[name], args, kwargs)[1]
 
-        handles.append(block.register_forward_pre_hook(keep, with_kwargs=True))
-    try:
+    with call_hooks(blocks, keep):
         model.base_model(window[None].to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return arguments
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.calibration.hooks import Collector, needs_of_gradients, shared_inputs
+from svdexp.calibration.collector import Collector, needs_of_gradients, shared_inputs
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings

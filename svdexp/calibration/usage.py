@@ -5,9 +5,8 @@ something else than W x + b; and a layer may run without gradients where these a
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svdexp.calibration.dense import forward, forward_and_backward, smallest_model
 from svdexp.models.behaviour import frozen
+from svdexp.models.hooks import call_hooks, gradient_hooks, output_hooks, submodules
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import weight_of
 
@@ -67,15 +67,14 @@ class Observer:
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Within this context every pass counts."""
-        names = {layer.name for layer in self.layers}
-        around = {parent_of(name) for name in names} - names
-        with ExitStack() as stack:
-            for name in names:
-                handle = self.model.get_submodule(name).register_forward_hook(self._hook(name))
-                stack.callback(handle.remove)
-            for name in around:
-                handle = self.model.get_submodule(name).register_forward_pre_hook(partial(self._note, name))
-                stack.callback(handle.remove)
+        names = [layer.name for layer in self.layers]
+        layers = submodules(self.model, names)
+        around = submodules(self.model, {parent_of(name) for name in names} - set(names))
+        with (
+            call_hooks(around, lambda name, *_: self.ran.add(name)),
+            output_hooks(layers, self._look),
+            gradient_hooks(layers, lambda name, *_: self.reached.add(name), inputs=False),
+        ):
             yield
 
     def waiting(self) -> bool:
@@ -90,18 +89,10 @@ class Observer:
             return OTHER
         return NO_GRADIENT if gradients and name not in self.reached else None
 
-    def _note(self, name: str, *_: object) -> None:
+    def _look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.ran.add(name)
-
-    def _hook(self, name: str) -> Any:
-        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.ran.add(name)
-            if not computes_linear(module, args, output):
-                self.other.add(name)
-            elif output.requires_grad:
-                output.register_hook(lambda gradient: self.reached.add(name))
-
-        return see
+        if not computes_linear(self.model.get_submodule(name), args, output):
+            self.other.add(name)
 
 
 def parent_of(name: str) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from svdexp.models.hooks import parameter_hook
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
 
@@ -78,11 +78,8 @@ def at_most(tensors: int, what: str) -> Iterator[None]:
         made += 1
         require(made <= most, f"{what}: config.json promises more than {most} tensors, but the files hold {tensors}")
 
-    hook = register_module_parameter_registration_hook(count)
-    try:
+    with parameter_hook(count):
         yield
-    finally:
-        hook.remove()
 
 
 def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:

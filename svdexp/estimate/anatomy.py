@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget
-from svdexp.calibration.hooks import shared_inputs
+from svdexp.calibration.collector import shared_inputs
 from svdexp.models.matrices import Matrix, Ranks, matrices_in
 from svdexp.models.structure import find_blocks, stored_bytes
 from svdexp.models.work import Workload

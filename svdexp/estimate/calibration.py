@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
-from svdexp.calibration.hooks import needs_of_gradients, needs_of_inputs
+from svdexp.calibration.collector import needs_of_gradients, needs_of_inputs
 from svdexp.calibration.statistics import GradientStatistic, InputStatistic
 from svdexp.data.windows import TOKENS_PER_BATCH
 from svdexp.factorisation import Weighting

@@ -3,7 +3,7 @@
 import torch
 
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
-from svdexp.calibration.hooks import needs_of_gradients, needs_of_inputs
+from svdexp.calibration.collector import needs_of_gradients, needs_of_inputs
 from svdexp.factorisation import Weighting
 from svdexp.models.work import Work, eigh_flops, svd_flops
 from svdexp.schema import Numerics

@@ -6,13 +6,14 @@ compute with the weight V Vᵀ W, V (m, k) the leading right singular vectors of
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from svdexp.factorisation.differentiable_svd import TruncatedSVD
+from svdexp.models.hooks import output_hooks, submodules
 from svdexp.runtime.errors import UserError
 
 # Components beyond the rank that are computed at the paper's sharpness β = 10.
@@ -48,17 +49,15 @@ def changed_outputs(
         UserError: in the forward pass, where an output is not finite.
     """
 
-    def hook_of(name: str, change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
-        def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            if not bool(output.isfinite().all()):
-                raise UserError(f"calibration: the output of {name} is not finite; try precision=float32")
-            wide = torch.promote_types(output.dtype, torch.float32)
-            bias = 0.0 if module.bias is None else module.bias.detach().to(wide)
-            return (change(args[0].to(wide), output.to(wide) - bias) + bias).to(output.dtype)
+    layers: Mapping[str, Any] = submodules(model, changes)
 
-        return hook
+    def changed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+        if not bool(output.isfinite().all()):
+            raise UserError(f"calibration: the output of {name} is not finite; try precision=float32")
+        wide = torch.promote_types(output.dtype, torch.float32)
+        bias = layers[name].bias
+        bias = 0.0 if bias is None else bias.detach().to(wide)
+        return (changes[name](args[0].to(wide), output.to(wide) - bias) + bias).to(output.dtype)
 
-    with ExitStack() as stack:
-        for name, change in changes.items():
-            stack.callback(model.get_submodule(name).register_forward_hook(hook_of(name, change)).remove)
+    with output_hooks(layers, changed):
         yield

@@ -8,7 +8,6 @@ but no values.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from svdexp.models.hooks import output_hooks
 from svdexp.models.structure import find_blocks, hidden_states, named_blocks, split_arguments
 from svdexp.runtime.errors import UserError
 
@@ -43,16 +43,12 @@ def gradients_from_embeddings(model: Any) -> Iterator[list[torch.Tensor]]:
     """Within this context gradients are taken, and start at the embeddings of tokens; the list holds these."""
     found: list[torch.Tensor] = []
 
-    def require_gradient(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+    def require_gradient(name: str, args: object, kwargs: object, output: torch.Tensor) -> torch.Tensor:
         found.append(output.requires_grad_())
         return output.clone()  # some architectures scale it in place, which torch refuses for what a gradient starts at
 
-    handle = model.get_input_embeddings().register_forward_hook(require_gradient)
-    try:
-        with torch.enable_grad():
-            yield found
-    finally:
-        handle.remove()
+    with output_hooks({"embeddings": model.get_input_embeddings()}, require_gradient), torch.enable_grad():
+        yield found
 
 
 def require_next_token(model: PreTrainedModel) -> None:
@@ -136,20 +132,13 @@ def why_not_replayed(model: PreTrainedModel) -> str | None:
 
 def _passes(model: PreTrainedModel) -> list[Pass]:
     passes: list[Pass] = []
+    blocks = named_blocks(model)
 
-    def keep(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        passes.append(Pass(name, *split_arguments(module, args, kwargs), hidden_states(output)))
+    def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        passes.append(Pass(name, *split_arguments(blocks[name], args, kwargs), hidden_states(output)))
 
-    handles = [
-        block.register_forward_hook(partial(keep, name), with_kwargs=True)
-        for name, block in named_blocks(model).items()
-    ]
-    try:
-        with frozen(model), gradients_from_embeddings(model):
-            _run(model, model.base_model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with output_hooks(blocks, keep), frozen(model), gradients_from_embeddings(model):
+        _run(model, model.base_model)
     return passes
 
 

@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
+from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect
-from svdexp.calibration.hooks import input_hooks, shared_inputs
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.hooks import input_hooks, submodules
 from svdexp.models.structure import Targets, find_matrices, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
@@ -26,7 +27,7 @@ from tests.conftest import overflow_at, tiny_model
 def recorded_moments(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, torch.Tensor]:
     """E[x xᵀ] of each layer by itself, from every input it sees, in float64."""
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    with torch.no_grad(), input_hooks(model, names, lambda name, x: inputs[name].append(x.flatten(0, -2))):
+    with torch.no_grad(), input_hooks(submodules(model, names), lambda name, x: inputs[name].append(x.flatten(0, -2))):
         model(windows, use_cache=False)
     stacked = {name: torch.cat(parts).double() for name, parts in inputs.items()}
     return {name: x.T @ x / len(x) for name, x in stacked.items()}
@@ -192,7 +193,7 @@ def test_channel_statistics_equal_their_definition(model: PreTrainedModel, windo
     layers = find_matrices(model, Targets())
     names = [layer.name for layer in layers]
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    with torch.no_grad(), input_hooks(model, names, lambda name, x: inputs[name].append(x.flatten(0, -2))):
+    with torch.no_grad(), input_hooks(submodules(model, names), lambda name, x: inputs[name].append(x.flatten(0, -2))):
         model(windows, use_cache=False)
     found = collect(model, layers, windows, ["abs_mean", "abs_max"])
     for name in names:

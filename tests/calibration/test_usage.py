@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from svdexp.allocation import GlobalLoss, Learned, Uniform, Whole
+from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect
-from svdexp.calibration.hooks import shared_inputs
 from svdexp.calibration.usage import NEVER, NO_DATA, NO_GRADIENT, OTHER, computes_linear, left_dense
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment, TwoSided

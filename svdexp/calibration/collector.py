@@ -1,61 +1,17 @@
-"""Hooks that feed a layer's inputs and output gradients to accumulators while windows run through the model."""
+"""Feeds layers' inputs and output gradients to accumulators while windows run through the model."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
+from svdexp.models.hooks import gradient_hooks, input_hooks, submodules
 from svdexp.models.matrices import Matrix
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
-
-
-@contextmanager
-def input_hooks(model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Call `see(name, input)` whenever one of the named modules runs on a tensor."""
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], torch.Tensor):
-                see(name, args[0])
-
-        return hook
-
-    with ExitStack() as stack:
-        for name in names:
-            handle = model.get_submodule(name).register_forward_pre_hook(hook_of(name))
-            stack.callback(handle.remove)
-        yield
-
-
-@contextmanager
-def gradient_hooks(
-    model: nn.Module,
-    names: Sequence[str],
-    see: Callable[[str, torch.Tensor | None, torch.Tensor], None],
-    inputs: bool,
-) -> Iterator[None]:
-    """Call `see(name, input, output gradient)` in the backward pass through one of the named modules.
-
-    Without `inputs` the input is None: to keep every layer's alive until then takes gigabytes.
-    """
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            if output.requires_grad:  # a pass without, such as an early one of a loop, leaves no gradient
-                x = args[0].detach() if inputs else None
-                output.register_hook(lambda g: see(name, x, g))  # type: ignore[no-untyped-call]
-
-        return hook
-
-    with ExitStack() as stack:
-        for name in names:
-            handle = model.get_submodule(name).register_forward_hook(hook_of(name))
-            stack.callback(handle.remove)
-        yield
 
 
 def shared_inputs(model: nn.Module, names: Sequence[str], forward: Callable[[], object]) -> dict[str, str]:
@@ -74,7 +30,7 @@ def shared_inputs(model: nn.Module, names: Sequence[str], forward: Callable[[], 
             seen.append((x, x._version))
         inputs[name] += (index,)
 
-    with input_hooks(model, names, see):
+    with input_hooks(submodules(model, names), see):
         forward()
     first: dict[tuple[int, ...], str] = {}
     return {name: first.setdefault(numbers, name) if numbers else name for name, numbers in inputs.items()}
@@ -109,8 +65,8 @@ class Collector:
     def listen(self) -> Iterator[None]:
         """Within this context every forward, and every backward, pass is accounted for."""
         with (
-            input_hooks(self.model, self._input_names, self._see_input),
-            gradient_hooks(self.model, self._gradient_names, self._see_gradient, self._inputs_in_backward),
+            input_hooks(submodules(self.model, self._input_names), self._see_input),
+            gradient_hooks(submodules(self.model, self._gradient_names), self._see_gradient, self._inputs_in_backward),
         ):
             yield
 
