@@ -15,7 +15,7 @@ windows, as an allocation sees no validation text.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -25,9 +25,9 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence, by_type
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.allocation.trial import trial_perplexity
 from svdexp.data import batches
-from svdexp.models.hooks import output_hooks
 from svdexp.models.matrices import Ranks
-from svdexp.models.structure import find_blocks, hidden_states, named_blocks, split_arguments
+from svdexp.models.path import Pass, block_passes
+from svdexp.models.structure import find_blocks, named_blocks
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive
 from svdexp.runtime.progress import progress
@@ -114,15 +114,13 @@ def layer_importance(model: PreTrainedModel, raw: torch.Tensor, names: list[str]
 @torch.no_grad()
 def block_importance(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
     """1 − cos(x, block(x)) per block, averaged over all tokens of `windows` (N, L); (blocks,) float64."""
-    blocks = named_blocks(model)
-    total = dict.fromkeys(blocks, torch.zeros((), dtype=torch.float64))
+    total = dict.fromkeys(named_blocks(model), 0.0)
 
-    def see(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before, after = split_arguments(blocks[name], args, kwargs)[0], hidden_states(output)
-        cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        total[name] = total[name] + (1 - cosine).double().sum().cpu()
+    def add(one: Pass) -> None:
+        cosine = nn.functional.cosine_similarity(one.state.float(), one.output.float(), dim=-1)
+        total[one.block] += float((1 - cosine).double().sum())
 
-    with output_hooks(blocks, see):
+    with block_passes(model, add):
         for _, batch in progress(batches(windows), "block importance"):
             model.base_model(batch.to(model.device), use_cache=False)
-    return torch.stack(list(total.values())) / windows.numel()
+    return torch.tensor(list(total.values()), dtype=torch.float64) / windows.numel()

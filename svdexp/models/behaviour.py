@@ -7,7 +7,6 @@ but no values.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.models.hooks import output_hooks
-from svdexp.models.structure import find_blocks, hidden_states, named_blocks, split_arguments
+from svdexp.models.path import Pass, block_passes
+from svdexp.models.structure import find_blocks, named_blocks
 from svdexp.runtime.errors import UserError
 
 TOKENS = 16
@@ -103,16 +103,6 @@ def require_replayable(model: PreTrainedModel, knob: str, instead: str) -> None:
         )
 
 
-@dataclass
-class Pass:
-    """One pass through a block: what came in, all else that it was given, and what came out."""
-
-    block: str
-    state: torch.Tensor
-    arguments: Mapping[str, Any]
-    output: torch.Tensor
-
-
 def why_not_replayed(model: PreTrainedModel) -> str | None:
     """Why the blocks cannot be replayed, if they cannot.
 
@@ -132,12 +122,7 @@ def why_not_replayed(model: PreTrainedModel) -> str | None:
 
 def _passes(model: PreTrainedModel) -> list[Pass]:
     passes: list[Pass] = []
-    blocks = named_blocks(model)
-
-    def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        passes.append(Pass(name, *split_arguments(blocks[name], args, kwargs), hidden_states(output)))
-
-    with output_hooks(blocks, keep), frozen(model), gradients_from_embeddings(model):
+    with block_passes(model, passes.append), frozen(model), gradients_from_embeddings(model):
         _run(model, model.base_model)
     return passes
 

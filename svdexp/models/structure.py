@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -181,24 +180,6 @@ def refuse_unsupported(model: nn.Module, targets: Targets) -> None:
             f"model: {first} stacks matrices in a tensor of shape {tuple(shape)}, which svdexp cannot compress; leave "
             f"{'it' if len(found) == 1 else f'all {len(found)} of its kind'} dense with targets.exclude=[{patterns}]"
         )
-
-
-def split_arguments(
-    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A block's incoming hidden states, which are its first parameter, and its other arguments by name."""
-    names = list(signature(block.forward).parameters)
-    named = dict(zip(names, args, strict=False)) | kwargs
-    hidden = named.pop(names[0])
-    assert isinstance(hidden, torch.Tensor)
-    return hidden, named
-
-
-def hidden_states(output: Any) -> torch.Tensor:
-    """The hidden states in a block's output, which some architectures wrap in a tuple or a list."""
-    hidden = output[0] if isinstance(output, tuple | list) else output
-    assert isinstance(hidden, torch.Tensor)
-    return hidden
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

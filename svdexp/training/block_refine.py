@@ -7,14 +7,12 @@ both paths.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
 from svdexp.descent.descent import Curve, Descent, Schedule, joined
-from svdexp.models.structure import named_blocks
+from svdexp.models.path import BlockPath
 from svdexp.models.work import Work, Workload
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent
@@ -45,23 +43,21 @@ class BlockRefine(Schedule):
 
     def __call__(self, lesson: Lesson) -> Curve:
         """Train all blocks; the curve runs through them, and its errors are each block's own."""
-        student = lesson.student
-        blocks = named_blocks(student.model)
-        paths = Paths(student, lesson.windows, blocks)
+        paths = Paths(lesson.student, lesson.windows)
         curve: Curve = []
-        for name in blocks:
+        for name in list(paths.compressed.waiting):
             curve = joined(curve, self.refine(name, paths, lesson))
-            paths.advance(name)
+            paths.advance()
         return curve
 
     def refine(self, name: str, paths: "Paths", lesson: Lesson) -> Curve:
         """Train one block."""
-        block = paths.blocks[name]
-        learnt, held_out = self.split(torch.arange(len(paths.compressed)))
-        paths.aim(name)
-        others = {id(p) for key, other in paths.blocks.items() if key != name for p in other.parameters()}
+        blocks = paths.compressed.blocks
+        learnt, held_out = self.split(torch.arange(len(paths.compressed.states)))
+        paths.aim()
+        others = {id(p) for key, other in blocks.items() if key != name for p in other.parameters()}
         # what another block has as well would change that one, too
-        parameters = [p for p in block.parameters() if p.is_floating_point() and id(p) not in others]
+        parameters = [p for p in blocks[name].parameters() if p.is_floating_point() and id(p) not in others]
         lesson.student.remember(parameters)
         formats = [p.dtype for p in parameters]
         for parameter in parameters:
@@ -84,34 +80,31 @@ class BlockRefine(Schedule):
 
 
 class Paths:
-    """Hidden states before the next block on the dense and on the compressed path, (1, L, d) per window on the CPU."""
+    """The windows on the dense and on the compressed path, both at the entrance of the next block."""
 
-    def __init__(self, student: Student, windows: torch.Tensor, blocks: dict[str, nn.Module]):
-        self.student, self.blocks = student, blocks
+    def __init__(self, student: Student, windows: torch.Tensor):
+        self.student = student
         with student.as_teacher() as teacher:
-            self.arguments: dict[str, dict[str, Any]] = recorded_arguments(teacher, blocks, windows)
-            self.dense = first_block_inputs(teacher, next(iter(blocks.values())), windows)
-        self.compressed = list(self.dense)
+            self.dense = BlockPath(teacher, windows)
+        self.compressed = self.dense.fork()
 
-    def aim(self, name: str) -> None:
-        """Bring the dense path behind the block: what the compressed block is to give."""
+    def aim(self) -> None:
+        """Bring the dense path behind the next block: what the compressed block is to give."""
         with self.student.as_teacher():
-            self.dense = [self._run(name, state).cpu() for state in self.dense]
+            self.dense.advance()
 
-    @torch.no_grad()
-    def advance(self, name: str) -> None:
-        """Bring the compressed path behind the block as it is now."""
+    def advance(self) -> None:
+        """Bring the compressed path behind the block as it is now, in the format that the dense one gives."""
         with self.student.precision():
-            self.compressed = [self._run(name, state).to(state.dtype).cpu() for state in self.compressed]
+            self.compressed.advance()
+        pairs = zip(self.compressed.states, self.dense.states, strict=True)
+        self.compressed.states = [state.to(dense.dtype) for state, dense in pairs]
 
     def error(self, name: str, index: int) -> torch.Tensor:
         """Mean squared error of the block's output on one window, a scalar."""
         with self.student.precision():
-            found = self._run(name, self.compressed[index])
-        return nn.functional.mse_loss(found.float(), self.dense[index].to(found.device).float())
-
-    def _run(self, name: str, state: torch.Tensor) -> torch.Tensor:
-        return run_block(self.blocks[name], state.to(self.student.model.device), self.arguments[name])
+            found = self.compressed.run(name, self.compressed.states[index])
+        return nn.functional.mse_loss(found.float(), self.dense.states[index].to(found.device).float())
 
 
 @torch.no_grad()

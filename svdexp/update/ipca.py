@@ -19,13 +19,12 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.calibration.blockwise import first_block_inputs, recorded_arguments, run_block
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
 from svdexp.factorisation.solvers import reduced
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix, Ranks
-from svdexp.models.structure import named_blocks
+from svdexp.models.path import BlockPath
 from svdexp.models.work import Work, Workload, eigh_flops
 from svdexp.runtime.errors import require_positive
 from svdexp.runtime.progress import progress
@@ -110,11 +109,7 @@ class Gathering:
 
     def __init__(self, options: IPCA, model: PreTrainedModel, windows: torch.Tensor, ranks: Ranks):
         self.options, self.model, self.windows, self.ranks = options, model, windows, ranks
-        self.blocks = named_blocks(model)
-        with torch.no_grad():
-            self.arguments = recorded_arguments(model, self.blocks, windows)
-            self.states = first_block_inputs(model, next(iter(self.blocks.values())), windows)
-        self.waiting = list(self.blocks)  # blocks that the sequences have not gone through
+        self.path = BlockPath(model, windows)
 
     @torch.no_grad()
     def __call__(
@@ -124,21 +119,15 @@ class Gathering:
 
         Blocks without a layer to update are never asked for: the sequences go through them on the way.
         """
-        while group in self.blocks and self.waiting[0] != group:
-            self._advance()
+        inside = group in self.path.blocks
+        if inside:
+            self.path.reach(group, "IPCA")
         found = {name: Components(W, self.ranks[name] or 0, self.options.by_energy) for name, W in weights.items()}
         with changed_outputs(self.model, {name: part.truncate for name, part in found.items()}):
-            if group in self.blocks:
-                self._advance()
+            if inside:
+                self.path.advance("IPCA")
             else:  # a layer outside the blocks, behind all of them
                 for window in progress(list(self.windows), f"IPCA {group}"):
                     self.model(window[None].to(self.model.device), use_cache=False)
         for name, part in found.items():
             place(name, part.factors())
-
-    def _advance(self) -> None:
-        """Take the sequences through the next block."""
-        name = self.waiting.pop(0)
-        for index, state in progress(list(enumerate(self.states)), f"IPCA {name}"):
-            moved = run_block(self.blocks[name], state.to(self.model.device), self.arguments[name])
-            self.states[index] = moved.cpu()

@@ -17,7 +17,8 @@ from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.matrices import Ranks
-from svdexp.models.structure import find_blocks, hidden_states
+from svdexp.models.path import hidden_states
+from svdexp.models.structure import find_blocks
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 

@@ -25,7 +25,8 @@ from svdexp.allocation import GlobalLoss, Uniform
 from svdexp.compress import compress, plan
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
-from svdexp.models.behaviour import Pass, _find_fault, looks_ahead, require_next_token, why_not_replayed
+from svdexp.models.behaviour import _find_fault, looks_ahead, require_next_token, why_not_replayed
+from svdexp.models.path import Pass
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache

@@ -17,12 +17,14 @@ from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.factors import factors_of
 from svdexp.models.matrices import Matrix
+from svdexp.models.path import Pass, block_passes
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_matrices
+from svdexp.models.structure import Targets, find_matrices, named_blocks
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
+from svdexp.training.block_refine import Paths, mean_error
 from tests.conftest import VOCABULARY, tiny_model
 
 DISTILL = Distill(steps=30, batch=3, seq_len=12, lr=3e-3, check_every=10)
@@ -141,6 +143,47 @@ def test_refinement_lowers_the_error_of_the_first_block(llama: PreTrainedModel) 
     compress(plain, windows, PLAIN, 0.5)
     compress(llama, windows, method_of(block_refine=REFINE), 0.5)
     assert (output(llama) - target).square().mean() < 0.7 * (output(plain) - target).square().mean()
+
+
+def test_paths_are_those_of_the_two_models(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Brute force: whole passes of the dense and of the compressed model, whose blocks have moved meanwhile."""
+    dense = hidden_states_of(model, windows)
+    student = student_of(model)
+    student.remember(model.parameters())
+    paths = Paths(student, windows)
+    for index, (name, block) in enumerate(named_blocks(model).items()):
+        paths.aim()
+        for parameter in block.parameters():
+            parameter.data.mul_(1.1)  # as if it had been refined
+        compressed = hidden_states_of(model, windows)
+        error = (compressed[index + 1][2] - dense[index + 1][2]).square().mean()
+        torch.testing.assert_close(paths.error(name, 2), error, rtol=1e-4, atol=0)
+        torch.testing.assert_close(mean_error(paths, name, torch.tensor([2])), float(error), rtol=1e-4, atol=0)
+        paths.advance()
+        torch.testing.assert_close(torch.cat(paths.dense.states), dense[index + 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.cat(paths.compressed.states), compressed[index + 1], rtol=1e-4, atol=1e-5)
+
+
+def hidden_states_of(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Tensor]:
+    """What enters the first block, and what every block gives, (N, L, d)."""
+    passes: list[Pass] = []
+    with block_passes(model, passes.append):
+        model(windows, use_cache=False)
+    return [passes[0].state, *(one.output for one in passes)]
+
+
+def test_the_compressed_path_keeps_the_models_format(windows: torch.Tensor) -> None:
+    """Where autocast leaves float32, as it does on a GPU of a norm at the end of a block."""
+    model = tiny_model("llama_gqa").to(torch.bfloat16)
+
+    def norm(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.float() if torch.is_autocast_enabled("cpu") else output
+
+    next(iter(named_blocks(model).values())).register_forward_hook(norm)
+    paths = Paths(Student(model, {}), windows)
+    paths.aim()
+    paths.advance()
+    assert {state.dtype for state in paths.compressed.states} == {torch.bfloat16}
 
 
 def test_what_is_not_in_a_block_stays(llama: PreTrainedModel) -> None:

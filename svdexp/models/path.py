@@ -1,0 +1,168 @@
+"""The walk of hidden states through a model's blocks, each block run on its own.
+
+Between blocks the hidden states of all windows wait on the CPU. A block's other arguments (positions, masks) are
+recorded once and replayed, after a check that they do not depend on the window.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import copy
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from svdexp.models.hooks import call_hooks, output_hooks
+from svdexp.models.structure import named_blocks
+from svdexp.runtime.errors import UserError
+from svdexp.runtime.progress import progress
+
+
+class BlockPath:
+    """The hidden states of all windows at the entrance of one block after the other.
+
+    They take each block as it is when they go through. `model` may be changed in between, but not before its first
+    block. Whether gradients are recorded in `run` is up to the caller; nothing else here records any.
+
+    Attributes:
+        waiting: the names of the blocks that the states have not gone through, in order.
+        states: what enters the first of these, (1, L, d) per window, on the CPU.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor):
+        """Bring the windows (N, L) to the entrance of the first block.
+
+        Raises:
+            UserError: as `recorded_arguments`.
+        """
+        self.model, self.blocks = model, named_blocks(model)
+        self.waiting = list(self.blocks)
+        self._arguments = recorded_arguments(model, windows)
+        self.states = first_states(model, windows)
+
+    def fork(self) -> "BlockPath":
+        """Another path from where this one is, for other versions of the blocks ahead."""
+        other = copy(self)
+        other.waiting, other.states = list(self.waiting), list(self.states)
+        return other
+
+    def run(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        """What the block called `name` makes of hidden states (1, L, d), where the model stands."""
+        return hidden_states(self.blocks[name](state.to(self.model.device), **self._arguments[name]))
+
+    @torch.no_grad()
+    def advance(self, what: str | None = None) -> None:
+        """Take the states through the next block, behind a progress bar where it is said for `what`."""
+        name = self.waiting.pop(0)
+        items = list(enumerate(self.states))
+        for index, state in progress(items, f"{what} {name}") if what else items:
+            self.states[index] = self.run(name, state).cpu()
+
+    def reach(self, name: str, what: str | None = None) -> None:
+        """Bring the states to the entrance of the block called `name`, which they have not gone through."""
+        assert name in self.waiting, f"the path is behind {name}"
+        while self.waiting[0] != name:
+            self.advance(what)
+
+
+@dataclass
+class Pass:
+    """One pass through a block: what came in, all else that it was given, and what came out."""
+
+    block: str
+    state: torch.Tensor
+    arguments: Mapping[str, Any]
+    output: torch.Tensor
+
+
+@contextmanager
+def block_passes(model: nn.Module, see: Callable[[Pass], object]) -> Iterator[None]:
+    """Call `see` after every pass through a block, while the model runs as a whole."""
+    blocks = named_blocks(model)
+
+    def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        see(Pass(name, *split_arguments(blocks[name], args, kwargs), hidden_states(output)))
+
+    with output_hooks(blocks, keep):
+        yield
+
+
+def recorded_arguments(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, Mapping[str, Any]]:
+    """The arguments of every block besides the hidden states, the same for all windows of one length.
+
+    Raises:
+        UserError: they differ between two windows, so replaying them would be wrong.
+    """
+    first, last = _arguments(model, windows[0]), _arguments(model, windows[-1])
+    for name, arguments in first.items():
+        for key, value in arguments.items():
+            if not _equal(value, last[name].get(key)):
+                raise UserError(f"{name} cannot be replayed alone: its argument {key} depends on the text")
+    return first
+
+
+def first_states(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Tensor]:
+    """The hidden states (1, L, d) that enter the first block, one per window, on the CPU; no block runs for them."""
+    states: list[torch.Tensor] = []
+    name, block = next(iter(named_blocks(model).items()))
+
+    def stop(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(split_arguments(block, args, kwargs)[0].cpu())
+        raise ForwardStopped
+
+    with call_hooks({name: block}, stop):
+        for window in windows:
+            with suppress(ForwardStopped):
+                _run(model, window)
+    return states
+
+
+class ForwardStopped(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass once the first block's input is known."""
+
+
+def split_arguments(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A block's incoming hidden states, which are its first parameter, and its other arguments by name."""
+    names = list(signature(block.forward).parameters)
+    named = dict(zip(names, args, strict=False)) | kwargs
+    hidden = named.pop(names[0])
+    assert isinstance(hidden, torch.Tensor)
+    return hidden, named
+
+
+def hidden_states(output: Any) -> torch.Tensor:
+    """The hidden states in a block's output, which some architectures wrap in a tuple or a list."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(hidden, torch.Tensor)
+    return hidden
+
+
+def _arguments(model: PreTrainedModel, window: torch.Tensor) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def keep(one: Pass) -> None:
+        found[one.block] = one.arguments
+
+    with block_passes(model, keep):
+        _run(model, window)
+    return found
+
+
+def _run(model: PreTrainedModel, window: torch.Tensor) -> None:
+    model.base_model(window[None].to(model.device), use_cache=False)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+    return type(a) is type(b)
