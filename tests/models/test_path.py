@@ -92,6 +92,7 @@ def test_a_fork_goes_its_own_way(llama: PreTrainedModel, windows: torch.Tensor) 
 def test_gradients_are_up_to_the_caller_of_run(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     llama.requires_grad_(True)
     path = BlockPath(llama, windows)
+    assert not any(state.requires_grad for state in path.states)
     path.advance()
     assert not any(state.requires_grad for state in path.states)
     assert path.run(SECOND, path.states[0]).requires_grad
