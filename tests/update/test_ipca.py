@@ -14,7 +14,8 @@ from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
-from svdexp.models.structure import Targets, is_linear, weight_of
+from svdexp.models.families import LINEAR
+from svdexp.models.structure import Targets, weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
 from svdexp.update import IPCA
@@ -119,7 +120,7 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_en
 
     Which projection it is the engine's test says.
     """
-    dense = {name: module for name, module in model.named_modules() if is_linear(module)}
+    dense = {name: module for name, module in model.named_modules() if LINEAR.is_dense(module)}
     result = compress(model, windows, replace(DOBI, update=IPCA(by_energy=by_energy)), 0.6)
     assert 0.55 < result.achieved_ratio <= 0.6
     assert result.errors == {}
