@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace as replace_fields
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +18,7 @@ from svdexp.factorisation import Decomposition, Weighting
 from svdexp.method import Method
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
-from svdexp.models.matrices import Matrix, Ranks
-from svdexp.models.structure import replace, weight_of
+from svdexp.models.matrices import Matrix, Ranks, layers_of
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -55,16 +53,16 @@ class Job:
             raise UserError(
                 f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER"
             )
-        self.group_of = {layer.name: layer.group for layer in layers}
-        self.groups = list(dict.fromkeys(self.group_of.values()))
-        self.replaced: dict[str, nn.Module] = {}  # dense layers, while their factors are trained
+        self.matrices = {matrix.name: matrix for matrix in layers}
+        self.groups = list(dict.fromkeys(matrix.group for matrix in layers))
+        self.replaced: dict[Matrix, nn.Module] = {}  # dense layers, while their factors are trained
         self.components: dict[str, dict[str, torch.Tensor]] = {}
         self.curves: RankCurves | None = None
         # what every result of this job depends on; taken now, while the model is dense
         self.source = {
             "model": model_fingerprint(model),
             "windows": fingerprint({"": windows}),
-            "layers": list(self.group_of),
+            "layers": list(self.matrices),
         }
 
     def from_dense_model(self, weighting: Weighting) -> Workbench:
@@ -124,9 +122,9 @@ class Job:
     def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
         """One layer at a rank, for allocations that try it out; the model is not touched."""
         assert parts is not None, "an allocation that builds layers must set needs_spectra"
-        part = parts.decompositions(self.group_of[name])[name]
-        dense: Any = self.model.get_submodule(name)
-        return self._layer(self._factors(part, rank), dense.bias, weight_of(dense))
+        matrix = self.matrices[name]
+        part = parts.decompositions(matrix.group)[name]
+        return self._layer(self._factors(part, rank), matrix.bias(self.model), matrix.weight(self.model))
 
     def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
         """Replace every layer that has a rank, block by block, repairing each block as the method says."""
@@ -138,19 +136,20 @@ class Job:
         done: dict[str, Decomposition] = {}
         for group in progress(self.groups, "truncation"):
             found = parts.decompositions(group) if parts else {}
-            members = [name for name in self.group_of if self.group_of[name] == group and ranks[name] is not None]
-            dense = {name: self.model.get_submodule(name) for name in members}
-            factors = {name: self._factors(found[name], ranks[name]) for name in members if name in found}
+            members = [x for x in self.layers if x.group == group and ranks[x.name] is not None]
+            dense = layers_of(self.model, members)
+            factors = {x.name: self._factors(found[x.name], ranks[x.name]) for x in members if x.name in found}
             if self.elastic:
                 self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
 
             def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
                 with self.clock("storage"):
-                    replace(self.model, name, self._first_layer(name, dense[name], pair))
+                    matrix = self.matrices[name]
+                    matrix.put(self.model, self._first_layer(matrix, dense[name], pair))
 
             with self.clock(stage):
-                storage, modules = self.method.storage, dense.items()
-                repair(group, {name: storage.target(weight_of(module))[0] for name, module in modules}, factors, place)
+                targets = {x.name: self.method.storage.target(x.weight(self.model))[0] for x in members}
+                repair(group, targets, factors, place)
             done |= {name: part.keep(0) for name, part in found.items()}
         training = self._train(ranks) if self.method.training else {}
         with self.clock("storage"):
@@ -169,41 +168,41 @@ class Job:
 
     def _train(self, ranks: Ranks) -> dict[str, Trained]:
         """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
-        dense = {layer: self.replaced[layer.name] for layer in self.layers if layer.name in self.replaced}
-        student = Student(self.model, dense)
+        student = Student(self.model, self.replaced)
         about = {"method": replace_fields(self.method, training={}).described(), "ranks": ranks, "seed": self.seed}
         shelf = partial(self.cache.shelf, "training", **about, source=self.source)
         with self.clock("training"):
             trained = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
         with self.clock("storage"):
             for name, layer in student.layers.items():
-                like = weight_of(self.replaced[name])
-                replace(self.model, name, self._stored(factors_of(layer), layer.rank_out.bias, like))
+                matrix = self.matrices[name]
+                W = matrix.family.weight(self.replaced[matrix])
+                matrix.put(self.model, self._stored(factors_of(layer), layer.rank_out.bias, W))
         return trained
 
     def _finish(self, ranks: Ranks) -> None:
         """What storage does when all factors stand: matrices without, and what waits for the finished model."""
         storage = self.method.storage
-        for name in (name for name, rank in ranks.items() if rank is None):
-            dense: Any = self.model.get_submodule(name)
-            whole = storage.whole(weight_of(dense), dense.bias)
+        for matrix in (matrix for matrix in self.layers if ranks[matrix.name] is None):
+            whole = storage.whole(matrix.weight(self.model), matrix.bias(self.model))
             if whole is not None:
-                replace(self.model, name, whole)
+                matrix.put(self.model, whole)
         storage.finish(self.model, self.layers, self.windows)
 
-    def _first_layer(self, name: str, dense: Any, factors: Factors) -> nn.Module:
+    def _first_layer(self, matrix: Matrix, dense: nn.Module, factors: Factors) -> nn.Module:
         """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
+        W, bias = matrix.family.weight(dense), matrix.family.bias(dense)
         if not self.method.training:
-            return self._stored(factors, dense.bias, weight_of(dense))
-        self.replaced[name] = dense
-        return low_rank_layer(factors, dense.bias, weight_of(dense).float())
+            return self._stored(factors, bias, W)
+        self.replaced[matrix] = dense
+        return low_rank_layer(factors, bias, W.float())
 
     def _factors(self, part: Decomposition, rank: int | None) -> Factors:
         assert rank is not None
         return part.truncate(rank, self.method.sigma_fuse)
 
     def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
-        W = weight_of(self.model.get_submodule(name))
+        W = self.matrices[name].weight(self.model)
         return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
 
     def _stored(self, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
@@ -215,4 +214,4 @@ class Job:
         return self.method.storage.layer(factors, bias, W, self.method.storage.target(W)[1])
 
     def _stored_bits(self) -> dict[str, int]:
-        return {layer.name: stored_bits(self.model.get_submodule(layer.name)) for layer in self.layers}
+        return {name: stored_bits(layer) for name, layer in layers_of(self.model, self.layers).items()}

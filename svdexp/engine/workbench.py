@@ -9,7 +9,6 @@ from svdexp.calibration import StatisticsSource
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Weighting
 from svdexp.models.matrices import Matrix, Ranks
-from svdexp.models.structure import weight_of
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
@@ -59,8 +58,9 @@ class Workbench:
             statistics = self.source.statistics(group)
         tensors: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"):
+            matrices = {matrix.name: matrix for matrix in self.layers}
             for name, part in statistics.items():
-                rest, _ = self.storage.target(weight_of(self.model.get_submodule(name)))
+                rest, _ = self.storage.target(matrices[name].weight(self.model))
                 done = decompose(rest, self.weighting(part), numerics=self.numerics)
                 kept = done if self.ranks is None else done.keep(self.ranks[name])
                 tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}

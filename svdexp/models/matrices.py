@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -49,9 +49,7 @@ class Matrix:
 
     def bias(self, model: nn.Module) -> torch.Tensor | None:
         """b (m,), if there is one."""
-        layer: Any = self.layer(model)
-        bias: torch.Tensor | None = layer.bias
-        return bias
+        return self.family.bias(self.layer(model))
 
     def filled(self, skeleton: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
         """The dense layer of W and `bias`, made of that of `skeleton`, a model without weights."""

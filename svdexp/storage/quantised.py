@@ -28,7 +28,6 @@ from svdexp.models.portable.svdexp_layers import (
     pack,
     packed_bytes,
 )
-from svdexp.models.structure import replace, weight_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.progress import progress
@@ -157,26 +156,37 @@ class GPTQStorage(Storage):
         for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
             for names in path.sharing(group):
                 statistics = path.statistics(group, names)
-                for name in names:
-                    replace(model, name, self.calibrated(model.get_submodule(name), statistics[name]["gram"]))
+                for matrix in (matrix for matrix in layers if matrix.name in names):
+                    layer, C = matrix.layer(model), statistics[matrix.name]["gram"]
+                    if isinstance(layer, LowRankLinear):
+                        matrix.put(model, self.calibrated(layer, C))
+                    else:
+                        matrix.put(model, self.calibrated_whole(matrix.weight(model), matrix.bias(model), C))
 
-    def calibrated(self, plain: Any, C: torch.Tensor) -> QuantisedLinear:
-        """The layer that holds the matrix of `plain`, factors or dense, given the second moment C (n, n) of its inputs.
+    def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
+        """The layer that holds the factors of `plain`, given the second moment C (n, n) of its inputs.
 
         A is rounded for what it gets, which is what the rounded B makes of these inputs.
 
         Raises:
             UserError: as `layer`.
         """
-        solve = by_gptqmodel if self.solver is Solver.gptqmodel else gptq
-        if not isinstance(plain, LowRankLinear):
-            W = weight_of(plain)
-            return coded(self.grid, solve(W, C, self.grid), None, plain.bias, W)
         factors = unit_columns(factors_of(plain))
-        B = solve(factors.B, C, self.grid)
+        B = self._solve(factors.B, C)
         rounded = self.grid.numbers(B)
-        A = solve(factors.A, rounded @ C.double() @ rounded.mT, self.grid)
+        A = self._solve(factors.A, rounded @ C.double() @ rounded.mT)
         return coded(self.grid, A, B, plain.bias, plain.rank_in.weight)
+
+    def calibrated_whole(self, W: torch.Tensor, bias: torch.Tensor | None, C: torch.Tensor) -> QuantisedLinear:
+        """The layer that holds all of W (m, n) and `bias`, given the second moment C (n, n) of its inputs.
+
+        Raises:
+            UserError: as `layer`.
+        """
+        return coded(self.grid, self._solve(W, C), None, bias, W)
+
+    def _solve(self, W: torch.Tensor, C: torch.Tensor) -> Rounded:
+        return (by_gptqmodel if self.solver is Solver.gptqmodel else gptq)(W, C, self.grid)
 
     def cost(self, workload: Workload) -> Work:
         """The inputs, then inverses, and each column's error passed on."""

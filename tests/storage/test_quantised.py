@@ -98,7 +98,8 @@ def test_gptq_of_a_whole_matrix_makes_up_for_errors_on_its_inputs() -> None:
     x = torch.randn(200, 32) @ torch.randn(32, 32) + 3
     with torch.no_grad():
         C, y = x.T @ x / 200, dense(x)
-        calibrated, nearest = storage.calibrated(dense, C), storage.nearest.whole(dense.weight, dense.bias)
+        calibrated = storage.calibrated_whole(dense.weight, dense.bias, C)
+        nearest = storage.nearest.whole(dense.weight, dense.bias)
         torch.testing.assert_close(calibrated.weight, storage.grid.numbers(gptq(dense.weight, C, storage.grid)).float())
         assert float((calibrated(x) - y).norm()) < 0.7 * float((nearest(x) - y).norm())
 

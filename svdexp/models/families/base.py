@@ -42,6 +42,12 @@ class Family(ABC):
     def weight(self, layer: nn.Module) -> torch.Tensor:
         """W (m, n): of a dense layer a view of its parameter, of another one what it holds."""
 
+    def bias(self, layer: nn.Module) -> torch.Tensor | None:
+        """b (m,) of a layer, if it has one."""
+        known: Any = layer
+        bias: torch.Tensor | None = known.bias
+        return bias
+
     @abstractmethod
     def filled(self, empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
         """The dense layer `empty`, which has no weights, with W (m, n) and `bias`."""
