@@ -13,10 +13,11 @@ from svdexp.allocation import Budget, Evidence, Uniform
 from svdexp.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
+from svdexp.models.families import LINEAR
 from svdexp.models.hooks import input_hooks, submodules
 from svdexp.models.matrices import Ranks
 from svdexp.models.portable.svdexp_layers import LowRankLinear
-from svdexp.models.structure import Targets, find_matrices, weight_of
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
@@ -81,7 +82,7 @@ def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedM
     inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in find_matrices(model, Targets())}
     with input_hooks(submodules(model, inputs), lambda name, x: inputs[name].append(x.double().flatten(0, -2))):
         model(windows)
-    dense = {name: weight_of(model.get_submodule(name)).double() for name in inputs}
+    dense = {name: LINEAR.weight(model.get_submodule(name)).double() for name in inputs}
     other = copy.deepcopy(model)
     plain = compress(other, windows, replace(WHITENED, weighting=Identity()), 0.5)
     white = compress(model, windows, WHITENED, 0.5)
@@ -92,7 +93,7 @@ def test_whitening_loses_the_least_of_the_calibration_outputs(model: PreTrainedM
         least = float(energy[white.ranks[name] :].sum())
 
         def lost(of: PreTrainedModel, name: str = name, W: torch.Tensor = W, X: torch.Tensor = X) -> float:
-            return float((X @ (W - weight_of(of.get_submodule(name)).double()).T).square().sum())
+            return float((X @ (W - LINEAR.weight(of.get_submodule(name)).double()).T).square().sum())
 
         assert lost(model) == pytest.approx(least, rel=1e-4), name
         assert lost(other) > 1.1 * least, name

@@ -8,7 +8,7 @@ import torch
 
 from svdexp.allocation.budget import Evidence
 from svdexp.evaluation import NotFiniteError, perplexity
-from svdexp.models.matrices import Ranks, matrices_in
+from svdexp.models.matrices import Ranks, named
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def truncated_layers(evidence: Evidence, ranks: Ranks) -> Iterator[None]:
     """Within this context the layers in `ranks` are truncated; afterwards, error or not, dense as before."""
     model = evidence.model
     wanted = {name: rank for name, rank in ranks.items() if rank is not None}
-    dense = {matrix: matrix.layer(model) for matrix in matrices_in(model) if matrix.name in wanted}
+    dense = {matrix: matrix.layer(model) for matrix in named(model, wanted)}
     try:
         for matrix in dense:
             matrix.put(model, evidence.truncated(matrix.name, wanted[matrix.name]))

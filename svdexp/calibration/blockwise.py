@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.dense import collect
 from svdexp.calibration.statistics import Statistics
-from svdexp.models.matrices import Matrix
+from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import BlockPath
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.progress import progress
@@ -43,20 +43,20 @@ class BlockwiseStatistics:
 
     def sharing(self, group: str) -> list[list[str]]:
         """The names of a block's layers, those fed by one tensor together, in the order of the model's modules."""
-        names = [layer.name for layer in self.layers if layer.group == group]
+        members = [layer for layer in self.layers if layer.group == group]
         if group not in self.blocks:
-            return [[name] for name in names]
+            return [[layer.name] for layer in members]
         self.path.reach(group)
-        leaders = self._leaders(group, names)
-        return [[name for name in names if leaders[name] == leader] for leader in dict.fromkeys(leaders.values())]
+        leaders = self._leaders(group, members)
+        return [[name for name in leaders if leaders[name] == leader] for leader in dict.fromkeys(leaders.values())]
 
     @torch.no_grad()
-    def _leaders(self, group: str, names: Sequence[str]) -> dict[str, str]:
-        return shared_inputs(self.model, names, lambda: self.path.run(group, self.path.states[0]))
+    def _leaders(self, group: str, members: Sequence[Matrix]) -> dict[str, str]:
+        return shared_inputs(layers_of(self.model, members), lambda: self.path.run(group, self.path.states[0]))
 
     @torch.no_grad()
     def _collect(self, group: str, members: Sequence[Matrix]) -> dict[str, Statistics]:
-        collector = Collector(self.model, members, self._leaders(group, [m.name for m in members]), self.needs)
+        collector = Collector(self.model, members, self._leaders(group, members), self.needs)
         with collector.listen():
             for collector.window, state in progress(list(enumerate(self.path.states)), f"calibration {group}"):
                 self.path.run(group, state)

@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
-from svdexp.models.hooks import gradient_hooks, input_hooks, submodules
-from svdexp.models.matrices import Matrix
+from svdexp.models.hooks import Modules, gradient_hooks, input_hooks
+from svdexp.models.matrices import Matrix, layers_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 
 
-def shared_inputs(model: nn.Module, names: Sequence[str], forward: Callable[[], object]) -> dict[str, str]:
+def shared_inputs(layers: Modules, forward: Callable[[], object]) -> dict[str, str]:
     """Map each layer to the first layer fed by the very same tensors (q, k, v; gate, up) in one forward pass.
 
     A layer that runs several times must share all of its inputs. One that did not run, such as an expert without
     tokens, is its own leader.
     """
     seen: list[tuple[torch.Tensor, int]] = []  # holds the tensors, so no memory address is used twice
-    inputs: dict[str, tuple[int, ...]] = dict.fromkeys(names, ())
+    inputs: dict[str, tuple[int, ...]] = dict.fromkeys(layers, ())
 
     def see(name: str, x: torch.Tensor) -> None:
         same = (index for index, (y, version) in enumerate(seen) if y is x and version == x._version)
@@ -30,7 +30,7 @@ def shared_inputs(model: nn.Module, names: Sequence[str], forward: Callable[[], 
             seen.append((x, x._version))
         inputs[name] += (index,)
 
-    with input_hooks(submodules(model, names), see):
+    with input_hooks(layers, see):
         forward()
     first: dict[tuple[int, ...], str] = {}
     return {name: first.setdefault(numbers, name) if numbers else name for name, numbers in inputs.items()}
@@ -44,11 +44,11 @@ class Collector:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Matrix], leaders: dict[str, str], needs: Sequence[str]):
-        self.model = model
+        modules = layers_of(model, layers)
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
         shapes = {layer.name: (layer.m, layer.n) for layer in layers}
-        device = {name: next(model.get_submodule(name).parameters()).device for name in shapes}
+        device = {name: next(layer.parameters()).device for name, layer in modules.items()}
         self._inputs = {
             leader: {need: INPUT_STATISTICS[need](shapes[leader][1], device[leader]) for need in needs_of_inputs(needs)}
             for leader in dict.fromkeys(self.leaders.values())
@@ -57,16 +57,16 @@ class Collector:
             name: {need: GRADIENT_STATISTICS[need](*shape, device[name]) for need in needs_of_gradients(needs)}
             for name, shape in shapes.items()
         }
-        self._gradient_names = list(shapes) if needs_of_gradients(needs) else []
         self._inputs_in_backward = any(GRADIENT_STATISTICS[need].needs_inputs for need in needs_of_gradients(needs))
-        self._input_names = list(self._inputs) if needs_of_inputs(needs) else []
+        self._fed = {name: modules[name] for name in self._inputs} if needs_of_inputs(needs) else {}
+        self._reached = modules if needs_of_gradients(needs) else {}
 
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Within this context every forward, and every backward, pass is accounted for."""
         with (
-            input_hooks(submodules(self.model, self._input_names), self._see_input),
-            gradient_hooks(submodules(self.model, self._gradient_names), self._see_gradient, self._inputs_in_backward),
+            input_hooks(self._fed, self._see_input),
+            gradient_hooks(self._reached, self._see_gradient, self._inputs_in_backward),
         ):
             yield
 

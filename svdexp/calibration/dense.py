@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
-from weakref import ref
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from svdexp.calibration.collector import Collector, needs_of_gradients, shared_i
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
-from svdexp.models.matrices import Matrix
+from svdexp.models.matrices import Matrix, layers_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
@@ -41,8 +40,6 @@ class DenseStatistics:
         shelves: Mapping[str, Shelf],
     ):
         self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
-        # weak: what truncation replaces is not to stay in memory
-        self._dense = {layer.name: ref(model.get_submodule(layer.name)) for layer in layers}
 
     def statistics(self, group: str) -> dict[str, Statistics]:
         """Reads one group; whatever no run left, or left damaged, is collected first, for all groups at once."""
@@ -75,7 +72,7 @@ class DenseStatistics:
         processes.wait()
 
     def _collect_missing(self) -> None:
-        if any(self.model.get_submodule(name) is not module() for name, module in self._dense.items()):
+        if not all(layer.is_dense(self.model) for layer in self.layers):
             raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
         missing = self._missing()
         self._put(missing, collect(self.model, self.layers, self.windows, missing))
@@ -108,9 +105,10 @@ def collect(
         return {layer.name: {} for layer in layers}
     backward = bool(needs_of_gradients(needs))
     run, body = (forward_and_backward, model) if backward else (forward, smallest_model(model, layers))
-    names = [layer.name for layer in layers]
     with torch.no_grad():
-        leaders = shared_inputs(model, names, lambda: body(windows[:1, :16].to(model.device), use_cache=False))
+        leaders = shared_inputs(
+            layers_of(model, layers), lambda: body(windows[:1, :16].to(model.device), use_cache=False)
+        )
     collector = Collector(model, layers, leaders, needs)
     with collector.listen(), frozen(model):
         # one window at a time where gradients are taken: Fisher squares each window's own
@@ -140,5 +138,5 @@ def forward_and_backward(model: Any, batch: torch.Tensor) -> None:
 def smallest_model(model: PreTrainedModel, layers: Sequence[Matrix]) -> Any:
     """The base model where that holds every layer: the head's large product is then never computed."""
     body: Any = model.base_model
-    inside = {name for name, _ in body.named_modules(prefix=model.base_model_prefix)}
-    return body if all(layer.name in inside for layer in layers) else model
+    inside = f"{model.base_model_prefix}."
+    return body if all(layer.name.startswith(inside) for layer in layers) else model

@@ -4,32 +4,24 @@ A model may multiply by a layer's weight by hand, so that the layer itself never
 something else than W x + b; and a layer may run without gradients where these are needed. Such layers stay dense.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from svdexp.calibration.dense import forward, forward_and_backward, smallest_model
 from svdexp.models.behaviour import frozen
 from svdexp.models.hooks import call_hooks, gradient_hooks, output_hooks, submodules
-from svdexp.models.matrices import Matrix
-from svdexp.models.structure import weight_of
+from svdexp.models.matrices import Matrix, layers_of
 
 # Why a layer stays dense, after its name.
 NEVER = "never ran, though what holds them did: their weights are used by hand"
 NO_DATA = "were given no token of the calibration text"
 OTHER = "give something else than W x + b"
 NO_GRADIENT = "run without gradients, which the method's weighting needs"
-
-# Forward passes that are W x + b; a subclass with another is compared with it.
-PLAIN = (nn.Linear.forward, Conv1D.forward)
-# Rounding of a product that was computed in another order, in units of the largest output.
-TOLERANCE = 32
 
 
 def left_dense(
@@ -40,7 +32,7 @@ def left_dense(
     The first of the windows (N, L) decides on all layers but those inside a module that it did not reach, such as an
     expert; for them further ones run, all of them if need be.
     """
-    observer = Observer(model, layers)
+    observer = Observer(model, {layer.name: layer for layer in layers})
     run, body = (forward_and_backward, model) if gradients else (forward, smallest_model(model, layers))
     with observer.listen(), frozen(model):
         for window in windows:
@@ -56,10 +48,10 @@ def left_dense(
 
 @dataclass
 class Observer:
-    """What was seen of the layers: which ran, which gave something else, and which outputs had a gradient."""
+    """What was seen of matrices' layers: which ran, which gave something else, and which outputs had a gradient."""
 
     model: PreTrainedModel
-    layers: Sequence[Matrix]
+    matrices: Mapping[str, Matrix]
     ran: set[str] = field(default_factory=set)
     other: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
@@ -67,9 +59,8 @@ class Observer:
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Within this context every pass counts."""
-        names = [layer.name for layer in self.layers]
-        layers = submodules(self.model, names)
-        around = submodules(self.model, {parent_of(name) for name in names} - set(names))
+        layers = layers_of(self.model, self.matrices.values())
+        around = submodules(self.model, {matrix.holder for matrix in self.matrices.values()} - layers.keys())
         with (
             call_hooks(around, lambda name, *_: self.ran.add(name)),
             output_hooks(layers, self._look),
@@ -79,36 +70,17 @@ class Observer:
 
     def waiting(self) -> bool:
         """Whether there are layers that may run yet: what holds them has not."""
-        return any(layer.name not in self.ran and parent_of(layer.name) not in self.ran for layer in self.layers)
+        return any(not self.ran & {matrix.name, matrix.holder} for matrix in self.matrices.values())
 
     def fault(self, name: str, gradients: bool) -> str | None:
         """Why the layer does not work as a linear one, if it does not."""
         if name not in self.ran:
-            return NEVER if parent_of(name) in self.ran else NO_DATA
+            return NEVER if self.matrices[name].holder in self.ran else NO_DATA
         if name in self.other:
             return OTHER
         return NO_GRADIENT if gradients and name not in self.reached else None
 
     def _look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.ran.add(name)
-        if not computes_linear(self.model.get_submodule(name), args, output):
+        if not self.matrices[name].computes(self.model, args, output):
             self.other.add(name)
-
-
-def parent_of(name: str) -> str:
-    """The name of the module that holds the one called `name`."""
-    return name.rpartition(".")[0]
-
-
-@torch.no_grad()
-def computes_linear(module: Any, args: tuple[Any, ...], output: Any) -> bool:
-    """Whether the module made W x + b of its one argument x."""
-    if len(args) != 1 or not isinstance(args[0], torch.Tensor) or not isinstance(output, torch.Tensor):
-        return False
-    if type(module).forward in PLAIN:
-        return True
-    expected = nn.functional.linear(args[0], weight_of(module), module.bias)
-    if expected.shape != output.shape:
-        return False
-    largest = TOLERANCE * torch.finfo(output.dtype).eps * expected.abs().max() if output.numel() else 0.0
-    return bool(((expected - output).abs() <= largest).all())

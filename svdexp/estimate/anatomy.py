@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget
 from svdexp.calibration.collector import shared_inputs
-from svdexp.models.matrices import Matrix, Ranks, matrices_in
+from svdexp.models.matrices import Matrix, Ranks, layers_of, matrices_in
 from svdexp.models.structure import find_blocks, stored_bytes
 from svdexp.models.work import Workload
 
@@ -26,7 +26,7 @@ def workload_of(
     """
     prefix, blocks = find_blocks(model)
     inside = {matrix.name: matrix for matrix in matrices_in(blocks, prefix)}
-    leaders = input_leaders(model, list(inside))
+    leaders = input_leaders(model, list(inside.values()))
     body = entries(blocks)
     embedding: Any = model.get_input_embeddings()
     vocabulary, width = embedding.weight.shape
@@ -66,8 +66,8 @@ def entries(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def input_leaders(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
-    """For each of the named layers the first one fed by the same tensor, from a short forward pass.
+def input_leaders(model: PreTrainedModel, matrices: Sequence[Matrix]) -> dict[str, str]:
+    """For each of the matrices' layers the first one fed by the same tensor, from a short forward pass.
 
     Without weights it runs on shapes alone: models look at values, for instance of masks, which a meta tensor
     refuses; torch's fake tensors stand for any value.
@@ -76,4 +76,4 @@ def input_leaders(model: PreTrainedModel, names: Sequence[str]) -> dict[str, str
     shapes_only: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True)
     with shapes_only if model.device.type == "meta" else nullcontext():
         tokens = torch.zeros(1, 16, dtype=torch.int64, device=model.device)
-        return shared_inputs(model, names, lambda: body(tokens, use_cache=False))
+        return shared_inputs(layers_of(model, matrices), lambda: body(tokens, use_cache=False))

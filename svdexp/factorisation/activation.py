@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from svdexp.factorisation.differentiable_svd import TruncatedSVD
-from svdexp.models.hooks import output_hooks, submodules
+from svdexp.models.hooks import output_hooks
+from svdexp.models.matrices import layers_of, named
 from svdexp.runtime.errors import UserError
 
 # Components beyond the rank that are computed at the paper's sharpness β = 10.
@@ -49,15 +50,15 @@ def changed_outputs(
         UserError: in the forward pass, where an output is not finite.
     """
 
-    layers: Mapping[str, Any] = submodules(model, changes)
+    matrices = {matrix.name: matrix for matrix in named(model, changes)}
 
     def changed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         if not bool(output.isfinite().all()):
             raise UserError(f"calibration: the output of {name} is not finite; try precision=float32")
         wide = torch.promote_types(output.dtype, torch.float32)
-        bias = layers[name].bias
-        bias = 0.0 if bias is None else bias.detach().to(wide)
+        b = matrices[name].bias(model)
+        bias = 0.0 if b is None else b.detach().to(wide)
         return (changes[name](args[0].to(wide), output.to(wide) - bias) + bias).to(output.dtype)
 
-    with output_hooks(layers, changed):
+    with output_hooks(layers_of(model, matrices.values()), changed):
         yield

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,6 +51,15 @@ class Matrix:
         """b (m,), if there is one."""
         return self.family.bias(self.layer(model))
 
+    @property
+    def holder(self) -> str:
+        """The name of the module that decides whether the matrix is used: where it runs, the matrix should."""
+        return self.family.holder(self.name)
+
+    def computes(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
+        """Whether its dense layer, called with `args`, made W x + b of one argument x."""
+        return self.family.computes(self.layer(model), args, output)
+
     def filled(self, skeleton: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
         """The dense layer of W and `bias`, made of that of `skeleton`, a model without weights."""
         return self.family.filled(self.layer(skeleton), W, bias)
@@ -84,6 +93,12 @@ def found_in(module: nn.Module, prefix: str = "") -> Iterator[Found]:
 def matrices_in(module: nn.Module, prefix: str = "") -> list[Matrix]:
     """The handles of `found_in` but for packed weights, each matrix a group of its own."""
     return [found.handle(found.name) for found in found_in(module, prefix) if found.weight.ndim == 2]
+
+
+def named(model: nn.Module, names: Iterable[str]) -> list[Matrix]:
+    """The dense matrices of `model` that are called by `names`."""
+    found = {matrix.name: matrix for matrix in matrices_in(model)}
+    return [found[name] for name in names]
 
 
 def layers_of(model: nn.Module, matrices: Iterable[Matrix]) -> dict[str, nn.Module]:

@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from svdexp.models.families import LINEAR
 from svdexp.models.matrices import Found, Matrix, found_in
 from svdexp.runtime.errors import UserError
 
@@ -191,16 +190,6 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of `stored_tensors`, in the formats they are in."""
     return sum(tensor.nbytes for tensor in stored_tensors(model).values())
-
-
-def weight_of(module: nn.Module) -> torch.Tensor:
-    """W of a module, (m, n)."""
-    return LINEAR.weight(module)
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the submodule called `name`."""
-    LINEAR.put(model, name, module)
 
 
 def _checked(found: Found, group: str) -> Matrix:

@@ -16,7 +16,8 @@ from svdexp.allocation import Budget, Evidence, Learned, Uniform
 from svdexp.allocation.from_gamma import GAMMA_TOKENS
 from svdexp.allocation.rank_training import RankTraining, cost_at
 from svdexp.factorisation.activation import gate
-from svdexp.models.structure import Targets, find_matrices, weight_of
+from svdexp.models.families import LINEAR
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage import FactorStorage, RemapStorage, Storage
@@ -61,7 +62,7 @@ def reference_loss(training: RankTraining, gamma: torch.Tensor, index: int) -> t
 
         def hook(module: Any, args: Any, output: torch.Tensor, layer: int = layer) -> torch.Tensor:
             bias = 0 if module.bias is None else module.bias
-            Y = (args[0] @ weight_of(module).T).flatten(0, -2)
+            Y = (args[0] @ LINEAR.weight(module).T).flatten(0, -2)
             U, S, Vh = torch.linalg.svd(Y, full_matrices=False)
             rank = gamma[layer] * min(*Y.shape, args[0].shape[-1]) / GAMMA_TOKENS
             changed = (U * (S * gate(len(S), rank, training.options.sharpness))) @ Vh + bias

@@ -15,8 +15,9 @@ from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.families import LINEAR
 from svdexp.models.hooks import input_hooks, submodules
-from svdexp.models.structure import Targets, find_matrices, weight_of
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
@@ -60,7 +61,7 @@ def test_shared_statistics_equal_separate_ones(model: PreTrainedModel, windows: 
 
 def test_layers_fed_by_one_tensor_share_one_statistic(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     names = [layer.name for layer in find_matrices(llama, Targets())]
-    leaders = shared_inputs(llama, names, lambda: llama(windows[:1]))
+    leaders = shared_inputs(submodules(llama, names), lambda: llama(windows[:1]))
     block = {name.rpartition(".")[2]: leader.rpartition(".")[2] for name, leader in leaders.items() if ".1." in name}
     assert block == {
         "q_proj": "q_proj",
@@ -138,7 +139,7 @@ def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, 
 def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
     """E[g gᵀ] and the mean squared weight gradient of single windows, by autograd on the parameters, in float64."""
     model = copy.deepcopy(model).double().requires_grad_(True)
-    fisher = {name: torch.zeros_like(weight_of(model.get_submodule(name))) for name in names}
+    fisher = {name: torch.zeros_like(LINEAR.weight(model.get_submodule(name))) for name in names}
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for name in names:
         keep = outputs[name].append

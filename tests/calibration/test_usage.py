@@ -21,11 +21,13 @@ from transformers import (
 from svdexp.allocation import GlobalLoss, Learned, Uniform, Whole
 from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect
-from svdexp.calibration.usage import NEVER, NO_DATA, NO_GRADIENT, OTHER, computes_linear, left_dense
+from svdexp.calibration.usage import NEVER, NO_DATA, NO_GRADIENT, OTHER, left_dense
 from svdexp.compress import compress
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.factors import Factors
+from svdexp.models.families import LINEAR
+from svdexp.models.hooks import submodules
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, abbreviated, find_matrices, other_stacks, shared_matrices
 from svdexp.runtime.errors import UserError
@@ -211,9 +213,9 @@ class Grouped(nn.Linear):
 def test_a_subclass_is_known_by_what_it_gives(kind: type[nn.Linear], linear: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer, x = kind(40, 30).to(dtype), torch.randn(2, 5, 40, dtype=dtype)
-    assert computes_linear(layer, (x,), layer(x)) is linear
-    assert not computes_linear(layer, (), layer(x))
-    assert not computes_linear(layer, (x,), (layer(x), None))
+    assert LINEAR.computes(layer, (x,), layer(x)) is linear
+    assert not LINEAR.computes(layer, (), layer(x))
+    assert not LINEAR.computes(layer, (x,), (layer(x), None))
 
 
 def test_early_passes_without_gradients_are_no_obstacle(windows: torch.Tensor) -> None:
@@ -261,7 +263,7 @@ def test_layers_that_run_twice_share_a_statistic_only_if_all_inputs_are_shared()
         for name, inputs in [("a", x), ("b", x), ("c", x), ("a", y), ("b", y), ("c", x)]:
             model[name](inputs)
 
-    assert shared_inputs(model, ["a", "b", "c"], forward) == {"a": "a", "b": "a", "c": "c"}
+    assert shared_inputs(submodules(model, ["a", "b", "c"]), forward) == {"a": "a", "b": "a", "c": "c"}
 
 
 def test_components_without_any_vector_are_those_of_the_matrix() -> None:
@@ -286,5 +288,5 @@ def test_a_layer_called_by_keyword_stays_dense_and_crashes_nothing() -> None:
     def forward() -> None:
         model["b"](model["a"](input=torch.ones(1, 3)))
 
-    assert shared_inputs(model, ["a", "b"], forward) == {"a": "a", "b": "b"}
-    assert not computes_linear(model["a"], (), torch.ones(1, 3))
+    assert shared_inputs(submodules(model, ["a", "b"]), forward) == {"a": "a", "b": "b"}
+    assert not LINEAR.computes(model["a"], (), torch.ones(1, 3))

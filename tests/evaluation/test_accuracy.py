@@ -22,8 +22,8 @@ from svdexp.evaluation.accuracy import average, standard_error
 from svdexp.evaluation.tasks import SUITES
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
+from svdexp.models.families import LINEAR
 from svdexp.models.fingerprint import model_fingerprint
-from svdexp.models.structure import weight_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import EvalConfig
@@ -67,7 +67,7 @@ def halved(tokenizer: Any, folder: Path) -> tuple[PreTrainedModel, Path]:
     merged = tiny_model("llama_gqa")
     for name in compressed.config.svdexp["layers"]:
         layer, dense = compressed.get_submodule(name), merged.get_submodule(name)
-        identity = torch.eye(weight_of(dense).shape[1])
+        identity = torch.eye(LINEAR.weight(dense).shape[1])
         dense.weight.copy_(layer(identity).T)
     merged.save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")

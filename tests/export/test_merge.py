@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.export.merge import merge
-from svdexp.models.structure import weight_of
+from svdexp.models.families import LINEAR
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage
 from tests.conftest import TINY, tiny_model
 from tests.support.shrunk import shrunk
@@ -29,7 +29,7 @@ def test_a_merged_model_computes_the_same(name: str, storage: Any, windows: torc
     assert type(model) is type(tiny_model(name))
     torch.testing.assert_close(model(windows).logits, expected, rtol=1e-4, atol=1e-4)
     for layer, product in products.items():
-        torch.testing.assert_close(weight_of(model.get_submodule(layer)), product)
+        torch.testing.assert_close(LINEAR.weight(model.get_submodule(layer)), product)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])

@@ -5,16 +5,21 @@ import gc
 import pickle
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import svdexp
+from svdexp.calibration.dense import forward_and_backward
 from svdexp.models import matrices
 from svdexp.models.families import FAMILIES, LINEAR
 from svdexp.models.families.linear import Linear
+from svdexp.models.hooks import gradient_hooks, input_hooks
 from svdexp.models.matrices import Matrix, found_in, layers_of, matrices_in
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
@@ -47,8 +52,9 @@ def test_layers_compute_what_weight_and_bias_say(model: PreTrainedModel) -> None
         x = torch.randn(2, 5, matrix.n)
         y = layer(x)
         torch.testing.assert_close(y, x @ W.T + (0 if b is None else b))
-        assert matrix.family.computes(layer, (x,), y)
-        assert not matrix.family.computes(layer, (), y)
+        assert matrix.computes(model, (x,), y)
+        assert not matrix.computes(model, (), y)
+        assert isinstance(model.get_submodule(matrix.holder), nn.Module)
 
 
 def test_the_weight_is_the_models_own(model: PreTrainedModel, windows: torch.Tensor) -> None:
@@ -122,6 +128,54 @@ def test_layers_by_name_in_the_order_of_the_modules(model: PreTrainedModel) -> N
     inside = [name for name, _ in model.named_modules() if name in found]
     assert list(found) == inside
     assert all(found[name] is model.get_submodule(name) for name in inside)
+
+
+class Products(TorchFunctionMode):
+    """Brute force: every product with one of the weights, whoever asks for it, told by where the weight stands."""
+
+    def __init__(self, model: nn.Module, matrices: list[Matrix]) -> None:
+        super().__init__()
+        self.names = {matrix.weight(model).data_ptr(): matrix.name for matrix in matrices}
+        self.inputs: dict[str, list[torch.Tensor]] = {matrix.name: [] for matrix in matrices}
+        self.gradients: dict[str, list[torch.Tensor]] = {matrix.name: [] for matrix in matrices}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (nn.functional.linear, torch.addmm):
+            x, W = args[1:3] if func is torch.addmm else args[:2]
+            name = self.names.get(W.data_ptr())
+            if name is not None:
+                self.inputs[name].append(x.detach().flatten(0, -2))
+                if result.requires_grad:
+                    result.register_hook(lambda g: self.gradients[name].append(g.flatten(0, -2)))
+        return result
+
+
+def test_listening_hears_what_every_product_gets(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    matrices = find_matrices(model, Targets())
+    layers = layers_of(model, matrices)
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    gradients: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    with (
+        input_hooks(layers, lambda name, x: inputs[name].append(x.detach().flatten(0, -2))),
+        gradient_hooks(layers, lambda name, x, g: gradients[name].append(g.flatten(0, -2)), inputs=False),
+        Products(model, matrices) as products,
+    ):
+        forward_and_backward(model, windows[:2])
+    for heard, expected in ((inputs, products.inputs), (gradients, products.gradients)):
+        for name, tensors in expected.items():
+            assert len(heard[name]) == len(tensors) == 1
+            assert torch.equal(heard[name][0], tensors[0])
+            assert bool(tensors[0].any())
+
+
+@pytest.mark.parametrize("word", ["get_submodule", "Conv1D"])
+def test_only_models_knows_what_a_matrix_is(word: str) -> None:
+    """All other rooms reach matrices by their handles."""
+    package = Path(svdexp.__file__).parent
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if word in path.read_text()}
+    assert files
+    assert {file for file in files if not file.startswith("models/")} == set()
 
 
 class Packed(nn.Linear):

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, RwkvConfig
 
-from svdexp.models.structure import Targets, find_blocks, find_matrices, weight_of
+from svdexp.models.families import LINEAR
+from svdexp.models.structure import Targets, find_blocks, find_matrices
 from svdexp.runtime.errors import UserError
 from tests.conftest import LLAMA_LIKE, tiny_model
 
@@ -30,7 +31,7 @@ def test_weight_is_out_by_in_for_transposed_layers() -> None:
     module = model.get_submodule(layer.name)
     assert (layer.m, layer.n) == (96, 32)
     x = torch.randn(5, 32)
-    torch.testing.assert_close(module(x), x @ weight_of(module).T + module.bias)
+    torch.testing.assert_close(module(x), x @ LINEAR.weight(module).T + module.bias)
 
 
 def test_patterns_include_and_exclude(llama: PreTrainedModel) -> None:

@@ -18,8 +18,9 @@ from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
 from svdexp.method import Method
 from svdexp.models.factors import Factors, low_rank_layer
+from svdexp.models.families import LINEAR
 from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
-from svdexp.models.structure import Targets, find_matrices, weight_of
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
 from svdexp.storage.quantised import unit_columns
@@ -194,7 +195,7 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, stora
 def test_no_matrix_is_factorised_where_whole_ones_fit(
     model: PreTrainedModel, windows: torch.Tensor, storage: RTNStorage
 ) -> None:
-    dense = {name: weight_of(model.get_submodule(name)).clone() for name in layer_names(model)}
+    dense = {name: LINEAR.weight(model.get_submodule(name)).clone() for name in layer_names(model)}
     result = compress(model, windows, replace(WHITENED, storage=storage), 0.6)
     assert set(result.ranks.values()) == {None}
     assert result.achieved_ratio < 0.35  # 4 bits, and 16 for each group, of which these matrices' last ones are short
@@ -220,7 +221,7 @@ def test_between_factors_and_whole_matrices_the_price_decides(windows: torch.Ten
 def test_quantising_alone(windows: torch.Tensor) -> None:
     """method=quantise is rounding every matrix, and says what it takes where that is more than the ratio."""
     model, method = tiny_model("llama_gqa"), Method("quantise", None, Whole(), RTNStorage(8, None))
-    dense = {name: weight_of(model.get_submodule(name)).clone() for name in layer_names(model)}
+    dense = {name: LINEAR.weight(model.get_submodule(name)).clone() for name in layer_names(model)}
     with pytest.raises(UserError, match=r"ratio=0.5 is too small: .* in 0\.5\d+ of their bits"):
         compress(tiny_model("llama_gqa"), windows, method, 0.5)
     compress(model, windows, method, 0.6)

@@ -14,7 +14,7 @@ from svdexp.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
 from svdexp.models.factors import Factors
-from svdexp.models.structure import weight_of
+from svdexp.models.families import LINEAR
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
@@ -90,10 +90,10 @@ def test_the_rest_is_decomposed_and_what_was_kept_comes_back(name: str, windows:
     done = compress(model, windows, replace(SPLIT, allocation=Listening(), update=update), 0.5)
     assert update.weights.keys() == {layer for layer, rank in done.ranks.items() if rank}
     for layer, rank in done.ranks.items():
-        W, module = weight_of(dense.get_submodule(layer)), model.get_submodule(layer)
+        W, module = LINEAR.weight(dense.get_submodule(layer)), model.get_submodule(layer)
         Q = 0.02 * W.sign()
         assert rank is not None
-        torch.testing.assert_close(weight_of(module) - Q, optimum(W - Q, rank), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(LINEAR.weight(module) - Q, optimum(W - Q, rank), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(done.spectra[layer].float(), torch.linalg.svdvals(W - Q), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(update.weights[layer], W - Q)
 
@@ -102,7 +102,7 @@ def test_an_allocation_tries_the_whole_layer(windows: torch.Tensor) -> None:
     dense, allocation = tiny_model("llama_gqa"), Listening()
     compress(tiny_model("llama_gqa"), windows, replace(SPLIT, allocation=allocation), 0.5)
     for name, found in allocation.tried.items():
-        W = weight_of(dense.get_submodule(name))
+        W = LINEAR.weight(dense.get_submodule(name))
         Q = 0.02 * W.sign()
         torch.testing.assert_close(found, Q + optimum(W - Q, 3), atol=1e-5, rtol=1e-4)
 
@@ -124,7 +124,7 @@ def test_inputs_of_compressed_blocks_decompose_the_rest_too(windows: torch.Tenso
     for traversal in Traversal:
         model = tiny_model("llama_gqa")
         compress(model, windows, replace(method, traversal=traversal), 0.5)
-        layers.append(weight_of(model.model.layers[0].self_attn.q_proj))
+        layers.append(LINEAR.weight(model.model.layers[0].self_attn.q_proj))
     torch.testing.assert_close(*layers, atol=1e-5, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
 from svdexp.models.families import LINEAR
-from svdexp.models.structure import Targets, weight_of
+from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
 from svdexp.update import IPCA
@@ -108,9 +108,9 @@ def test_the_engine_gathers_along_the_truncated_model(windows: torch.Tensor, by_
     for window in windows[:4]:  # of six
         brute(window[None])
     for name in names:
-        W = weight_of(brute.get_submodule(name)).double().numpy()
+        W = LINEAR.weight(brute.get_submodule(name)).double().numpy()
         V = components(outputs[name], ranks[name] or 0, by_energy)
-        found = weight_of(model.get_submodule(name)).double().numpy()
+        found = LINEAR.weight(model.get_submodule(name)).double().numpy()
         assert np.linalg.norm(found - V.T @ V @ W) < 1e-3 * np.linalg.norm(W), name
 
 
@@ -127,7 +127,7 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_en
     assert torch.isfinite(model(windows).logits).all()
     for name, rank in result.ranks.items():
         if rank is not None:
-            layer, W = model.get_submodule(name), weight_of(dense[name])
+            layer, W = model.get_submodule(name), LINEAR.weight(dense[name])
             V, _ = torch.linalg.qr(layer.rank_out.weight)
             torch.testing.assert_close(layer.weight, V @ V.T @ W, rtol=1e-3, atol=1e-5)
             bias = dense[name].bias
@@ -153,7 +153,7 @@ def test_one_layer_is_the_whitened_optimum_on_one_window(llama: PreTrainedModel,
     for method in (DOBI, whitened):
         other = tiny_model("llama_gqa")
         compress(other, windows[:1], method, 0.6, targets=targets)
-        weights.append(weight_of(other.get_submodule(name)))
+        weights.append(LINEAR.weight(other.get_submodule(name)))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_it_repairs_other_methods_ranks(windows: torch.Tensor) -> None:
     dobi = tiny_model("llama_gqa")
     compress(dobi, windows, DOBI, 0.6, targets=Targets(ranks=plain.ranks))
     for name in plain.ranks:
-        torch.testing.assert_close(weight_of(model.get_submodule(name)), weight_of(dobi.get_submodule(name)))
+        torch.testing.assert_close(LINEAR.weight(model.get_submodule(name)), LINEAR.weight(dobi.get_submodule(name)))
 
 
 @pytest.mark.parametrize(

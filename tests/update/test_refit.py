@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.compress import compress
 from svdexp.models.factors import Factors
+from svdexp.models.families import LINEAR
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.update import RefitOutput
 from svdexp.update.refit import Refit, refit
@@ -48,9 +49,7 @@ def test_refit_lowers_the_error_on_the_compressed_path(model: PreTrainedModel, w
 
 
 def module_weight(model: PreTrainedModel, name: str) -> torch.Tensor:
-    from svdexp.models.structure import weight_of
-
-    return weight_of(model.get_submodule(name))
+    return LINEAR.weight(model.get_submodule(name))
 
 
 def test_ranks_and_size_stay_what_they_were(windows: torch.Tensor) -> None:

@@ -31,6 +31,10 @@ class Family(ABC):
         """Let `layer` compute y. A layer that stood there before can be put back and is then as it was."""
 
     @abstractmethod
+    def holder(self, name: str) -> str:
+        """The name of the module that decides whether the matrix called `name` is used."""
+
+    @abstractmethod
     def is_dense(self, layer: nn.Module) -> bool:
         """Whether a layer is the model's own."""
 

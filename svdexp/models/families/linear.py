@@ -34,6 +34,10 @@ class Linear(Family):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
 
+    def holder(self, name: str) -> str:
+        """The module that it is a child of."""
+        return name.rpartition(".")[0]
+
     def is_dense(self, layer: nn.Module) -> bool:
         """Told by the class; those of svdexp are of neither."""
         return isinstance(layer, nn.Linear | Conv1D)
