@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import Uniform
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.collector import shared_inputs
-from svdexp.calibration.dense import collect
+from svdexp.calibration.dense import collect, smallest_model
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.compress import compress
@@ -23,6 +23,7 @@ from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage
 from tests.conftest import overflow_at, tiny_model
+from tests.support.shrunk import truncated
 
 
 def recorded_moments(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -96,6 +97,26 @@ def test_only_missing_statistics_are_collected(
     assert not passes
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name]["gram"], again[name]["gram"]) for name in first)
+
+
+def test_statistics_that_vanish_are_not_collected_from_a_half_compressed_model(
+    llama: PreTrainedModel, windows: torch.Tensor
+) -> None:
+    layers = find_matrices(llama, Targets())
+    source = DenseStatistics(llama, layers, windows, {"gram": Shelf()})
+    dense, W = layers[3].layer(llama), layers[3].weight(llama)
+    layers[3].put(llama, FactorStorage().layer(truncated(W, 2), None, W))
+    with pytest.raises(UserError, match="statistics vanished"):
+        source.statistics("model.layers.0")
+    layers[3].put(llama, dense)
+    assert source.statistics("model.layers.0")
+
+
+def test_the_head_runs_only_where_it_is_compressed() -> None:
+    model = tiny_model("llama")
+    layers = find_matrices(model, Targets(lm_head=True))
+    assert smallest_model(model, layers) is model
+    assert smallest_model(model, layers[:-1]) is model.base_model
 
 
 def test_blockwise_inputs_come_from_the_compressed_blocks(model: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -75,7 +75,7 @@ def test_what_is_put_runs_and_what_stood_there_comes_back(model: PreTrainedModel
         W, b, dense = matrix.weight(model), matrix.bias(model), matrix.layer(model)
         layer = FactorStorage().layer(truncated(W, 2), b, W)
         matrix.put(model, layer)
-        assert matrix.layer(model) is layer
+        assert matrix.layer(model) is model.get_submodule(matrix.name) is layer
         assert not matrix.is_dense(model)
         assert matrix.name not in {found.name for found in found_in(model)}
         torch.testing.assert_close(matrix.weight(model), layer.rank_out.weight @ layer.rank_in.weight)

@@ -28,7 +28,10 @@ class Family(ABC):
 
     @abstractmethod
     def put(self, model: nn.Module, name: str, layer: nn.Module) -> None:
-        """Let `layer` compute y. A layer that stood there before can be put back and is then as it was."""
+        """Let `layer` compute y. One that is not dense is then the module under the matrix's name.
+
+        A layer that stood there before can be put back, and all is as it was.
+        """
 
     @abstractmethod
     def holder(self, name: str) -> str:
