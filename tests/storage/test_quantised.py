@@ -95,6 +95,7 @@ def test_a_whole_matrix_is_rounded_as_it_is(storage: RTNStorage) -> None:
 
 
 def test_gptq_of_a_whole_matrix_makes_up_for_errors_on_its_inputs() -> None:
+    torch.manual_seed(0)
     storage, dense = GPTQStorage(3, 8), torch.nn.Linear(32, 24)
     x = torch.randn(200, 32) @ torch.randn(32, 32) + 3
     with torch.no_grad():
@@ -130,6 +131,7 @@ def test_what_float16_cannot_hold_is_refused(value: float) -> None:
 
 
 def test_gptq_makes_up_for_errors_on_the_layers_inputs() -> None:
+    torch.manual_seed(0)
     factors, storage = random_factors(24, 32, 16), GPTQStorage(3, 8)
     plain = low_rank_layer(factors, torch.randn(24), torch.empty(24, 32))
     x = torch.randn(200, 32) @ torch.randn(32, 32) + 3
