@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.path import BlockPath, Pass, block_passes
-from svdexp.models.structure import named_blocks, replace
+from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
 
@@ -24,7 +24,7 @@ def states_of(model: PreTrainedModel, windows: torch.Tensor) -> list[list[torch.
     body = model.base_model
     for name, module in list(body.named_modules()):
         if type(module).__name__.endswith("Norm") and not any(part.isdigit() for part in name.split(".")):
-            replace(body, name, nn.Identity())  # the one behind the last block, which the report would include
+            body.set_submodule(name, nn.Identity())  # the one behind the last block, which the report would include
     passes = [model(window[None], output_hidden_states=True, use_cache=False).hidden_states for window in windows]
     return list(map(list, zip(*passes, strict=True)))
 
@@ -60,7 +60,7 @@ def test_states_take_every_block_as_it_is_when_they_go_through(llama: PreTrained
     path = BlockPath(llama, windows)
     path.reach(SECOND)
     dense = states_of(llama, windows)
-    replace(llama, f"{SECOND}.mlp.up_proj", nn.Linear(32, 48))
+    llama.set_submodule(f"{SECOND}.mlp.up_proj", nn.Linear(32, 48))
     llama.get_submodule(f"{SECOND}.self_attn.q_proj").weight.mul_(3)
     changed = states_of(llama, windows)
     llama.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(3)  # too late: they are behind it
