@@ -18,7 +18,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import INTERRUPTED, interruptible
 from tests.end_to_end.forked import Outcome, run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def toy(folder: Path, *words: str) -> Outcome:

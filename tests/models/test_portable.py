@@ -33,6 +33,7 @@ CLASSES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXModel"),
 }
+STRANGER = Path(__file__).parents[1] / "support" / "elsewhere.py"
 CASES = [f"{name}-{storage}" for name in CLASSES for storage in STORAGES]
 
 
@@ -55,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture(scope="module")
 def reports(folders: Path) -> dict[str, dict[str, Any]]:
     """What the other process says of each case."""
-    words = [sys.executable, str(Path(__file__).with_name("elsewhere.py")), *(str(folders / case) for case in CASES)]
+    words = [sys.executable, str(STRANGER), *(str(folders / case) for case in CASES)]
     done = subprocess.run(words, cwd=folders, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
