@@ -7,7 +7,7 @@ import torch
 
 from svdexp.factorisation import Decomposition, Metric, decompose
 from svdexp.runtime.errors import UserError
-from svdexp.schema import SigmaFuse
+from svdexp.schema import Numerics, SigmaFuse
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
 
@@ -122,6 +122,20 @@ def test_a_lower_rank_is_a_slice_to_the_last_bit() -> None:
             factors = part.truncate(rank, fuse)
             assert torch.equal(factors.A, whole.A[:, :rank])
             assert torch.equal(factors.B, whole.B[:rank])
+
+
+def test_what_a_deficient_moment_does_not_see_counts_a_little() -> None:
+    """On both sides: without that, G has no Cholesky factor, and C none of the components that full rank needs."""
+    W = torch.randn(9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, g = (torch.randn(4, size, generator=torch.Generator().manual_seed(1)).double() for size in (14, 9))
+    metric = Metric(left=g.T @ g / 4, right=x.T @ x / 4)
+    for numerics in Numerics:
+        part = decompose(W, metric, torch.float64, numerics)
+        assert (part.damping > 0).all()
+        assert (part.damping < 1e-9).all()
+        torch.testing.assert_close(part.left @ part.right, W, rtol=1e-2, atol=1e-2)
+        found = loss(W - part.left[:, :4] @ part.right[:4], metric)
+        assert found < 1e-4 * loss(W, metric), "four components are all that four tokens see"
 
 
 def test_damping_is_zero_for_a_definite_moment_and_reported_for_a_deficient_one() -> None:
