@@ -22,7 +22,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage import FactorStorage, RemapStorage, Storage
 from tests.conftest import overflow_at, tiny_model
-from tests.support.two_processes import free_port, join_two
+from tests.support.two_processes import in_two, join_two
 
 QUICK = Learned(epochs=2, accumulation=2, sharpness=1.0, lr=60, lr_end=1, randomised=False, save_every=1)
 
@@ -200,7 +200,7 @@ def learn_in_a_process(rank: int, port: int, folder: str, windows: torch.Tensor)
 
 def test_two_processes_share_the_sequences_of_a_step(windows: torch.Tensor, tmp_path: Path) -> None:
     """Of three sequences one process sees two and the other one; the gradient is that of one process."""
-    torch.multiprocessing.spawn(learn_in_a_process, (free_port(), str(tmp_path), windows), nprocs=2)
+    in_two(learn_in_a_process, str(tmp_path), windows)
     one = training_of(tiny_model("llama_gqa"), windows)
     perplexity = one.task_gradient([4, 1, 3], step=0)
     for rank in range(2):

@@ -21,7 +21,7 @@ from svdexp.schema import Config, Save
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 from tests.support.shrunk import shrunk
-from tests.support.two_processes import free_port, join_two
+from tests.support.two_processes import in_two, join_two
 from tests.test_compress import WHITENED
 
 HOLD = """
@@ -152,7 +152,7 @@ def test_a_failure_is_noted_until_the_next_try(tmp_path: Path) -> None:
 
 def test_processes_that_share_a_run_do_as_the_main_one(tmp_path: Path) -> None:
     for _ in range(2):
-        torch.multiprocessing.spawn(one_of_two, (free_port(), tmp_path), nprocs=2)
+        in_two(one_of_two, tmp_path)
     done = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".json")
     assert done == ["0.json", "1.json", "results.json"]
 

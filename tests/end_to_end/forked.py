@@ -5,7 +5,6 @@ after it did its work.
 """
 
 import importlib
-import multiprocessing
 import os
 import runpy
 import signal
@@ -17,18 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = (
-    *(
-        "svdexp.runs.compression",
-        "svdexp.runs.evaluation",
-        "svdexp.export.publish",
-        "svdexp.report.write",
-        "svdexp.cells.identity",
-    ),
-    *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "datasets", "peft", "wandb"),
-)
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(list(PRELOADED))
+from tests.support.warm import CONTEXT
 
 
 @dataclass(frozen=True)

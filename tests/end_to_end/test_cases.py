@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 import svdexp
 from tests.end_to_end import cases
 from tests.end_to_end.cases import CASES, Ran, finds
-from tests.end_to_end.forked import CONTEXT, run
+from tests.end_to_end.forked import run
+from tests.support.warm import CONTEXT
 
 pytestmark = pytest.mark.skipif(not CASES, reason="the cases lie beside the checkout, or where SVDEXP_CASES says")
 

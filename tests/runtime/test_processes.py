@@ -25,7 +25,7 @@ from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
-from tests.support.two_processes import free_port, join_two
+from tests.support.two_processes import in_two, join_two
 
 KRON = Method("kron", TwoSided(), GlobalLoss(), FactorStorage())
 NEEDS = [*INPUT_STATISTICS, *GRADIENT_STATISTICS]
@@ -64,7 +64,7 @@ def one_of_two(rank: int, port: int, folder: Path, windows: torch.Tensor) -> Non
 
 
 def test_two_processes_find_what_one_does(windows: torch.Tensor, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, (free_port(), tmp_path, windows[:5]), nprocs=2)
+    in_two(one_of_two, tmp_path, windows[:5])
     expected = everything(windows[:5], tmp_path / "alone", None)
     for rank in range(2):
         found = load_file(tmp_path / f"{rank}.safetensors")
@@ -77,7 +77,7 @@ def test_two_processes_find_what_one_does(windows: torch.Tensor, tmp_path: Path)
 
 def test_each_decomposition_is_made_once(windows: torch.Tensor, tmp_path: Path) -> None:
     """The blocks are dealt out: both wrote some of the files, each file was written by one."""
-    torch.multiprocessing.spawn(one_that_counts, (free_port(), tmp_path, windows[:4]), nprocs=2)
+    in_two(one_that_counts, tmp_path, windows[:4])
     made = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert all(made)
     assert sorted(made[0] + made[1]) == ["model.layers.0", "model.layers.1", "model.layers.2"]

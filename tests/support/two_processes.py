@@ -2,9 +2,19 @@
 
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import PartialState
+
+from tests.support.warm import CONTEXT
+
+
+def in_two(work: Callable[..., None], *arguments: Any) -> None:
+    """`work(rank, port, *arguments)`, a module's function, in two processes at once; what one raises is raised."""
+    method = CONTEXT.get_start_method()
+    torch.multiprocessing.start_processes(work, (free_port(), *arguments), nprocs=2, start_method=method)
 
 
 def free_port() -> int:

@@ -1,0 +1,16 @@
+"""A server that has imported what takes seconds: processes that fork from it start at once."""
+
+import multiprocessing
+
+PRELOADED = (
+    *(
+        "svdexp.runs.compression",
+        "svdexp.runs.evaluation",
+        "svdexp.export.publish",
+        "svdexp.report.write",
+        "svdexp.cells.identity",
+    ),
+    *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "datasets", "peft", "wandb"),
+)
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(list(PRELOADED))
