@@ -124,7 +124,7 @@ WRAPPED: dict[str, Callable[[torch.Tensor], Any]] = {
     "tuple": lambda x: (0, x),
     "mapping": lambda x: {"full": [x]},
     "other mapping": lambda x: UserDict({"full": x}),
-    "length": lambda x: [x] * int(x),
+    "length": lambda x: [0] * int(x),
     "key": lambda x: {int(x): 0},
     "kind": lambda x: None if int(x) % 2 else x,
 }
