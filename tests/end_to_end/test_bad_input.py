@@ -79,6 +79,7 @@ def test_a_folder_that_is_no_model(svdexp_command: Svdexp, tmp_path: Path) -> No
     assert_one_sentence(svdexp_command("model.path=./folder"), "model.path=./folder", "cannot be loaded")
 
 
+@pytest.mark.any_format
 def test_a_debugging_developer_gets_the_traceback(fresh_command: Svdexp) -> None:
     result = fresh_command("ratio=0", SVDEXP_DEBUG="1")
     assert result.returncode == 1

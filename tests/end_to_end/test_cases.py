@@ -21,7 +21,10 @@ from tests.end_to_end.cases import CASES, Ran, finds
 from tests.end_to_end.forked import run
 from tests.support.warm import CONTEXT
 
-pytestmark = pytest.mark.skipif(not CASES, reason="the cases lie beside the checkout, or where SVDEXP_CASES says")
+pytestmark = [
+    pytest.mark.skipif(not CASES, reason="the cases lie beside the checkout, or where SVDEXP_CASES says"),
+    pytest.mark.any_format,  # they say theirs themselves
+]
 
 ModelOf = Callable[[str], Path]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -11,6 +12,8 @@ from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp, read
 from tests.end_to_end.test_bad_input import assert_one_sentence
 from tests.support import own_code
+
+pytestmark = pytest.mark.any_format
 
 TRUSTED = "model.trust_remote_code=true"
 

@@ -106,6 +106,7 @@ def test_a_sweep_goes_on_after_a_failing_cell(svdexp_command: Svdexp, tiny_job: 
     assert found == ["svd", "svd_llm"]
 
 
+@pytest.mark.any_format
 def test_blockwise_runs(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
     done = svdexp_command(
         *tiny_job, "method=svd_llm", "method.traversal=blockwise", "hydra.run.dir=here", "precision=bfloat16"
@@ -114,6 +115,7 @@ def test_blockwise_runs(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: P
     assert read(tmp_path / "here")["dtype"] == "bfloat16"
 
 
+@pytest.mark.any_format
 def test_help_and_cfg_answer_quickly(fresh_command: Svdexp) -> None:
     shown = fresh_command("--help")
     assert shown.returncode == 0

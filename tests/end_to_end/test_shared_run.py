@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.conftest import Svdexp, read
+
+pytestmark = pytest.mark.any_format
 
 
 def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

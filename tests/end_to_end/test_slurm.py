@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.any_format
+
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm_cluster_for_tests.sh"
 PROGRAMS = ("sbatch", "slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 

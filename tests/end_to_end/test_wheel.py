@@ -6,7 +6,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
+
+pytestmark = pytest.mark.any_format
 
 ROOT = Path(__file__).resolve().parents[2]
 
