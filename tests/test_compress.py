@@ -16,7 +16,7 @@ from svdexp.method import Method
 from svdexp.models.families import LINEAR
 from svdexp.models.hooks import input_hooks, submodules
 from svdexp.models.matrices import Ranks
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache

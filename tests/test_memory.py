@@ -16,7 +16,7 @@ from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric
 from svdexp.method import Method
 from svdexp.models.factors import Factors
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, Kept, Storage

@@ -8,7 +8,8 @@ from torch import nn
 
 from svdexp.allocation import Budget
 from svdexp.bench.timing import Row, speedup
-from svdexp.models.portable.svdexp_layers import LAYERS, PivotLinear
+from svdexp.models.portable.svdexp_layers import LAYERS
+from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.storage import NUMBER_BITS, FactorStorage, PivotStorage, RemapStorage, Storage
 
 KEPT = (0.8, 0.6, 0.4, 0.2)
@@ -20,7 +21,7 @@ def layer(storage: str, m: int, n: int, kept: float) -> nn.Module:
     """A layer (m, n) in a storage that takes `kept` of its bits; what it computes does not matter."""
     budget = Budget(kept, {"": (m, n)}, STORAGES[storage])
     rank = budget.largest_rank("", kept * m * n * NUMBER_BITS) or 0
-    made = LAYERS[storage](n, rank, m, False)
+    made = LAYERS[storage].empty(n, rank, m, False)
     if isinstance(made, PivotLinear):
         made.order.copy_(torch.randperm(len(made.order)))
     return made

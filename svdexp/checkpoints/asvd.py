@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from svdexp.models.portable.modeling_svdexp import Table
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 
 
 def is_asvd(config: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Checkpoints of compressed models: what transformers writes, plus what rebuilds the replaced layers.
 
-config.json carries a table of these layers (portable/modeling_svdexp.py) and what elastic.py adds. The two files of
+config.json carries a table of these layers (portable/modeling_svdexp.py) and what elastic.py adds. Its files of
 portable/ lie beside it, so transformers alone loads the folder, too, with trust_remote_code=True. `load` runs no code
 from a folder and unpickles nothing but tensors. It also reads what Dobi-SVD's and ASVD's references wrote (dobi.py,
 asvd.py).
@@ -30,7 +30,7 @@ from svdexp.models.portable.modeling_svdexp import (
     low_rank_reference,
     reference,
 )
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import first_not_finite
 from svdexp.runtime.disk import whole_folder
 from svdexp.runtime.errors import UserError, require
@@ -292,8 +292,6 @@ def configuration(folder: Path, trust_remote_code: bool) -> tuple[Any, type[PreT
 
 
 def _class(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """`architecture` with low-rank layers; transformers writes its files along with such a model."""
+    """`architecture` with low-rank layers."""
     hashable: Any = architecture  # for mypy
-    found: Any = low_rank(hashable)
-    found.register_for_auto_class(AUTO_CLASS)
-    return found  # type: ignore[no-any-return]
+    return low_rank(hashable)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import REPEATABLE, Allocation, Budget, Repeatable
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import Matrix, Ranks, matrices_in
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio
 from svdexp.runtime.shelves import Shelf
 from svdexp.runtime.typed import fill

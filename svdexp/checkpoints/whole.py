@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
 from svdexp.checkpoints.elastic import FOLDER
 from svdexp.checkpoints.intake import INDEX, WEIGHTS, header_shapes, weight_files
-from svdexp.models.portable import modeling_svdexp, svdexp_layers
+from svdexp.models.portable import modeling_svdexp
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
 
@@ -37,16 +38,26 @@ def has_lower_ratios(folder: Path) -> bool:
 def _others(folder: Path, config: dict[str, object]) -> Iterator[Path]:
     """What belongs to a checkpoint beside its config and its weights."""
     yield folder / TOKENIZER
-    for module in (modeling_svdexp, svdexp_layers):
-        yield folder / f"{module.__name__.rpartition('.')[2]}.py"
-    classes = config.get("auto_map")
-    for reference in classes.values() if isinstance(classes, dict) else ():  # of models with code of their own
-        yield folder / f"{str(reference).partition('.')[0]}.py"
+    yield from _code(folder, config)
     recipe = _recipe(config)
     layers = recipe.get("layers") if isinstance(recipe, dict) else recipe
     require(isinstance(layers, list | None), f"{folder / 'config.json'}: svdexp.elastic is no recipe")
     for name in layers or ():
         yield folder / FOLDER / f"{name}.safetensors"
+
+
+def _code(folder: Path, config: dict[str, object]) -> Iterator[Path]:
+    """The files of code that transformers needs: ours, those of models with code of their own, and what they import.
+
+    Each is read for its imports after it was asked for.
+    """
+    classes = config.get("auto_map")
+    named = [str(name).partition(".")[0] for name in classes.values()] if isinstance(classes, dict) else []
+    waiting = list(dict.fromkeys([modeling_svdexp.__name__.rpartition(".")[2], *named]))
+    for name in waiting:  # which grows
+        path = folder / f"{name}.py"
+        yield path
+        waiting += sorted(set(get_relative_imports(path)) - set(waiting))
 
 
 def _recipe(config: dict[str, object]) -> Any:

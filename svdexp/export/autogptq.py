@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
 from svdexp.models.matrices import Matrix, matrices_in
-from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear, groups, middle, pack
+from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear, groups, middle, pack
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError, require
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 

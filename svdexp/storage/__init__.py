@@ -1,6 +1,6 @@
 """How factors are kept: what a rank costs in bits, and the layer that holds it.
 
-Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_layers.py.
+Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_FORMAT.py.
 """
 
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage, stored_bits

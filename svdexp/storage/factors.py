@@ -6,7 +6,7 @@ from typing import final
 import torch
 
 from svdexp.models.factors import Factors, low_rank_layer
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 
 

@@ -14,7 +14,7 @@ from typing import final
 import torch
 
 from svdexp.models.factors import Factors, filled
-from svdexp.models.portable.svdexp_layers import PivotLinear, RowPivots, index_type, pivot_form, pivot_layer
+from svdexp.models.portable.svdexp_pivot import PivotLinear, RowPivots, index_type, pivot_form
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
@@ -53,7 +53,7 @@ class PivotStorage(Storage):
                 f"storage=pivot finds no stable pivots in a matrix of shape {(m, n)} at rank {factors.rank}; "
                 "use storage=factors"
             )
-        layer = pivot_layer(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
+        layer = PivotLinear.empty(n, factors.rank, m, bias is not None, dtype=like.dtype, device="meta")
         return filled(layer, state | {"order": state["order"].to(index_type(min(m, n)))}, like)
 
     def cost(self, workload: Workload) -> Work:

@@ -20,14 +20,8 @@ from svdexp.calibration import BlockwiseStatistics
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.models.factors import Factors, factors_of, filled
 from svdexp.models.matrices import Matrix
-from svdexp.models.portable.svdexp_layers import (
-    CODE_BITS,
-    LowRankLinear,
-    QuantisedLinear,
-    groups,
-    pack,
-    packed_bytes,
-)
+from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.portable.svdexp_quantised import CODE_BITS, QuantisedLinear, groups, pack, packed_bytes
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.progress import progress

@@ -15,7 +15,7 @@ from typing import final
 import torch
 
 from svdexp.models.factors import Factors, filled
-from svdexp.models.portable.svdexp_layers import RemapLinear
+from svdexp.models.portable.svdexp_remap import RemapLinear
 from svdexp.runtime.errors import UserError
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.rounding import rounded_up

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.models.portable.svdexp_layers import groups, middle, widened
+from svdexp.models.portable.svdexp_quantised import groups, middle, widened
 
 # Relative to the mean of the diagonal, as in the paper.
 DAMPING = 0.01

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.matrices import Matrix, layers_of
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 
 
 class Student:

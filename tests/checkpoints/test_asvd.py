@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import svdexp
 from svdexp.checkpoints import checkpoint
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model

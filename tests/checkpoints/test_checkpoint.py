@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED

@@ -17,7 +17,7 @@ from svdexp.export import publish
 from svdexp.export.autogptq import convert, packed
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.portable.svdexp_layers import QuantisedLinear
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.schema import ExportConfig, Format

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from svdexp.checkpoints import checkpoint
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.support.shrunk import shrunk
 

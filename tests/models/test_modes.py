@@ -15,7 +15,7 @@ from svdexp.compress import compress
 from svdexp.factorisation import Diagonal, InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.modes import at_rest
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, PivotStorage
 from svdexp.update import RefitOutput

@@ -17,6 +17,7 @@ import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.models.portable import modeling_svdexp
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
+from tests.conftest import tiny_model
 from tests.support.shrunk import shrunk, truncated
 
 STORAGES = {
@@ -84,10 +85,31 @@ def test_a_stranger_gets_the_same_model(case: str, folders: Path, reports: dict[
 
 def test_what_travels_is_what_svdexp_runs(folders: Path) -> None:
     ours = Path(modeling_svdexp.__file__).parent
-    for file in ("modeling_svdexp.py", "svdexp_layers.py"):
-        assert (folders / "opt-pivot" / file).read_bytes() == (ours / file).read_bytes()
-        assert "import svdexp" not in (ours / file).read_text()
-        assert "from svdexp" not in (ours / file).read_text()
+    for format in STORAGES:
+        found = {path.name: path for path in (folders / f"opt-{format}").glob("*.py")}
+        listed = found.pop("svdexp_layers.py").read_text()
+        assert sorted(found) == sorted(["modeling_svdexp.py", "svdexp_base.py", f"svdexp_{format}.py"])
+        for name, path in found.items():
+            assert path.read_bytes() == (ours / name).read_bytes()
+        for text in (listed, *(path.read_text() for path in found.values())):
+            assert "import svdexp" not in text
+            assert "from svdexp" not in text
+
+
+def test_a_checkpoint_of_several_formats_has_their_files(tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:
+    """And so has a copy that a stranger makes of it."""
+    model, ranks = shrunk("llama", PivotStorage())
+    name = "model.layers.1.mlp.up_proj"
+    W = tiny_model("llama").get_submodule(name).weight.bfloat16()
+    model.model.layers[1].mlp.up_proj = RTNStorage().layer(truncated(W, ranks[name]), None, W)
+    checkpoint.save(model, tokenizer, tmp_path / "here", ranks)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "here", trust_remote_code=True)
+    theirs.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path / "here", tmp_path / "again"):
+        files = sorted(path.stem for path in folder.glob("svdexp_*.py"))
+        assert files == ["svdexp_base", "svdexp_layers", "svdexp_pivot", "svdexp_quantised"]
+        loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        assert torch.equal(loaded(windows).logits, model(windows).logits)
 
 
 def test_a_strangers_copy_comes_back(folders: Path, windows: torch.Tensor, tokenizer: Any, tmp_path: Path) -> None:

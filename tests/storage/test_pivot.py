@@ -16,7 +16,7 @@ from svdexp.allocation import Budget, Uniform
 from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
 from svdexp.models.factors import Factors
-from svdexp.models.portable.svdexp_layers import PivotLinear
+from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, PivotStorage, stored_bits
 from svdexp.storage.pivot import LIMIT

@@ -19,7 +19,8 @@ from svdexp.compress import compress
 from svdexp.method import Method
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.families import LINEAR
-from svdexp.models.portable.svdexp_layers import LowRankLinear, QuantisedLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits

@@ -14,7 +14,7 @@ import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.compress import compress
 from svdexp.models.factors import Factors
-from svdexp.models.portable.svdexp_layers import RemapLinear
+from svdexp.models.portable.svdexp_remap import RemapLinear
 from svdexp.runtime.errors import UserError
 from svdexp.storage import RemapStorage, stored_bits
 from tests.conftest import tiny_model

@@ -18,7 +18,7 @@ from svdexp.method import Method
 from svdexp.models.factors import factors_of
 from svdexp.models.matrices import Matrix
 from svdexp.models.path import Pass, block_passes
-from svdexp.models.portable.svdexp_layers import LowRankLinear
+from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices, named_blocks
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf

@@ -1,1 +1,1 @@
-"""The two files that travel with every checkpoint, so that transformers loads it where svdexp is not installed."""
+"""What travels with a checkpoint, so that transformers loads it where svdexp is not installed: one file a format."""

@@ -6,10 +6,11 @@ config.json says which, by their names in the causal language model:
 
 (options only for kinds that have any; a rank of null is a matrix that its kind keeps whole) and asks for
 `LowRankLlamaForCausalLM` where the dense model is a LlamaForCausalLM. No such class stands in this file: `__getattr__`
-makes it when it is asked for. Where the dense model's class has code of its own, that code travels, too, and a third
-file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one. This
-file and svdexp_layers.py need torch and transformers only. They travel with every checkpoint; svdexp itself uses these
-very files.
+makes it when it is asked for. Where the dense model's class has code of its own, that code travels, too, and one more
+file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one.
+
+This file and those of the formats, svdexp_FORMAT.py, need torch and transformers only. Every checkpoint has this one,
+those of its own formats, and in svdexp_layers.py the list of these; svdexp itself uses these very files.
 """
 
 import re
@@ -24,11 +25,12 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
-from .svdexp_layers import LAYERS, OPTIONS, WHOLE, LowRankLinear
+from .svdexp_layers import LAYERS
 
 PREFIX = "LowRank"
 VERSION = 1
 OWN_CODE = "modeling_low_rank"  # the file that makes the classes of architectures with code of their own
+FORMATS = "svdexp_layers"  # the file that names the formats of a checkpoint
 
 Table = dict[str, dict[str, Any]]
 
@@ -52,22 +54,26 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         for auto_class, name in (getattr(config, "auto_map", None) or {}).items():
             config.auto_map[auto_class] = name.rpartition("--")[2]
 
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        if not is_native(architecture):
-            write_code({architecture, dense_class(type(self.base_model))}, Path(save_directory))
+    def save_pretrained(
+        self: Any, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        if is_main_process:
+            kinds = {entry["storage"] for entry in layer_table(self.config).values()}
+            write_code({architecture, dense_class(type(self.base_model))}, kinds, Path(save_directory))
         # Tensors keep the names that they have here. Those of the original files, to which transformers would turn
         # back, may be of tensors made of several matrices, and now there may be factors in the place of one.
-        architecture.save_pretrained(self, save_directory, *args, **kwargs | {"save_original_format": False})
+        how = kwargs | {"save_original_format": False}
+        architecture.save_pretrained(self, save_directory, is_main_process, *args, **how)
 
     members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained}
     members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
+    # transformers would copy this file and what it imports by name; `save_pretrained` knows the formats, and the config
+    # the names of the classes.
+    members |= {"_auto_class": None, "register_for_auto_class": classmethod(lambda cls, auto_class="": None)}
     if is_native(architecture):
         # Of what it takes for a stranger's class transformers initialises no module whose own tensors have been read,
         # though the architecture may fill the buffers of its children then.
         members["is_custom_code"] = classmethod(lambda cls: False)
-    else:
-        # transformers would name and copy this file alone; `save_pretrained` and the config's auto_map know better.
-        members |= {"_auto_class": None, "register_for_auto_class": classmethod(lambda cls, auto_class="": None)}
     # transformers looks for these two answers in the source of the class's module, which is not this one.
     for asked in ("_can_set_attn_implementation", "_can_set_experts_implementation"):
         if hasattr(architecture, asked):
@@ -97,16 +103,41 @@ def low_rank_reference(architecture: type[Any]) -> str:
     return f"{file}.{PREFIX}{architecture.__name__}"
 
 
-def write_code(architectures: Iterable[type[Any]], folder: Path) -> None:
-    """Put what a model of classes with code of their own needs into `folder`: their files, these two, and a third.
+def write_code(architectures: Iterable[type[Any]], kinds: Iterable[str], folder: Path) -> None:
+    """Put the code of a model of `architectures` with layers of `kinds` into `folder`.
 
     Raises:
         ValueError: a class stands in no file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     custom_object_save(low_rank, folder)
+    write_formats([LAYERS[kind] for kind in sorted(kinds)], folder)
+    own = sorted((found for found in architectures if not is_native(found)), key=reference)
+    if own:
+        write_own_code(own, folder)
+
+
+def write_formats(layers: Iterable[type[nn.Module]], folder: Path) -> None:
+    """Put the files of these formats into `folder`, and the one that names them."""
+    imports, entries = ["from .svdexp_base import Replacement"], []
+    for layer in layers:
+        custom_object_save(layer, folder)
+        file, _, name = reference(layer).rpartition(".")
+        imports.append(f"from .{file} import {name}")
+        entries.append(f"    {name}.kind: {name},")
+    title = '"""The formats of this checkpoint."""'
+    table = ["LAYERS: dict[str, type[Replacement]] = {", *entries, "}"]
+    (folder / f"{FORMATS}.py").write_text("\n".join([title, "", *sorted(imports), "", *table, ""]))
+
+
+def write_own_code(architectures: Iterable[type[Any]], folder: Path) -> None:
+    """Put the files of classes with code of their own into `folder`, and the one that makes those of this model.
+
+    Raises:
+        ValueError: a class stands in no file.
+    """
     imports, classes = ["from .modeling_svdexp import low_rank"], []
-    for architecture in sorted((found for found in architectures if not is_native(found)), key=reference):
+    for architecture in architectures:
         if not custom_object_save(architecture, folder):
             raise ValueError(f"{architecture.__name__} is defined in no file that could be saved along with the model")
         file, _, name = reference(architecture).rpartition(".")
@@ -136,16 +167,16 @@ def _understood(entry: Any) -> bool:
     """Whether an entry of the table is complete; the layer looks at the values of options itself."""
     if not isinstance(entry, dict) or entry.get("storage") not in LAYERS:
         return False
-    options = entry.get("options", {})
-    complete = isinstance(options, dict) and options.keys() == set(OPTIONS.get(entry["storage"], ()))
+    options, layer = entry.get("options", {}), LAYERS[entry["storage"]]
+    complete = isinstance(options, dict) and options.keys() == set(layer.options)
     if entry.get("rank") is None:
-        return complete and entry["storage"] in WHOLE
+        return complete and layer.keeps_whole
     return complete and type(entry["rank"]) is int and entry["rank"] >= 1
 
 
 def entry_of(layer: Any, rank: int | None) -> dict[str, Any]:
     """The entry in the table of a layer of one of the kinds."""
-    options = {option: getattr(layer, option) for option in OPTIONS.get(layer.kind, ())}
+    options = {option: getattr(layer, option) for option in layer.options}
     return {"storage": layer.kind, "rank": rank} | ({"options": options} if options else {})
 
 
@@ -172,7 +203,8 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
             raise ValueError(f"{name} of shape {(m, n)} cannot have the rank {entry['rank']} of config.json")
         how = {"dtype": old.weight.dtype, "device": old.weight.device} | entry.get("options", {})
         parent, _, child = name.rpartition(".")
-        setattr(modules[parent], child, LAYERS[entry["storage"]](n, entry["rank"], m, old.bias is not None, **how))
+        empty = LAYERS[entry["storage"]].empty(n, entry["rank"], m, old.bias is not None, **how)
+        setattr(modules[parent], child, empty)
     return layers
 
 
@@ -190,9 +222,10 @@ def sharding_plan(model: PreTrainedModel, layers: Table) -> dict[str, str]:
         style = dense.get(rule)
         if style is None:
             continue
-        if entry["storage"] != LowRankLinear.kind or not style.startswith(("colwise", "rowwise")):
+        sides = LAYERS[entry["storage"]].sides
+        if sides is None or not style.startswith(("colwise", "rowwise")):
             return {}
-        split, whole = ("rank_out", "rank_in") if style.startswith("colwise") else ("rank_in", "rank_out")
+        split, whole = sides if style.startswith("colwise") else reversed(sides)
         plan |= {f"{rule}.{split}": style, f"{rule}.{whole}": "replicate"}
     # A rule stays if a dense layer is left that it names. Ours stand first, because vLLM takes the first that fits the
     # beginning of a name.

@@ -1,0 +1,71 @@
+"""What the layers have in common that take the place of y = W x + b with W of shape (m, n); torch is all they need."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+class Replacement(nn.Module):
+    """Keeps a matrix W' of rank r near W in its own way; one format, in a file svdexp_FORMAT.py.
+
+    It is made by `empty`, for a checkpoint to fill. Beside what follows it has, as parameter or property,
+
+        weight    W', (m, n): some architectures look at `layer.weight` of their projections by name
+        bias      b, (m,), or None
+
+    Attributes:
+        kind: what config.json calls the format.
+        options: what its constructor takes beside a shape, by keyword; its layers have it as attributes.
+        keeps_whole: whether it can keep a matrix that is not factorised, with a rank of None.
+        sides: its children on the side of the outputs and of the inputs, which several devices can split as they do a
+            dense layer; None where there are none.
+    """
+
+    kind: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    keeps_whole: ClassVar[bool] = False
+    sides: ClassVar[tuple[str, str] | None] = None
+
+    @classmethod
+    def empty(cls, n: int, rank: int | None, m: int, bias: bool, **how: Any) -> "Replacement":
+        """A layer to be filled; `how` are its dtype, its device, and the options."""
+        return cls(n, rank, m, bias, **how)
+
+    def validate(self) -> None:
+        """Check what a damaged file could hold and its shapes do not show.
+
+        Raises:
+            ValueError: it holds that.
+        """
+
+
+class Pair(Replacement):
+    """Two nn.Linear children, in whose places other libraries put layers of their own."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take a child, whatever its shape.
+
+        On a CPU with bfloat16 units bitsandbytes packs 4-bit weights for a kernel that takes multiples of 32 outputs
+        and 64 inputs only, and raises at others, such as most ranks: these go the way that all go on other CPUs.
+        """
+        if getattr(value, "support_avx512bf16_for_cpu", False) and (value.out_features % 32 or value.in_features % 64):
+            value.support_avx512bf16_for_cpu = False
+        super().__setattr__(name, value)
+
+
+class CodedLinear(Replacement):
+    """A layer of integer buffers, which says nothing of the format that the model's numbers have: `dtype` is that one.
+
+    Casts of the model change it.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.dtype = dtype or torch.get_default_dtype()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "CodedLinear":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self

@@ -1,0 +1,40 @@
+"""Plain factors."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from .svdexp_base import Pair
+
+
+class LowRankLinear(Pair):
+    """y = A (B x) + b.
+
+    Two nn.Linear children, so peft, GPTQ tools and serving engines see ordinary linear layers. Their names
+    end like no projection of a known architecture, because such tools match modules by suffix.
+    """
+
+    kind: ClassVar[str] = "factors"
+    sides: ClassVar[tuple[str, str] | None] = ("rank_out", "rank_in")
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__()
+        self.rank_in = nn.Linear(n, rank, bias=False, **kwargs)
+        self.rank_out = nn.Linear(rank, m, bias=bias, **kwargs)
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """A B, (m, n); None where another library has put layers without weights in the children's places."""
+        A, B = (getattr(side, "weight", None) for side in (self.rank_out, self.rank_in))
+        return None if A is None or B is None else A @ B
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """That of the output side."""
+        return self.rank_out.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, m)."""
+        y: torch.Tensor = self.rank_out(self.rank_in(x))
+        return y

@@ -1,0 +1,64 @@
+"""Factors in 8 and 16 bits, Dobi-SVD (arXiv 2502.02723)."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from .svdexp_base import CodedLinear
+
+
+class RemapLinear(CodedLinear):
+    """y = A (B x) + b with factors that stay in 8 and 16 bits in memory and become numbers when they are used.
+
+    With s = min(m, n), component i of A is scale_i · [out_codes[:, i]; …], that of B scale_i · [in_codes[i], …], and
+    `rest` holds what is longer than s: the last rows of A, (m − s, r), or columns of B, (r, n − s). Everything is an
+    integer buffer, float16 in int16's clothes, because a cast of the model to another number format would widen it.
+    """
+
+    kind: ClassVar[str] = "remap"
+    in_codes: torch.Tensor
+    out_codes: torch.Tensor
+    rest: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
+        super().__init__(kwargs.get("dtype"))
+        self.in_features, self.out_features = n, m
+        side, device = min(m, n), kwargs.get("device")
+        rest = (m - side, rank) if m > n else (rank, n - side)
+        shapes = {"in_codes": (rank, side), "out_codes": (side, rank), "rest": rest, "scale": (rank,)}
+        for name, shape in shapes.items():
+            dtype = torch.int8 if name.endswith("codes") else torch.int16
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
+
+    def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (m, r) and B (r, n) as numbers of `dtype`."""
+        scale, rest = self.scale.view(torch.float16).to(dtype), self.rest.view(torch.float16).to(dtype)
+        A, B = self.out_codes.to(dtype) * scale, self.in_codes.to(dtype) * scale[:, None]
+        if self.out_features > self.in_features:
+            A = torch.cat([A, rest])
+        elif self.in_features > self.out_features:
+            B = torch.cat([B, rest], dim=1)
+        return A, B
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A B, (m, n), a product in float32."""
+        A, B = self.factors(torch.float32)
+        return (A @ B).to(self.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, m)."""
+        A, B = self.factors(x.dtype)
+        return nn.functional.linear(nn.functional.linear(x, B), A, self.bias)
+
+    def validate(self) -> None:
+        """Check what a file may have put into the 16-bit parts.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        if not all(bool(part.view(torch.float16).isfinite().all()) for part in (self.scale, self.rest)):
+            raise ValueError("its 16-bit parts are not finite")
