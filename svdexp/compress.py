@@ -1,50 +1,29 @@
 """The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Aligned, Budget, Foreseen, Whole, allocate, fixed_ranks
+from svdexp.allocation import allocate
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
 from svdexp.data.reads import check_windows_of
+from svdexp.engine import steps
+from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
-from svdexp.engine.steps import Job
 from svdexp.method import Method
-from svdexp.models.behaviour import require_next_token, require_replayable
-from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.modes import as_loaded, recordable
-from svdexp.models.structure import Targets, abbreviated, find_matrices, matches, other_stacks, shared_matrices
+from svdexp.models.structure import Targets
 from svdexp.runtime.clock import StageClock
-from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
+from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Traversal
 
 log = logging.getLogger(__name__)
-
-
-class Plan(NamedTuple):
-    """What a model, a method and a ratio come to, before anything is computed.
-
-    Attributes:
-        layers: the layers to compress.
-        budget: of all of them.
-        fixed: the ranks among them that the targets fix.
-        notes: sentences on what the user may not expect.
-        left_dense: what the targets select and the structure rules out, reason → names.
-    """
-
-    layers: list[Matrix]
-    budget: Budget
-    fixed: Ranks
-    notes: list[str]
-    left_dense: dict[str, list[str]]
 
 
 @as_loaded
@@ -60,6 +39,8 @@ def compress(
     seed: int = 0,
     texts: Mapping[str, torch.Tensor] | None = None,
     elastic: bool = False,
+    planned: Plan | None = None,
+    weights: str | None = None,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
@@ -78,6 +59,8 @@ def compress(
         seed: of what is drawn at random.
         texts: by the name of a training, token ids (N, L) that it learns from instead of the calibration windows.
         elastic: also keep what `checkpoint.save` adds for every lower ratio, in memory: about the dense model's size.
+        planned: the plan of these arguments, where it was made already.
+        weights: the model's fingerprint, where it was taken already.
 
     Raises:
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, windows too short
@@ -88,30 +71,45 @@ def compress(
     targets, clock = targets or Targets(), clock or StageClock()
     if elastic:
         method.require_elastic(targets.ranks)
-    layers, budget, fixed, notes, left = plan(model, method, ratio, targets)
+    planned = planned or plan(model, method, ratio, targets)
     with clock("usage"):  # a stage of its own: no cache can spare it
-        idle = Processes().agree(left_dense(model, layers, windows, method.needs_gradients))
-    if idle:
-        layers, budget, fixed = without(layers, idle, method, ratio, targets)
-        left |= idle
-    for note in [*notes, *said(left)]:
-        log.warning("%s", note)
-    job = Job(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic)
-    dense = method.traversal is Traversal.dense
-    weighting = method.weighting
-    parts = job.from_dense_model(weighting) if weighting and (dense or method.allocation.needs_spectra) else None
-    # all of them now, because truncation changes the model that they are computed from
-    spectra = job.spectra(parts) if parts else {}
-    with job.clock("allocation"):
-        ranks = allocate(method.allocation, budget, fixed, job.evidence(spectra, parts))
+        idle = Processes().agree(left_dense(model, planned.layers, windows, method.needs_gradients))
+    layers, budget, fixed, _, left = planned = without(planned, idle, method, ratio, targets)
+    for warning in planned.warnings:
+        log.warning("%s", warning)
+    job = steps.begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
+    dense, weighting = method.traversal is Traversal.dense, method.weighting
+    bench, spectra = None, {}
+    if weighting and (dense or method.allocation.needs_spectra):
+        bench = steps.dense_bench(job, weighting)
+        # all of them now, because truncation changes the model that they are computed from
+        for group in progress(steps.to_decompose(job, bench), "decomposition"):
+            bench.decompose(group)
+        spectra = steps.spectra(job, bench)
+    with clock("allocation"):
+        ranks, curves = allocate(method.allocation, budget, fixed, steps.evidence(job, bench, spectra))
     if weighting and not dense:
-        parts = job.from_compressed_path(weighting, ranks)
-    done = job.truncate(parts, ranks)
-    if elastic:
-        recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes))
-        done = replace(done, elastic=Elastic(recipe, job.components))
-    label(model, done.ranks)
-    return replace(done, left_dense=left)
+        bench, spectra = steps.blockwise_bench(job, weighting, ranks), {}
+    before = steps.stored(job)
+    done = steps.truncate(job, bench, ranks, spectra)
+    trained = steps.train(job, ranks, done.dense) if method.training else {}
+    with clock("storage"):
+        steps.finish(job, ranks)
+    label(model, ranks)
+    recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes)) if elastic else None
+    return Compression(
+        layers=layers,
+        ranks=ranks,
+        errors={name: part.error(ranks[name]) for name, part in done.spectra.items()},
+        damping={name: float(part.damping.max()) for name, part in done.spectra.items()},
+        spectra={name: part.spectrum for name, part in done.spectra.items()},
+        dense_bits=sum(before.values()),
+        layer_bits=steps.stored(job),
+        elastic=Elastic(recipe, done.components) if recipe else None,
+        curves=curves,
+        training=trained,
+        left_dense=left,
+    )
 
 
 def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:
@@ -119,61 +117,3 @@ def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, tor
     own = {f"method.training.{name}": tokens for name, tokens in texts.items()}
     for knob, part in method.parts.items():
         check_windows_of(part, *own.get(knob, windows).shape)
-
-
-def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> Plan:
-    """The plan for `model`, which may be on the meta device.
-
-    Raises:
-        UserError: what cannot be compressed, fixed ranks that do not fit a layer or the budget, and a budget that the
-            shapes alone rule out.
-    """
-    if hasattr(model.config, "svdexp"):
-        raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
-    layers = find_matrices(model, targets)
-    require_next_token(model)
-    if method.replay:
-        require_replayable(model, *method.replay)
-    budget, fixed = shares(layers, method, ratio, targets)
-    notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
-    left = shared_matrices(model, targets) | other_stacks(model, targets)
-    return Plan(layers, budget, fixed, notes, left)
-
-
-def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
-    """The budget of `layers`, and the ranks among them that `targets` fixes.
-
-    Raises:
-        UserError: fixed ranks that do not fit a layer or the budget, and a budget that the shapes alone rule out.
-    """
-    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
-    fixed = fixed_ranks(targets.ranks, budget.shapes)
-    rest = budget.without(fixed)
-    if isinstance(method.allocation, Whole) and any(fixed.values()):
-        raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
-    if rest.shapes and isinstance(method.allocation, Foreseen):
-        method.allocation.require_room(rest)
-    return budget, fixed
-
-
-def without(
-    layers: Sequence[Matrix], idle: Mapping[str, Sequence[str]], method: Method, ratio: float, targets: Targets
-) -> tuple[list[Matrix], Budget, Ranks]:
-    """The plan without layers that do not work as linear ones: `ratio` then counts the others alone.
-
-    Raises:
-        UserError: there are no others, or as `shares`.
-    """
-    gone = {name for names in idle.values() for name in names}
-    rest = [layer for layer in layers if layer.name not in gone]
-    if not rest:
-        raise UserError(f"no layer to compress is left: {'; '.join(said(idle))}")
-    # a pattern that fixed ranks of these alone has nothing to fix any more
-    ranks = {key: rank for key, rank in targets.ranks.items() if any(matches(layer.name, [key]) for layer in rest)}
-    return rest, *shares(rest, method, ratio, replace(targets, ranks=ranks))
-
-
-def said(left: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence for each reason why layers stay dense."""
-    kept = {reason: abbreviated(names) for reason, names in left.items()}
-    return [f"left dense, and not counted in ratio: {names}, which {reason}" for reason, names in kept.items()]

@@ -29,6 +29,14 @@ class Allocation(Protocol):
 
 
 @runtime_checkable
+class Learning(Protocol):
+    """An allocation that trains ranks, and can show how that went."""
+
+    def learn(self, budget: "Budget", evidence: "Evidence") -> tuple[Ranks, RankCurves]:
+        """What calling it gives, and the curves."""
+
+
+@runtime_checkable
 class Foreseen(Protocol):
     """An allocation that can say without evidence what is impossible."""
 
@@ -102,7 +110,6 @@ class Evidence:
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
             runs left it.
         seed: the run's.
-        publish: takes the curves of an allocation that trains ranks.
     """
 
     model: PreTrainedModel
@@ -112,7 +119,6 @@ class Evidence:
     made_with: Mapping[str, str] = field(default_factory=dict)
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
     seed: int = 0
-    publish: Callable[[RankCurves], None] = lambda curves: None
 
     @property
     def tokens(self) -> int:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence
+from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Learning
+from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.uniform import Uniform
 from svdexp.allocation.whole import Whole
 from svdexp.models.matrices import Ranks
@@ -53,12 +54,21 @@ def one_share(budget: Budget) -> Ranks:
         return budget.fit({name: budget.uniform_rank(name) for name in budget.shapes})
 
 
-def allocate(allocation: Allocation, budget: Budget, fixed: Ranks, evidence: Evidence) -> Ranks:
-    """A rank for every layer of `budget`: as `fixed` says, and by `allocation` for the others.
+def allocate(
+    allocation: Allocation, budget: Budget, fixed: Ranks, evidence: Evidence
+) -> tuple[Ranks, RankCurves | None]:
+    """A rank for every layer of `budget`: as `fixed` says, and by `allocation` for the others; and how it was learned.
 
     Raises:
         UserError: `fixed` leaves nothing of the budget for the others, or the allocation finds it too small.
     """
     rest = budget.without(fixed)
-    ranks = fixed | (allocation(rest, evidence) if rest.shapes else {})
-    return {name: ranks[name] for name in budget.shapes}
+    found, curves = chosen(allocation, rest, evidence) if rest.shapes else ({}, None)
+    return {name: (fixed | found)[name] for name in budget.shapes}, curves
+
+
+def chosen(allocation: Allocation, budget: Budget, evidence: Evidence) -> tuple[Ranks, RankCurves | None]:
+    """What `allocation` says, with its curves if it has any."""
+    if isinstance(allocation, Learning):
+        return allocation.learn(budget, evidence)
+    return allocation(budget, evidence), None

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from svdexp.allocation.budget import Budget, Evidence
+from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.from_gamma import wanted_rank
 from svdexp.allocation.rank_schedule import RankSchedule
 from svdexp.allocation.rank_training import RankTraining
@@ -36,14 +37,17 @@ class Learned(RankSchedule):
 
     def __call__(self, budget: Budget, evidence: Evidence) -> Ranks:
         """From the loss of the softly truncated model."""
+        return self.learn(budget, evidence)[0]
+
+    def learn(self, budget: Budget, evidence: Evidence) -> tuple[Ranks, RankCurves]:
+        """The same, and how it went."""
         budget = budget.aligned(self.rank_align)
         training = RankTraining(self, budget, evidence.model, self.sequences(evidence.windows), evidence.seed)
         about = {"options": asdict(self), "seed": evidence.seed, "storage": repr(budget.storage)}
         shelf = evidence.shelf("learned_ranks", ratio=budget.ratio, layers=list(budget.shapes), **about)
         gamma = training.run(shelf)
-        evidence.publish(training.curves())
         found = zip(gamma.clamp_min(TINY).tolist(), budget.shapes.items(), strict=True)
-        return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found})
+        return budget.fit({name: wanted_rank(value, *shape) for value, (name, shape) in found}), training.curves()
 
     def cost(self, workload: Workload) -> Work:
         """Per sequence one pass forward and backward, an SVD of every layer's outputs, and its gradient."""

@@ -1,18 +1,20 @@
-"""The steps of one compression."""
+"""The steps of one compression. What a step finds it returns; a job stays as it was begun."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Evidence, RankCurves
+from svdexp.allocation import Evidence
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
 from svdexp.data.reads import described
-from svdexp.engine.result import Compression
+from svdexp.engine.identity import source_of
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Decomposition, Weighting
 from svdexp.method import Method
@@ -23,195 +25,232 @@ from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
-from svdexp.runtime.shelves import Cache, fingerprint
+from svdexp.runtime.shelves import Cache
 from svdexp.storage import largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
 from svdexp.update import place_all
 
 
+@dataclass(frozen=True)
 class Job:
-    """One call of `compress`: the model, what is to be done to it, and the steps in order."""
+    """One call of `compress`: the model, and what is to be done to it.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        windows: torch.Tensor,
-        method: Method,
-        layers: list[Matrix],
-        cache: Cache,
-        clock: StageClock,
-        seed: int,
-        texts: Mapping[str, torch.Tensor],
-        elastic: bool,
-    ):
-        self.model, self.windows, self.method, self.layers = model, windows, method, layers
-        self.cache, self.clock, self.seed, self.texts, self.elastic = cache, clock, seed, texts, elastic
-        self.processes = Processes()
-        if self.processes.count > 1 and cache.folder is None:
-            raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
-        if self.processes.count > 1 and not cache.may_write():
-            raise UserError(
-                f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER"
-            )
-        self.matrices = {matrix.name: matrix for matrix in layers}
-        self.groups = list(dict.fromkeys(matrix.group for matrix in layers))
-        self.replaced: dict[Matrix, nn.Module] = {}  # dense layers, while their factors are trained
-        self.components: dict[str, dict[str, torch.Tensor]] = {}
-        self.curves: RankCurves | None = None
-        # what every result of this job depends on; taken now, while the model is dense
-        self.source = {
-            "model": model_fingerprint(model),
-            "windows": fingerprint({"": windows}),
-            "layers": list(self.matrices),
+    Attributes:
+        source: what every result depends on, taken while the model is dense.
+    """
+
+    model: PreTrainedModel
+    windows: torch.Tensor
+    method: Method
+    layers: Sequence[Matrix]
+    cache: Cache
+    clock: StageClock
+    seed: int
+    texts: Mapping[str, torch.Tensor]
+    elastic: bool
+    source: Mapping[str, Any]
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of the layers, in the model's order."""
+        return list(dict.fromkeys(layer.group for layer in self.layers))
+
+    def of(self, group: str) -> list[Matrix]:
+        """The layers of a group."""
+        return [layer for layer in self.layers if layer.group == group]
+
+
+class Truncated(NamedTuple):
+    """What truncation found.
+
+    Attributes:
+        spectra: of every layer, without components; empty where there is no weighting.
+        dense: the layers whose factors shall be trained, as they were.
+        components: by layer, what an elastic checkpoint adds.
+    """
+
+    spectra: dict[str, Decomposition]
+    dense: dict[Matrix, nn.Module]
+    components: dict[str, dict[str, torch.Tensor]]
+
+
+def begin(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    method: Method,
+    layers: Sequence[Matrix],
+    cache: Cache,
+    clock: StageClock,
+    seed: int,
+    texts: Mapping[str, torch.Tensor],
+    elastic: bool,
+    weights: str | None,
+) -> Job:
+    """The job, while the model is dense; `weights` is its fingerprint, if that is known.
+
+    Raises:
+        UserError: several processes have no cache that they can share.
+    """
+    if Processes().count > 1 and cache.folder is None:
+        raise UserError("cache=null keeps finished stages in memory, but processes share files; set cache=FOLDER")
+    if Processes().count > 1 and not cache.may_write():
+        raise UserError(f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER")
+    source = source_of(weights or model_fingerprint(model), windows, layers)
+    return Job(model, windows, method, layers, cache, clock, seed, texts, elastic, source)
+
+
+def dense_bench(job: Job, weighting: Weighting) -> Workbench:
+    """Decompositions under the dense model's statistics, shared between ratios and allocations."""
+    method = job.method
+    shelves = {need: job.cache.shelf("statistics", statistic=need, **job.source) for need in weighting.needs}
+    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves)
+    shelf = job.cache.shelf("decompositions", **method.decomposition, **job.source)
+    how = weighting, method.numerics, method.storage
+    return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock)
+
+
+def blockwise_bench(job: Job, weighting: Weighting, ranks: Ranks) -> Workbench:
+    """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
+    method = job.method
+    statistics = BlockwiseStatistics(job.model, job.layers, job.windows, weighting.needs)
+    shelf = job.cache.shelf("blockwise", method=method.described(), ranks=ranks, **job.source)
+    how = weighting, method.numerics, method.storage
+    return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock, ranks)
+
+
+def to_decompose(job: Job, bench: Workbench) -> Sequence[str]:
+    """The groups that no run left on the shelf; of several processes, each is told its share, and of the windows."""
+    processes = Processes()
+    missing = processes.agree([group for group in job.groups if group not in bench.shelf])
+    if missing and processes.count > 1 and isinstance(bench.source, DenseStatistics):
+        with job.clock("calibration"):
+            bench.source.prepare(processes)
+    return processes.share(missing)
+
+
+def spectra(job: Job, bench: Workbench) -> dict[str, Decomposition]:
+    """Singular values of every layer's L W R, once all processes have left theirs on the shelf."""
+    Processes().wait()
+    return {name: part for group in job.groups for name, part in bench.spectra(group).items()}
+
+
+def evidence(job: Job, bench: Workbench | None, found: Mapping[str, Decomposition]) -> Evidence:
+    """What the allocation may look at."""
+    method = job.method
+    made_with = {
+        "weighting": described(method.weighting),
+        "numerics": method.numerics,
+        "storage": described(method.storage),
+    }
+    matrices = {matrix.name: matrix for matrix in job.layers}
+
+    @lru_cache(maxsize=1)  # one layer is tried out at several ranks
+    def decomposition(name: str) -> Decomposition:
+        assert bench is not None, "an allocation that builds layers must set needs_spectra"
+        return bench.decompositions(matrices[name].group, [name])[name]
+
+    def truncated(name: str, rank: int) -> nn.Module:
+        factors = decomposition(name).truncate(rank, method.sigma_fuse)
+        return layer_of(job, factors, matrices[name].bias(job.model), matrices[name].weight(job.model))
+
+    shelf = partial(job.cache.shelf, source=job.source)
+    values = {name: part.spectrum for name, part in found.items()}
+    return Evidence(job.model, job.windows, values, truncated, made_with, shelf, job.seed)
+
+
+def truncate(job: Job, bench: Workbench | None, ranks: Ranks, known: Mapping[str, Decomposition]) -> Truncated:
+    """Replace every layer that has a rank, block by block, repairing each block as the method says.
+
+    Components are read of these layers alone, and spectra only where they are not `known`.
+    """
+    method, update = job.method, job.method.update
+    stage = "update" if update else "storage"
+    with job.clock(stage):
+        repair = update.start(job.model, job.layers, job.windows, ranks) if update else place_all
+    done = Truncated(dict(known), {}, {})
+    for group in progress(job.groups, "truncation"):
+        members = [matrix for matrix in job.of(group) if ranks[matrix.name] is not None]
+        read = [matrix.name for matrix in (job.of(group) if job.elastic else members)]
+        parts = bench.decompositions(group, read) if bench else {}
+        done.spectra.update(bench.spectra(group) if bench and not known else {})
+        done.components.update(extra_components(job, group, parts, ranks) if job.elastic else {})
+        dense = {matrix: matrix.layer(job.model) for matrix in members}
+        factors = {
+            name: part.truncate(rank, method.sigma_fuse)
+            for name, part in parts.items()
+            if (rank := ranks[name]) is not None
         }
+        targets = {matrix.name: method.storage.target(matrix.weight(job.model))[0] for matrix in members}
+        with job.clock(stage):
+            repair(group, targets, factors, partial(place, job, dense))
+        done.dense.update(dense if method.training else {})
+    return done
 
-    def from_dense_model(self, weighting: Weighting) -> Workbench:
-        """Decompositions under the dense model's statistics, shared between ratios and allocations."""
-        method = self.method
-        shelves = {need: self.cache.shelf("statistics", statistic=need, **self.source) for need in weighting.needs}
-        statistics = DenseStatistics(self.model, self.layers, self.windows, shelves)
-        shelf = self.cache.shelf("decompositions", **method.decomposition, **self.source)
-        how = weighting, method.numerics, method.storage
-        parts = Workbench(self.model, self.layers, statistics, *how, shelf, self.clock)
-        if self.processes.count > 1:
-            self._share_out(statistics, parts)
-        return parts
 
-    def _share_out(self, statistics: DenseStatistics, parts: Workbench) -> None:
-        """Windows and decompositions that no run left on the shelves, each done by one of the processes."""
-        missing = self.processes.agree([group for group in self.groups if group not in parts.shelf])
-        if missing:
-            with self.clock("calibration"):
-                statistics.prepare(self.processes)
-            for group in progress(self.processes.share(missing), "decomposition"):
-                parts.decompositions(group)
-            self.processes.wait()
+def place(job: Job, dense: Mapping[Matrix, nn.Module], name: str, factors: Factors, *, trial: bool = False) -> None:
+    """Put factors in the place of the layer called `name`, one of those in `dense`; on `trial`, as plain ones."""
+    with job.clock("storage"):
+        matrix = next(matrix for matrix in dense if matrix.name == name)
+        W, bias = matrix.family.weight(dense[matrix]), matrix.family.bias(dense[matrix])
+        if job.method.training:
+            layer: nn.Module = low_rank_layer(factors, bias, W.float())
+        else:
+            layer = stored_layer(job, factors, bias, W, trial=trial)
+        matrix.put(job.model, layer)
 
-    def from_compressed_path(self, weighting: Weighting, ranks: Ranks) -> Workbench:
-        """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
-        method = self.method
-        statistics = BlockwiseStatistics(self.model, self.layers, self.windows, weighting.needs)
-        shelf = self.cache.shelf("blockwise", method=method.described(), ranks=ranks, **self.source)
-        how = weighting, method.numerics, method.storage
-        return Workbench(self.model, self.layers, statistics, *how, shelf, self.clock, ranks)
 
-    def spectra(self, parts: Workbench) -> dict[str, torch.Tensor]:
-        """Singular values of every layer's L W R; leaves all decompositions on the shelf."""
-        found: dict[str, torch.Tensor] = {}
-        for group in progress(self.groups, "decomposition"):
-            found |= {name: part.spectrum for name, part in parts.decompositions(group).items()}
-        return found
+def stored_layer(
+    job: Job, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor, *, trial: bool = False
+) -> nn.Module:
+    """The layer that is stored in place of W (m, n), or plain factors while storage waits for the model.
 
-    def evidence(self, spectra: dict[str, torch.Tensor], parts: Workbench | None) -> Evidence:
-        """What the allocation may look at."""
-        method = self.method
-        made_with = {
-            "weighting": described(method.weighting),
-            "numerics": method.numerics,
-            "storage": described(method.storage),
-        }
-        shelf = partial(self.cache.shelf, source=self.source)
-        truncated = partial(self.truncated, parts)
-        keep = self.keep_curves
-        return Evidence(self.model, self.windows, spectra, truncated, made_with, shelf, self.seed, keep)
+    On `trial` they are plain as well, unless the storage keeps something beside them.
+    """
+    plain = trial and job.method.storage.target(W)[1] is None
+    return low_rank_layer(factors, bias, W) if job.method.storage.waits or plain else layer_of(job, factors, bias, W)
 
-    def keep_curves(self, curves: RankCurves) -> None:
-        """Called by an allocation that trains ranks."""
-        self.curves = curves
 
-    def truncated(self, parts: Workbench | None, name: str, rank: int) -> nn.Module:
-        """One layer at a rank, for allocations that try it out; the model is not touched."""
-        assert parts is not None, "an allocation that builds layers must set needs_spectra"
-        matrix = self.matrices[name]
-        part = parts.decompositions(matrix.group)[name]
-        return self._layer(self._factors(part, rank), matrix.bias(self.model), matrix.weight(self.model))
+def layer_of(job: Job, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
+    """The storage's layer in place of the dense W (m, n)."""
+    return job.method.storage.layer(factors, bias, W, job.method.storage.target(W)[1])
 
-    def truncate(self, parts: Workbench | None, ranks: Ranks) -> Compression:
-        """Replace every layer that has a rank, block by block, repairing each block as the method says."""
-        dense_bits = sum(self._stored_bits().values())
-        update = self.method.update
-        stage = "update" if update else "storage"
-        with self.clock(stage):
-            repair = update.start(self.model, self.layers, self.windows, ranks) if update else place_all
-        done: dict[str, Decomposition] = {}
-        for group in progress(self.groups, "truncation"):
-            found = parts.decompositions(group) if parts else {}
-            members = [x for x in self.layers if x.group == group and ranks[x.name] is not None]
-            dense = layers_of(self.model, members)
-            factors = {x.name: self._factors(found[x.name], ranks[x.name]) for x in members if x.name in found}
-            if self.elastic:
-                self.components |= {name: self._components(name, part, ranks[name]) for name, part in found.items()}
 
-            def place(name: str, pair: Factors, dense: Mapping[str, nn.Module] = dense) -> None:
-                with self.clock("storage"):
-                    matrix = self.matrices[name]
-                    matrix.put(self.model, self._first_layer(matrix, dense[name], pair))
+def extra_components(
+    job: Job, group: str, parts: Mapping[str, Decomposition], ranks: Ranks
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What an elastic checkpoint adds, for the layers of `group`."""
+    found = {}
+    for matrix in job.of(group):
+        W, part = matrix.weight(job.model), parts[matrix.name]
+        factors = part.truncate(largest_rank(*W.shape), job.method.sigma_fuse)
+        found[matrix.name] = components(factors, part.spectrum, W, ranks[matrix.name])
+    return found
 
-            with self.clock(stage):
-                targets = {x.name: self.method.storage.target(x.weight(self.model))[0] for x in members}
-                repair(group, targets, factors, place)
-            done |= {name: part.keep(0) for name, part in found.items()}
-        training = self._train(ranks) if self.method.training else {}
-        with self.clock("storage"):
-            self._finish(ranks)
-        return Compression(
-            layers=self.layers,
-            ranks=ranks,
-            errors={name: part.error(ranks[name]) for name, part in done.items()},
-            damping={name: float(part.damping.max()) for name, part in done.items()},
-            spectra={name: part.spectrum for name, part in done.items()},
-            dense_bits=dense_bits,
-            layer_bits=self._stored_bits(),
-            curves=self.curves,
-            training=training,
-        )
 
-    def _train(self, ranks: Ranks) -> dict[str, Trained]:
-        """Gradient descent on the factors as they are placed, which are then put into the method's storage."""
-        student = Student(self.model, self.replaced)
-        about = {"method": replace_fields(self.method, training={}).described(), "ranks": ranks, "seed": self.seed}
-        shelf = partial(self.cache.shelf, "training", **about, source=self.source)
-        with self.clock("training"):
-            trained = teach(student, self.method.training, self.windows, self.texts, shelf, self.seed)
-        with self.clock("storage"):
-            for name, layer in student.layers.items():
-                matrix = self.matrices[name]
-                W = matrix.family.weight(self.replaced[matrix])
-                matrix.put(self.model, self._stored(factors_of(layer), layer.rank_out.bias, W))
-        return trained
+def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
+    """Gradient descent on the factors in place of `dense`, which are then put into the method's storage."""
+    student = Student(job.model, dense)
+    about = {"method": replace_fields(job.method, training={}).described(), "ranks": ranks, "seed": job.seed}
+    shelf = partial(job.cache.shelf, "training", **about, source=job.source)
+    with job.clock("training"):
+        trained = teach(student, job.method.training, job.windows, job.texts, shelf, job.seed)
+    with job.clock("storage"):
+        for matrix in (matrix for matrix in dense if matrix.name in student.layers):
+            layer, W = student.layers[matrix.name], matrix.family.weight(dense[matrix])
+            matrix.put(job.model, stored_layer(job, factors_of(layer), layer.rank_out.bias, W))
+    return trained
 
-    def _finish(self, ranks: Ranks) -> None:
-        """What storage does when all factors stand: matrices without, and what waits for the finished model."""
-        storage = self.method.storage
-        for matrix in (matrix for matrix in self.layers if ranks[matrix.name] is None):
-            whole = storage.whole(matrix.weight(self.model), matrix.bias(self.model))
-            if whole is not None:
-                matrix.put(self.model, whole)
-        storage.finish(self.model, self.layers, self.windows)
 
-    def _first_layer(self, matrix: Matrix, dense: nn.Module, factors: Factors) -> nn.Module:
-        """What takes a dense layer's place: the layer that is stored, or plain factors that can be trained."""
-        W, bias = matrix.family.weight(dense), matrix.family.bias(dense)
-        if not self.method.training:
-            return self._stored(factors, bias, W)
-        self.replaced[matrix] = dense
-        return low_rank_layer(factors, bias, W.float())
+def finish(job: Job, ranks: Ranks) -> None:
+    """What storage does when all factors stand: matrices without, and what waits for the finished model."""
+    storage = job.method.storage
+    for matrix in (matrix for matrix in job.layers if ranks[matrix.name] is None):
+        whole = storage.whole(matrix.weight(job.model), matrix.bias(job.model))
+        if whole is not None:
+            matrix.put(job.model, whole)
+    storage.finish(job.model, job.layers, job.windows)
 
-    def _factors(self, part: Decomposition, rank: int | None) -> Factors:
-        assert rank is not None
-        return part.truncate(rank, self.method.sigma_fuse)
 
-    def _components(self, name: str, part: Decomposition, rank: int | None) -> dict[str, torch.Tensor]:
-        W = self.matrices[name].weight(self.model)
-        return components(self._factors(part, largest_rank(*W.shape)), part.spectrum, W, rank)
-
-    def _stored(self, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
-        """The layer that is stored in place of W (m, n), or plain factors while storage waits for the model."""
-        return low_rank_layer(factors, bias, W) if self.method.storage.waits else self._layer(factors, bias, W)
-
-    def _layer(self, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
-        """The storage's layer in place of the dense W (m, n)."""
-        return self.method.storage.layer(factors, bias, W, self.method.storage.target(W)[1])
-
-    def _stored_bits(self) -> dict[str, int]:
-        return {name: stored_bits(layer) for name, layer in layers_of(self.model, self.layers).items()}
+def stored(job: Job) -> dict[str, int]:
+    """The bits of every layer as it stands."""
+    return {name: stored_bits(layer) for name, layer in layers_of(job.model, job.layers).items()}

@@ -1,6 +1,6 @@
 """Decompositions of one group of layers at a time, computed at most once per identity."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +13,9 @@ from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
 from svdexp.storage import Storage
+
+COMPONENTS, SPECTRAL = ("left", "right"), ("spectrum", "damping")
+NONE = torch.empty(0, 0)  # stands for components that were not asked for
 
 
 class Workbench:
@@ -36,32 +39,33 @@ class Workbench:
         self.model, self.layers, self.source = model, layers, source
         self.weighting, self.shelf, self.clock = weighting, shelf, clock
         self.numerics, self.storage, self.ranks = numerics, storage, ranks
-        self._last: tuple[str, dict[str, Decomposition]] | None = None
 
-    def decompositions(self, group: str) -> dict[str, Decomposition]:
-        """The decomposition of every layer of `group`, by layer name; from the shelf if it is there.
+    def spectra(self, group: str) -> dict[str, Decomposition]:
+        """Of every layer of `group`, by layer name, without components: of those nothing is read."""
+        return self._find(group, [layer.name for layer in self.layers if layer.group == group], SPECTRAL)
 
-        The group asked for last stays in memory: allocations that try out layers ask for one many times.
-        """
-        if self._last is None or self._last[0] != group:
-            self._last = (group, self._find(group))
-        return self._last[1]
+    def decompositions(self, group: str, names: Collection[str]) -> dict[str, Decomposition]:
+        """Those of the layers of `group` in `names`, from the shelf if they are there; of others nothing is read."""
+        return self._find(group, names, COMPONENTS + SPECTRAL)
 
-    def _find(self, group: str) -> dict[str, Decomposition]:
-        tensors = self.shelf.remember(group, lambda: self._decompose(group))
-        names = [layer.name for layer in self.layers if layer.group == group]
-        keys = Decomposition.__dataclass_fields__
-        return {name: Decomposition(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}
-
-    def _decompose(self, group: str) -> dict[str, torch.Tensor]:
+    def decompose(self, group: str) -> dict[str, torch.Tensor]:
+        """Compute all of `group` and put it on the shelf."""
         with self.clock("calibration"):
             statistics = self.source.statistics(group)
         tensors: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"):
-            matrices = {matrix.name: matrix for matrix in self.layers}
-            for name, part in statistics.items():
-                rest, _ = self.storage.target(matrices[name].weight(self.model))
-                done = decompose(rest, self.weighting(part), numerics=self.numerics)
-                kept = done if self.ranks is None else done.keep(self.ranks[name])
-                tensors |= {f"{name}/{key}": value for key, value in vars(kept).items()}
+            for matrix in (matrix for matrix in self.layers if matrix.name in statistics):
+                rest, _ = self.storage.target(matrix.weight(self.model))
+                done = decompose(rest, self.weighting(statistics[matrix.name]), numerics=self.numerics)
+                kept = done if self.ranks is None else done.keep(self.ranks[matrix.name])
+                tensors |= {f"{matrix.name}/{key}": value for key, value in vars(kept).items()}
+        self.shelf.put(group, tensors)
         return tensors
+
+    def _find(self, group: str, names: Collection[str], keys: Collection[str]) -> dict[str, Decomposition]:
+        wanted = {f"{name}/{key}" for name in names for key in keys}
+        tensors = self.shelf.get(group, wanted)
+        if tensors is None:
+            tensors = self.decompose(group)
+        blank = dict.fromkeys(COMPONENTS, NONE)
+        return {name: Decomposition(**blank | {key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

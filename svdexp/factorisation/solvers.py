@@ -32,7 +32,7 @@ def solve(P: torch.Tensor, C: torch.Tensor | None, numerics: Numerics) -> Soluti
 
 def _smaller_side(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
     small, lift = reduced(P) if P.shape[0] > P.shape[1] else (P, lambda U: U)
-    U, spectrum = _eigenvectors(_covariance(small, C))
+    U, spectrum = _descending(*torch.linalg.eigh(_covariance(small, C)))
     return lift(U), spectrum, U.mT @ small
 
 
@@ -51,7 +51,7 @@ def reduced(P: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], tor
 
 
 def _output_covariance(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
-    U, spectrum = _eigenvectors(_covariance(P, C))
+    U, spectrum = _descending(*torch.linalg.eigh(_covariance(P, C)))
     k = min(P.shape)
     return U[:, :k], spectrum[:k], U[:, :k].mT @ P
 
@@ -76,7 +76,6 @@ def _covariance(P: torch.Tensor, C: torch.Tensor | None) -> torch.Tensor:
     return (P * C if C.ndim == 1 else P @ C) @ P.mT
 
 
-def _eigenvectors(S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvectors of S and the roots of its eigenvalues, descending."""
-    eigenvalues, U = torch.linalg.eigh(S)
+def _descending(eigenvalues: torch.Tensor, U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors, and the roots of their eigenvalues, both the largest first instead of last."""
     return U.flip(1), eigenvalues.flip(0).clamp_min(0).sqrt()

@@ -12,13 +12,13 @@ from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_skeleton, resolve_device, resolve_dtype
 from svdexp.checkpoints.verification import verify_checkpoint
-from svdexp.compress import compress, plan, said
+from svdexp.compress import compress
+from svdexp.engine.plan import plan
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import describe
 from svdexp.method import Method, build, build_method
-from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
@@ -66,14 +66,13 @@ def carry_out(
     clock = StageClock()
 
     with clock("load"):
-        model, tokenizer, windows, lessons, texts, exams = read(config, method, device)
+        model, weights, tokenizer, windows, lessons, texts, exams = read(config, method, device)
     targets = Targets(**vars(config.targets))
-    layers, budget, fixed, *_ = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
+    planned = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     counts = [len(part) for part in texts.values()]
-    log.info("\n%s", forecast(config, method, model, layers, budget, fixed, counts, device))
+    log.info("\n%s", forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, device))
 
     with clock("evaluate_dense"):
-        weights = model_fingerprint(model)
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
         dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
     compression = compress(
@@ -87,6 +86,8 @@ def carry_out(
         seed=config.seed,
         texts=lessons,
         elastic=config.save is Save.elastic,
+        planned=planned,
+        weights=weights,
     )
     if main:
         write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
@@ -141,8 +142,9 @@ def preview(config: Config, run_dir: Path) -> None:
     check_inputs(config, method)
     model = load_skeleton(config.model, resolve_dtype(config.precision, device))
     check_lengths(model, window_lengths(config, method))
-    layers, budget, fixed, notes, left = plan(model, method, config.ratio, Targets(**vars(config.targets)))
-    print(*notes, *said(left), sep="\n")
+    planned = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    layers, budget, fixed, *_ = planned
+    print(*planned.warnings, sep="\n")
     print(forecast(config, method, model, layers, budget, fixed, window_counts(config), device))
     print(state_of(config, run_dir))
     tokenizer = partial(tokenizer_of, config.model, config.cache)

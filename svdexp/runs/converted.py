@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
@@ -70,39 +70,50 @@ def _kept_tokenizer(folder: Path) -> Any | None:
     return None
 
 
-def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+class Dense(NamedTuple):
+    """A dense model and its fingerprint."""
+
+    model: PreTrainedModel
+    weights: str
+
+
+def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> Dense:
     """The dense model of a run, from the cache if its GGUF file was converted before; its fingerprint is noted there.
 
     Raises:
         UserError: as `load_model`.
     """
-    model = _kept_or_read(config, dtype, device)
-    note_weights(config, model)
-    return model
-
-
-def _kept_or_read(config: Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     source = locate(config.model)
-    if source.gguf_file is None or not config.cache:
-        return load_model(config.model, dtype, device)
+    if source.gguf_file is not None and config.cache:
+        return _converted(config, Path(config.cache), source, dtype, device)
+    model = load_model(config.model, dtype, device)
+    weights = model_fingerprint(model)
+    note_weights(config, dtype, weights)
+    return Dense(model, weights)
+
+
+def _converted(config: Config, cache: Path, source: Source, dtype: torch.dtype, device: torch.device) -> Dense:
+    """From the cache, if what is there is whole; else from the GGUF file, and kept."""
     made: dict[str, Any] = {"dtype": str(dtype), "transformers": version("transformers")}
     if scaling := rope_scaling(config.model):  # which older versions left out
         made["rope"] = scaling
-    folder = _folder(source, Path(config.cache), **made)
+    folder = _folder(source, cache, **made)
     kept = replace(config.model, path=str(folder), revision=None)
     if folder.is_dir() and _opens(folder):
         try:
             model = load_model(kept, dtype, device)
-            if model_fingerprint(model) == noted_weights(config, dtype):
-                return model
+            weights = model_fingerprint(model)
+            if weights == noted_weights(config, dtype):
+                return Dense(model, weights)
         except UserError as error:
             log.debug("%s", error)
         _discard(folder)
     model = load_model(config.model, dtype, device)
+    weights = model_fingerprint(model)
     if Processes().main:
         keep(model, folder)
-        note_weights(config, model, anew=True)
-    return model
+        note_weights(config, dtype, weights, anew=True)
+    return Dense(model, weights)
 
 
 def _folder(source: Source, cache: Path, **made: Any) -> Path:

@@ -11,22 +11,22 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cells.identity import model_files
+from svdexp.engine.identity import source_of
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
-from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix
 from svdexp.runtime.contents import digest
-from svdexp.runtime.shelves import Shelf, fingerprint, identity, shelf_folder, write_note
+from svdexp.runtime.shelves import Shelf, identity, shelf_folder, write_note
 from svdexp.schema import Config
 
 
-def note_weights(config: Config, model: PreTrainedModel, anew: bool = False) -> None:
-    """Note which weights the model's files hold in the format that it was loaded in, if not yet, or `anew`."""
+def note_weights(config: Config, dtype: torch.dtype, weights: str, anew: bool = False) -> None:
+    """Note the fingerprint of what the model's files hold in the format `dtype`, if it is not noted yet, or `anew`."""
     if not config.cache:
         return
-    note = _note(config, config.cache, model.dtype)
+    note = _note(config, config.cache, dtype)
     if anew or not note.is_file():
-        write_note(note, model_fingerprint(model))
+        write_note(note, weights)
 
 
 def noted_weights(config: Config, dtype: torch.dtype) -> str | None:
@@ -51,11 +51,7 @@ def cached_stages(
     weights = noted_weights(config, model.dtype)
     if weights is None:
         return "in the cache: nothing of this model"
-    source = {
-        "model": weights,
-        "windows": fingerprint({"": windows()}),
-        "layers": [layer.name for layer in layers],
-    }
+    source = source_of(weights, windows(), layers)
     shelves = {need: ("statistics", {"statistic": need}) for need in method.weighting.needs}
     shelves["decompositions"] = ("decompositions", method.decomposition)
     groups = dict.fromkeys(layer.group for layer in layers)

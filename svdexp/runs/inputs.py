@@ -1,6 +1,5 @@
 """What a run reads: the model, and texts as token windows."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from svdexp.checkpoints.loading import resolve_dtype
 from svdexp.data import Beginning, Excerpt, resolve_bos, warn_without_bos
 from svdexp.evaluation import Exam, Passage, load_exams, passage
 from svdexp.method import Method
-from svdexp.models.spreading import BALANCED, settled
+from svdexp.models.spreading import BALANCED, spread_out
 from svdexp.runs.checks import (
     check_ids,
     check_lengths,
@@ -24,9 +23,20 @@ from svdexp.schema import Config, EvaluateConfig, Sampling
 
 
 class Material(NamedTuple):
-    """What a run reads: the model, its tokenizer, calibration windows (N, L), the trainings' own, and what is asked."""
+    """What a run reads.
+
+    Attributes:
+        model: the dense model.
+        weights: its fingerprint.
+        tokenizer: its tokenizer.
+        windows: calibration token ids, (N, L).
+        lessons: those of trainings with a text of their own, by their names.
+        texts: what perplexities are measured on.
+        exams: what accuracies are measured on.
+    """
 
     model: PreTrainedModel
+    weights: str
     tokenizer: Any
     windows: torch.Tensor
     lessons: dict[str, torch.Tensor]
@@ -41,14 +51,17 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
-    load = partial(dense_model, config, resolve_dtype(config.precision, device))
-    model = settled(load, device, config.device == BALANCED)
+    spread = config.device == BALANCED
+    place = torch.device("cpu") if spread else device
+    model, weights = dense_model(config, resolve_dtype(config.precision, device), place)
+    if spread:
+        spread_out(model)
     check_lengths(model, window_lengths(config, method) | prompt_lengths(config.eval.prompts, tokenizer))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
     warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
     tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}
     check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
-    return Material(model, tokenizer, windows, lessons, texts, exams)
+    return Material(model, weights, tokenizer, windows, lessons, texts, exams)
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 # Part of the identity of every shelf; raise it when a change to the mathematics, or to how a stage lays out what it
 # keeps, makes older files wrong. tests/runtime/test_mathematics.py notices the former.
 FORMAT = 2
+# The key of a file's header under which it has the checksums of its tensors.
+CHECKSUMS = "checksums"
 
 
 def identity(**ingredients: Any) -> str:
@@ -73,19 +75,21 @@ class Shelf:
         self.folder = folder
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
 
-    def get(self, item: str) -> dict[str, torch.Tensor] | None:
+    def get(self, item: str, keys: Collection[str] | None = None) -> dict[str, torch.Tensor] | None:
         """The item's tensors, or None if it was never put, or is damaged: then it is dropped, with a warning.
+
+        Given `keys`, only these are read, and only their damage is noticed.
 
         Raises:
             UserError: it is there and cannot be read, for a reason that says nothing about its contents.
         """
         if self.folder is None or item in self._memory:
-            return self._memory.get(item)
+            return _only(self._memory.get(item), keys)
         path = self._path(self.folder, item)
         try:
             path.open("rb").close()  # safetensors takes whatever keeps it from opening a file for its absence
-            tensors, promised = _read(path)
-            if promised == checksum(tensors):
+            tensors, promised = _read(path, keys)
+            if promised == _checksums(tensors):
                 return tensors
             reason = "its contents do not match their checksum"
         except FileNotFoundError:
@@ -135,7 +139,7 @@ class Shelf:
         }
         try:
             with whole_file(path) as partial:
-                save_file(alone, partial, metadata={"checksum": checksum(alone)})
+                save_file(alone, partial, metadata={CHECKSUMS: json.dumps(_checksums(alone))})
         except UnwritableError as error:
             require_read_only(error)
             self._memory[item] = tensors
@@ -157,14 +161,25 @@ def write_note(path: Path, text: str) -> None:
         require_read_only(error)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The tensors of a file, and the checksum in its header.
+def _only(tensors: dict[str, torch.Tensor] | None, keys: Collection[str] | None) -> dict[str, torch.Tensor] | None:
+    return tensors if tensors is None or keys is None else {key: tensors[key] for key in keys}
+
+
+def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Of each tensor by itself, so that some of an item can be read without the others."""
+    return {key: checksum({key: tensor}) for key, tensor in tensors.items()}
+
+
+def _read(path: Path, keys: Collection[str] | None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a file, all or those in `keys`, and the checksums that its header has of them.
 
     Copies: safetensors gives views of the mapped file, and the smallest of them would keep all of it in memory.
     """
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
-        return tensors, (file.metadata() or {}).get("checksum")
+        promised: dict[str, str] = json.loads((file.metadata() or {}).get(CHECKSUMS, "{}"))
+        wanted = list(file.keys()) if keys is None else keys
+        tensors = {key: file.get_tensor(key).clone() for key in wanted}
+        return tensors, promised if keys is None else {key: promised[key] for key in keys if key in promised}
 
 
 def require_read_only(error: UnwritableError) -> None:

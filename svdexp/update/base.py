@@ -1,6 +1,6 @@
 """What every update can do."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -9,8 +9,12 @@ from transformers import PreTrainedModel
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix, Ranks
 
-# Puts factors in the place of the layer called by name.
-Place = Callable[[str, Factors], None]
+
+class Place(Protocol):
+    """Puts factors in the place of a layer."""
+
+    def __call__(self, name: str, factors: Factors, *, trial: bool = False) -> None:
+        """Of the layer called `name`; on `trial` they will be replaced again and need no storage's form."""
 
 
 class Repair(Protocol):

@@ -62,7 +62,7 @@ class Refit:
     ) -> None:
         """All layers as truncation found them, then one refit after the other."""
         for name, pair in factors.items():
-            place(name, pair)
+            place(name, pair, trial=True)
         for names in self.path.sharing(group):
             truncated = [name for name in names if name in factors]
             if truncated:
@@ -70,6 +70,7 @@ class Refit:
                 for name in truncated:
                     if not bool(statistics[name]["gram"].any()):
                         log.warning("%s was given no token of the update's windows and stays as truncated", name)
+                        place(name, factors[name])
                         continue
                     place(name, refit(weights[name], factors[name], statistics[name]["gram"]))
 

@@ -43,7 +43,7 @@ def test_the_others_share_what_is_left() -> None:
     assert list(rest.shapes) == ["0.q", "1.q", "1.down"]
     assert rest.total == pytest.approx(240 * 16)
     # ⌊0.48 · 100 / 20⌋ = 2 twice and ⌊0.48 · 300 / 40⌋ = 3 make 200; the 40 left buy a rank more for both squares.
-    assert allocate(Uniform(), offer, {"0.down": 4}, NOTHING) == {"0.q": 3, "0.down": 4, "1.q": 3, "1.down": 3}
+    assert allocate(Uniform(), offer, {"0.down": 4}, NOTHING)[0] == {"0.q": 3, "0.down": 4, "1.q": 3, "1.down": 3}
 
 
 def test_what_fixed_layers_save_cannot_buy_more_than_dense() -> None:
@@ -65,14 +65,14 @@ def test_ranks_that_leave_nothing_are_refused() -> None:
 def test_all_layers_may_be_fixed() -> None:
     """There is no allocation to ask: the one given would fail."""
     ranks: Ranks = {"0.q": 1, "0.down": 2, "1.q": None, "1.down": 3}
-    assert allocate(FromFile("nowhere"), budget(0.5, **SMALL), ranks, NOTHING) == ranks
+    assert allocate(FromFile("nowhere"), budget(0.5, **SMALL), ranks, NOTHING)[0] == ranks
     with pytest.raises(UserError, match=r"targets\.ranks"):
         allocate(FromFile("nowhere"), budget(0.3, **SMALL), ranks, NOTHING)
 
 
 def test_a_rank_that_saves_nothing_is_kept() -> None:
     """Rank 9 of (10, 10) costs 180 numbers, dense 100."""
-    assert allocate(Uniform(), budget(0.9, **SMALL), {"0.q": 9}, NOTHING)["0.q"] == 9
+    assert allocate(Uniform(), budget(0.9, **SMALL), {"0.q": 9}, NOTHING)[0]["0.q"] == 9
 
 
 @pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
@@ -83,7 +83,7 @@ def test_every_allocation_fills_what_is_left(
 ) -> None:
     whole = Budget(ratio, SHAPES, storage)
     fixed = fixed_ranks({"blocks.0.*": None, "*.down_proj": 300, "*.7.q_proj": 576}, SHAPES)
-    ranks = allocate(allocation, whole, fixed, evidence)
+    ranks = allocate(allocation, whole, fixed, evidence)[0]
     assert list(ranks) == list(SHAPES)
     assert len(fixed) == 7 + 29 + 1
     assert {name: ranks[name] for name in fixed} == fixed
@@ -97,6 +97,6 @@ def test_a_file_of_ranks_gives_way(tmp_path: Path) -> None:
     path.write_text('{"0.q": 1, "0.down": 2, "1.q": 1, "1.down": 3}')
     replay, offer = FromFile(str(path)), budget(0.5, **SMALL)
     expected: Ranks = {"0.q": 1, "0.down": 4, "1.q": 1, "1.down": 3}
-    assert allocate(replay, offer, {"0.down": 4}, NOTHING) == expected
+    assert allocate(replay, offer, {"0.down": 4}, NOTHING)[0] == expected
     with pytest.raises(UserError, match=r"ratio=0\.22 \(all that targets\.ranks leave to the other layers\)"):
         allocate(replay, budget(0.3375, **SMALL), {"0.down": 4}, NOTHING)

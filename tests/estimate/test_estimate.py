@@ -20,7 +20,7 @@ from svdexp.calibration.dense import forward_and_backward
 from svdexp.calibration.statistics import Fisher, Gram
 from svdexp.cells.guard import config_dir
 from svdexp.checkpoints.loading import load_skeleton
-from svdexp.compress import plan
+from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from svdexp.allocation import GlobalLoss, Uniform
-from svdexp.compress import compress, plan
+from svdexp.compress import compress
+from svdexp.engine.plan import plan
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.behaviour import _find_fault, looks_ahead, require_next_token, why_not_replayed

@@ -40,7 +40,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, list[s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_read_once(job: tuple[Config, list[str]], dtype: torch.dtype, windows: torch.Tensor) -> None:
     config, read = job
-    models = [dense_model(config, dtype, CPU) for _ in range(3)]
+    models = [dense_model(config, dtype, CPU).model for _ in range(3)]
     assert [path.endswith(".gguf") for path in read] == [True, False, False]
     assert len({model_fingerprint(model) for model in models}) == 1
     assert not any(parameter.requires_grad for parameter in models[1].parameters())
@@ -53,7 +53,7 @@ def test_it_is_read_once(job: tuple[Config, list[str]], dtype: torch.dtype, wind
 @pytest.mark.parametrize("damage", ["cut", "other", "gone"])
 def test_a_damaged_copy_is_made_again(job: tuple[Config, list[str]], damage: str) -> None:
     config, read = job
-    expected = model_fingerprint(dense_model(config, torch.float32, CPU))
+    expected = model_fingerprint(dense_model(config, torch.float32, CPU).model)
     (weights,) = Path(str(config.cache)).rglob("model.safetensors")
     data = bytearray(weights.read_bytes())
     if damage == "cut":
@@ -64,7 +64,7 @@ def test_a_damaged_copy_is_made_again(job: tuple[Config, list[str]], damage: str
     else:
         weights.unlink()
     for _ in range(2):
-        assert model_fingerprint(dense_model(config, torch.float32, CPU)) == expected
+        assert model_fingerprint(dense_model(config, torch.float32, CPU).model) == expected
     assert [path.endswith(".gguf") for path in read] == [True, False, True, False]
 
 
@@ -93,10 +93,10 @@ def test_a_copy_without_the_files_rope_scaling_is_not_taken(
     write_llama(tmp_path / "tiny.gguf", tiny_model("llama"), **{"llama.rope.scaling.factor": 4.0})
     for module in (converted, loading):
         monkeypatch.setattr(module, "rope_scaling", lambda config: {})
-    old = dense_model(config, torch.float32, CPU)(windows).logits
+    old = dense_model(config, torch.float32, CPU).model(windows).logits
     monkeypatch.undo()
     monkeypatch.setattr(converted, "load_model", reader)
-    found = [dense_model(config, torch.float32, CPU)(windows).logits for _ in range(2)]
+    found = [dense_model(config, torch.float32, CPU).model(windows).logits for _ in range(2)]
     assert not torch.allclose(found[0], old, atol=1e-6)
     assert torch.equal(found[0], found[1])
     assert [path.endswith(".gguf") for path in read] == [True, True, False]
@@ -118,10 +118,10 @@ def test_a_copy_that_cannot_be_read_is_left_alone(
     job: tuple[Config, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, read = job
-    expected = model_fingerprint(dense_model(config, torch.float32, CPU))
+    expected = model_fingerprint(dense_model(config, torch.float32, CPU).model)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", closed("model.safetensors"))
-        assert model_fingerprint(dense_model(config, torch.float32, CPU)) == expected
+        assert model_fingerprint(dense_model(config, torch.float32, CPU).model) == expected
     assert "cannot be read, and is done without: Permission denied" in caplog.text
     dense_model(config, torch.float32, CPU)
     assert [path.endswith(".gguf") for path in read] == [True, True, False]

@@ -1,0 +1,96 @@
+"""What a model, a method and a ratio come to, before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
+from svdexp.method import Method
+from svdexp.models.behaviour import require_next_token, require_replayable
+from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.structure import Targets, abbreviated, find_matrices, matches, other_stacks, shared_matrices
+from svdexp.runtime.errors import UserError
+
+
+class Plan(NamedTuple):
+    """The plan of one compression.
+
+    Attributes:
+        layers: the layers to compress.
+        budget: of all of them.
+        fixed: the ranks among them that the targets fix.
+        notes: sentences on what the user may not expect.
+        left_dense: what the targets select and is not compressed, reason → names.
+    """
+
+    layers: list[Matrix]
+    budget: Budget
+    fixed: Ranks
+    notes: list[str]
+    left_dense: dict[str, list[str]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes, and a sentence for each reason why layers stay dense."""
+        return [*self.notes, *said(self.left_dense)]
+
+
+def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> Plan:
+    """The plan for `model`, which may be on the meta device.
+
+    Raises:
+        UserError: what cannot be compressed, fixed ranks that do not fit a layer or the budget, and a budget that the
+            shapes alone rule out.
+    """
+    if hasattr(model.config, "svdexp"):
+        raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
+    layers = find_matrices(model, targets)
+    require_next_token(model)
+    if method.replay:
+        require_replayable(model, *method.replay)
+    budget, fixed = shares(layers, method, ratio, targets)
+    notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
+    left = shared_matrices(model, targets) | other_stacks(model, targets)
+    return Plan(layers, budget, fixed, notes, left)
+
+
+def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
+    """The budget of `layers`, and the ranks among them that `targets` fixes.
+
+    Raises:
+        UserError: fixed ranks that do not fit a layer or the budget, and a budget that the shapes alone rule out.
+    """
+    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
+    fixed = fixed_ranks(targets.ranks, budget.shapes)
+    rest = budget.without(fixed)
+    if isinstance(method.allocation, Whole) and any(fixed.values()):
+        raise UserError("targets.ranks: method.allocation=Whole makes no factors; choose another method")
+    if rest.shapes and isinstance(method.allocation, Foreseen):
+        method.allocation.require_room(rest)
+    return budget, fixed
+
+
+def without(plan: Plan, idle: dict[str, list[str]], method: Method, ratio: float, targets: Targets) -> Plan:
+    """The plan without layers that do not work as linear ones: `ratio` then counts the others alone.
+
+    Raises:
+        UserError: there are no others, or as `shares`.
+    """
+    if not idle:
+        return plan
+    gone = {name for names in idle.values() for name in names}
+    rest = [layer for layer in plan.layers if layer.name not in gone]
+    if not rest:
+        raise UserError(f"no layer to compress is left: {'; '.join(said(idle))}")
+    # a pattern that fixed ranks of these alone has nothing to fix any more
+    ranks = {key: rank for key, rank in targets.ranks.items() if any(matches(layer.name, [key]) for layer in rest)}
+    budget, fixed = shares(rest, method, ratio, replace(targets, ranks=ranks))
+    return plan._replace(layers=rest, budget=budget, fixed=fixed, left_dense=plan.left_dense | idle)
+
+
+def said(left: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each reason why layers stay dense."""
+    kept = {reason: abbreviated(names) for reason, names in left.items()}
+    return [f"left dense, and not counted in ratio: {names}, which {reason}" for reason, names in kept.items()]
