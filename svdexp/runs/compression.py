@@ -2,10 +2,12 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from svdexp.cells import state_of
 from svdexp.cells.identity import identity_of
@@ -14,6 +16,7 @@ from svdexp.checkpoints.loading import load_skeleton, resolve_device, resolve_dt
 from svdexp.checkpoints.verification import verify_checkpoint
 from svdexp.compress import compress
 from svdexp.engine.plan import plan
+from svdexp.engine.result import Compression
 from svdexp.estimate.forecast import forecast
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
@@ -28,6 +31,7 @@ from svdexp.runs.foreseen import cached_stages
 from svdexp.runs.inputs import calibration_bos, calibration_windows, read, window_counts
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
+from svdexp.runtime.model_names import CHECKPOINT
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Config, Save
@@ -52,10 +56,10 @@ def run(config: Config, run_dir: Path) -> Results | None:
     if not Processes().main:
         tracker = NoTracker()
     with tracked(tracker, config, run_dir) as track:
-        return carry_out(config, method, device, run_dir, track, cell)
+        return experiment(config, method, device, run_dir, track, cell)
 
 
-def carry_out(
+def experiment(
     config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str
 ) -> Results | None:
     """`run`, after what can be checked at once; `track` takes what it found."""
@@ -100,33 +104,42 @@ def carry_out(
     compressed |= keys.PROTOCOL.says(protocols(texts))
     if config.save is not Save.none:
         with clock("save"):
-            checkpoint.save(model, tokenizer, run_dir / "checkpoint", compression.ranks, compression.elastic)
-            compressed |= verify_checkpoint(run_dir / "checkpoint", model, windows[:1], config.model.trust_remote_code)
+            checkpoint.save(model, tokenizer, run_dir / CHECKPOINT, compression.ranks, compression.elastic)
+            compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, windows[:1], config.model.trust_remote_code)
 
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
         **keys.CELL.says(cell),
         **keys.CALIBRATION_BOS.says(calibration_bos(config, tokenizer).mode.value),
         **keys.TASKS.says({exam.name: exam.describe() for exam in exams}),
-        **keys.GENERATION.says(
-            [
-                {"prompt": prompt, "dense": before, "compressed": after}
-                for prompt, before, after in zip(prompts, dense_says, compressed_says, strict=True)
-            ]
-        ),
+        **keys.GENERATION.says(side_by_side(prompts, dense_says, compressed_says)),
     }
     if config.save is not Save.none:
-        made_from = origin(config.model, ask_the_hub=config.save is Save.hf)
-        results |= keys.ORIGIN.says(made_from.noted())
-        copy_texts(made_from, run_dir / "checkpoint")
-        if config.save is Save.hf:
-            dense_class = checkpoint.architecture_of(model)
-            describe(run_dir / "checkpoint", model.config, dense_class, compression.ranks, results, made_from)
+        results |= label_checkpoint(config, run_dir / CHECKPOINT, model, compression, results)
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
     track(findings)
     show(results)
     return results
+
+
+def side_by_side(prompts: Sequence[str], dense: Sequence[str], compressed: Sequence[str]) -> list[Mapping[str, str]]:
+    """Continuations of each prompt by the dense and by the compressed model."""
+    rows = zip(prompts, dense, compressed, strict=True)
+    return [{"prompt": prompt, "dense": before, "compressed": after} for prompt, before, after in rows]
+
+
+def label_checkpoint(
+    config: Config, folder: Path, model: PreTrainedModel, compression: Compression, results: Results
+) -> Results:
+    """Put into a checkpoint its origin's licence texts, and a card where it is for a hub; returns the origin."""
+    made_from = origin(config.model, ask_the_hub=config.save is Save.hf)
+    noted = keys.ORIGIN.says(made_from.noted())
+    copy_texts(made_from, folder)
+    if config.save is Save.hf:
+        dense_class = checkpoint.architecture_of(model)
+        describe(folder, model.config, dense_class, compression.ranks, results | noted, made_from)
+    return noted
 
 
 def preview(config: Config, run_dir: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-RUN = "checkpoint"  # the folder of a run directory that holds its model; the run has the telling name
+CHECKPOINT = "checkpoint"  # the folder of a run directory that holds its model; the run has the telling name
 
 
 def name_of(path: str, name: str = "", its_path: str = "") -> str:
@@ -17,6 +17,6 @@ def name_of(path: str, name: str = "", its_path: str = "") -> str:
     parts = path.rpartition("://")[2].rstrip("/").split("/")
     if set(parts[-1]) <= {"."} or parts[-1].startswith("~"):  # the folder that `.`, `..` or `~` stands for
         parts = os.path.abspath(Path(path).expanduser()).split("/")  # noqa: PTH100 - resolve() would follow a link
-    if parts[-1] == RUN and len(parts) > 1:
+    if parts[-1] == CHECKPOINT and len(parts) > 1:
         parts.pop()
     return parts[-1].removesuffix(".gguf")
