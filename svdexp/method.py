@@ -6,7 +6,8 @@ here, when the part is built, and nowhere else. This is the only place that turn
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
 from typing import Any
 
 from hydra.utils import get_class
@@ -120,10 +121,10 @@ class Method:
         """Raise UserError for an option that this method's other parts leave without effect."""
         weighting, update, allocation = self.weighting, self.update, type(self.allocation).__name__
         if weighting is None:
-            knobs = {"traversal": self.traversal, "numerics": self.numerics, "sigma_fuse": self.sigma_fuse}
-            for name, value in knobs.items():
-                own = type(self).__dataclass_fields__[name].default
-                require(value is own, f"method.{name}={value} has no effect, because method.weighting is null")
+            for knob in fields(self):  # those with a choice of words say how to weigh and to decompose
+                value = getattr(self, knob.name)
+                idle = isinstance(value, StrEnum) and value is not knob.default
+                require(not idle, f"method.{knob.name}={value} has no effect, because method.weighting is null")
         elif not weighting.needs:
             require(
                 self.traversal is Traversal.dense,

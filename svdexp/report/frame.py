@@ -29,7 +29,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     `speedup/…`: tokens per second over the dense model's. `calibrated_on`, `compresses`: in a few words.
     """
     rows = pd.DataFrame([_row(record) for record in records])
-    for key in rows.select_dtypes("object"):  # a file of columns takes one type in each
+    for key in rows.select_dtypes(["object", "str"]):  # a file of columns takes one type in each
         if pd.api.types.infer_dtype(rows[key], skipna=True).startswith("mixed"):
             rows[key] = rows[key].map(str, na_action="ignore")
     rows.insert(0, "series", labels(rows))

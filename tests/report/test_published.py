@@ -86,4 +86,4 @@ def test_a_cell_given_twice_by_one_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_file_is_beside_the_module_so_that_a_wheel_carries_it() -> None:
-    assert PATH.parent.name == "svdexp"
+    assert PATH.parent.name == "report"
