@@ -123,8 +123,8 @@ class Method:
         if weighting is None:
             for knob in fields(self):  # those with a choice of words say how to weigh and to decompose
                 value = getattr(self, knob.name)
-                idle = isinstance(value, StrEnum) and value is not knob.default
-                require(not idle, f"method.{knob.name}={value} has no effect, because method.weighting is null")
+                chosen = isinstance(value, StrEnum) and value is not knob.default
+                require(not chosen, f"method.{knob.name}={value} has no effect, because method.weighting is null")
         elif not weighting.needs:
             require(
                 self.traversal is Traversal.dense,
