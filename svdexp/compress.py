@@ -10,7 +10,6 @@ from svdexp.allocation import allocate
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
-from svdexp.data.reads import check_windows_of
 from svdexp.engine import steps
 from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
@@ -114,6 +113,5 @@ def compress(
 
 def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:
     """Raise UserError where calibration `windows` (N, L), or a training's own of `texts`, are too few or too short."""
-    own = {f"method.training.{name}": tokens for name, tokens in texts.items()}
-    for knob, part in method.parts.items():
-        check_windows_of(part, *own.get(knob, windows).shape)
+    own = {f"method.training.{name}": (len(tokens), tokens.shape[1]) for name, tokens in texts.items()}
+    method.check_windows((len(windows), windows.shape[1]), own)

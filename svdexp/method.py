@@ -15,7 +15,7 @@ from hydra.utils import get_class
 from svdexp.allocation import REPEATABLE, Allocation, Whole
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.data import Excerpt
-from svdexp.data.reads import contents_of, described, excerpt_of
+from svdexp.data.reads import check_windows_of, contents_of, described, excerpt_of
 from svdexp.factorisation import Weighting
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
@@ -23,6 +23,9 @@ from svdexp.schema import Config, Numerics, Save, SigmaFuse, Traversal
 from svdexp.storage import FactorStorage, Storage
 from svdexp.training import BlockRefine, Training
 from svdexp.update import Update
+
+# How many windows, None where that is not known yet, and their length in tokens.
+WindowsSize = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class Method:
         """What trainings learn from instead of the calibration windows, by their names."""
         found = {name: excerpt_of(part) for name, part in self.training.items()}
         return {name: excerpt for name, excerpt in found.items() if excerpt is not None}
+
+    def check_windows(self, calibration: WindowsSize, own: Mapping[str, WindowsSize]) -> None:
+        """Raise UserError where a part cannot use the windows that it gets: its `own`, by its key, or those that
+        calibrate."""
+        for knob, part in self.parts.items():
+            count, length = own.get(knob, calibration)
+            if count is not None:
+                check_windows_of(part, count, length)
 
     @property
     def needs_gradients(self) -> bool:

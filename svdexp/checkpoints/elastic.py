@@ -177,11 +177,10 @@ def _held(folder: Path, matrix: Matrix, model: PreTrainedModel) -> int:
     Raises:
         UserError: it is neither factors nor dense.
     """
-    layer = matrix.layer(model)
-    if isinstance(layer, LowRankLinear):
-        return _rank(layer)
-    require(matrix.is_dense(model), f"checkpoint {folder}: {matrix.name} is not a layer that can have another rank")
-    return 0
+    rank = _rank(matrix.layer(model))
+    can = rank > 0 or matrix.is_dense(model)
+    require(can, f"checkpoint {folder}: {matrix.name} is not a layer that can have another rank")
+    return rank
 
 
 def _rank(layer: nn.Module) -> int:

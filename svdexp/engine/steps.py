@@ -150,8 +150,8 @@ def evidence(job: Job, bench: Workbench | None, found: Mapping[str, Decompositio
         return bench.decompositions(matrices[name].group, [name])[name]
 
     def truncated(name: str, rank: int) -> nn.Module:
-        factors = decomposition(name).truncate(rank, method.sigma_fuse)
-        return layer_of(job, factors, matrices[name].bias(job.model), matrices[name].weight(job.model))
+        factors, W = decomposition(name).truncate(rank, method.sigma_fuse), matrices[name].weight(job.model)
+        return method.storage.layer(factors, matrices[name].bias(job.model), W, method.storage.target(W)[1])
 
     shelf = partial(job.cache.shelf, source=job.source)
     values = {name: part.spectrum for name, part in found.items()}
@@ -206,13 +206,10 @@ def stored_layer(
 
     On `trial` they are plain as well, unless the storage keeps something beside them.
     """
-    plain = trial and job.method.storage.target(W)[1] is None
-    return low_rank_layer(factors, bias, W) if job.method.storage.waits or plain else layer_of(job, factors, bias, W)
-
-
-def layer_of(job: Job, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor) -> nn.Module:
-    """The storage's layer in place of the dense W (m, n)."""
-    return job.method.storage.layer(factors, bias, W, job.method.storage.target(W)[1])
+    storage = job.method.storage
+    _, kept = storage.target(W)
+    plain = storage.waits or (trial and kept is None)
+    return low_rank_layer(factors, bias, W) if plain else storage.layer(factors, bias, W, kept)
 
 
 def extra_components(
@@ -235,8 +232,9 @@ def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str
     with job.clock("training"):
         trained = teach(student, job.method.training, job.windows, job.texts, shelf, job.seed)
     with job.clock("storage"):
-        for matrix in (matrix for matrix in dense if matrix.name in student.layers):
-            layer, W = student.layers[matrix.name], matrix.family.weight(dense[matrix])
+        compressed = student.layers
+        for matrix in (matrix for matrix in dense if matrix.name in compressed):
+            layer, W = compressed[matrix.name], matrix.family.weight(dense[matrix])
             matrix.put(job.model, stored_layer(job, factors_of(layer), layer.rank_out.bias, W))
     return trained
 

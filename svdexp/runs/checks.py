@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from svdexp.checkpoints.loading import load_config, locate, require_dense
 from svdexp.data import Excerpt, Split, whole_files
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
-from svdexp.data.reads import check_windows_of
 from svdexp.evaluation import check_tasks, check_texts, require_context
 from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
@@ -68,11 +67,8 @@ def warn_of_shared_passages(asked: Mapping[str, torch.Tensor], learnt: Mapping[s
 
 def check_windows(config: Config, method: Method) -> None:
     """Raise UserError where windows will be too few, or too short, for what is to be learnt from them."""
-    texts = excerpts(config, method)
-    for knob, part in method.parts.items():
-        excerpt = texts.get(knob, texts["calibration"])
-        if excerpt.samples is not None:
-            check_windows_of(part, excerpt.samples, excerpt.seq_len)
+    sizes = {knob: (excerpt.samples, excerpt.seq_len) for knob, excerpt in excerpts(config, method).items()}
+    method.check_windows(sizes.pop("calibration"), sizes)
 
 
 def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:

@@ -3,14 +3,16 @@
 import multiprocessing
 
 PRELOADED = (
-    *(
-        "svdexp.runs.compression",
-        "svdexp.runs.evaluation",
-        "svdexp.export.publish",
-        "svdexp.report.write",
-        "svdexp.cells.identity",
-    ),
-    *("transformers.models.llama.modeling_llama", "lm_eval.models.huggingface", "datasets", "peft", "wandb"),
+    "svdexp.runs.compression",
+    "svdexp.runs.evaluation",
+    "svdexp.export.publish",
+    "svdexp.report.write",
+    "svdexp.cells.identity",
+    "transformers.models.llama.modeling_llama",
+    "lm_eval.models.huggingface",
+    "datasets",
+    "peft",
+    "wandb",
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
