@@ -8,11 +8,12 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from svdexp.runtime.version import __version__
+
 if TYPE_CHECKING:
     from svdexp.checkpoints.checkpoint import load
-    from svdexp.compress import compress
+    from svdexp.engine.compress import compress
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compress", "load"]
 
 
@@ -29,7 +30,7 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     if name == "compress":
-        from svdexp.compress import compress
+        from svdexp.engine.compress import compress
 
         return compress
     if name == "load":

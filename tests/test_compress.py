@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
 from svdexp.models.families import LINEAR

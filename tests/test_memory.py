@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from svdexp.allocation import Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svdexp.allocation import Budget, Evidence, GlobalLoss, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Identity
 from svdexp.method import Method
 from svdexp.models.structure import Targets

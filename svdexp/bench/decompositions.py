@@ -11,7 +11,7 @@ from svdexp.allocation import GlobalLoss
 from svdexp.bench.stacks import SMALL, random_model
 from svdexp.bench.timing import Row, speedup
 from svdexp.calibration.statistics import Gram
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Metric, TwoSided, decompose
 from svdexp.method import Method
 from svdexp.runtime.clock import StageClock

@@ -12,14 +12,13 @@ from typing import NoReturn, TypeVar
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.cells import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
 from svdexp.cells.choices import config_dir as config_dir
-from svdexp.runtime.disk import OUTSIDE, UnwritableError
+from svdexp.cells.mistakes import KNOWN, as_mistake, one_sentence
+from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible
 from svdexp.runtime.masking import masked_words
@@ -28,12 +27,6 @@ from svdexp.schema import Config, EvaluateConfig
 
 log = logging.getLogger("svdexp")
 
-KNOWN = (UserError, HydraException, OmegaConfBaseException)
-# Choices that became something else, and what to say instead.
-MOVED = {
-    "storage/elastic": "storage=elastic is save=elastic storage=factors now: it says what a checkpoint keeps, not how "
-    "factors are stored"
-}
 BUSY = os.EX_TEMPFAIL  # exit code of a single run whose folder another process holds
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
@@ -105,25 +98,6 @@ def kept(cfg: DictConfig) -> list[str]:
     return [f"finished stages are in {cache} and will be reused"] if cache and not sibling() else []
 
 
-def as_mistake(error: Exception) -> Exception:
-    """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user.
-
-    So is a choice that moved.
-    """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file in MOVED:
-        return UserError(MOVED[error.missing_cfg_file])
-    if isinstance(error, OSError) and error.errno in OUTSIDE:
-        return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")
-    words = " ".join(str(error).split())
-    signs = (isinstance(error, MemoryError), "OutOfMemoryError" in type(error).__name__, "allocate memory" in words)
-    if not any(signs):
-        return error
-    return UserError(
-        f"out of memory{f' ({words})' if words else ''}: try less at a time (eval.batch_size, "
-        "eval.efficiency.batch_size, calibration.seq_len, eval.seq_len); dry_run=true estimates what a run takes"
-    )
-
-
 def objective(cfg: DictConfig) -> float | None:
     """The figure of the finished run that the configuration names, for a sweeper that searches."""
     key = cfg.objective
@@ -158,14 +132,6 @@ def end(error: UserError) -> NoReturn:
     """End the program with the error's sentence."""
     print(f"svdexp: {one_sentence(error)}", file=sys.stderr)
     sys.exit(BUSY if isinstance(error, HeldError) else 1)
-
-
-def one_sentence(error: Exception) -> str:
-    """The error's words on one line; Hydra's name the override, and what OmegaConf says of its value follows."""
-    words = str(error) if isinstance(error, KNOWN) else f"{type(error).__name__}: {error}"
-    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
-        words += f": {str(error.__cause__).splitlines()[0]}"
-    return " ".join(words.split())
 
 
 def cli(main: Callable[[], object], schema: type) -> int:

@@ -1,1 +1,1 @@
-"""What `compress` calls."""
+"""The line of stages as a function, and what it calls."""

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
 
-from svdexp import __version__
 from svdexp.cells.choices import GROUPS, modern, spoken
 from svdexp.export.origin import Origin
 from svdexp.models.matrices import Ranks
 from svdexp.record import Record, Results, compared
 from svdexp.record import results as keys
 from svdexp.runtime.markdown import code, fenced, in_line, table
+from svdexp.runtime.version import __version__
 from svdexp.schema import Format
 from svdexp.tracking.console import beside_dense, is_one_of
 

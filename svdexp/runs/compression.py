@@ -14,7 +14,7 @@ from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_skeleton, resolve_device, resolve_dtype
 from svdexp.checkpoints.verification import verify_checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.result import Compression
 from svdexp.estimate.forecast import forecast

@@ -20,7 +20,7 @@ from svdexp.allocation import (
     TruncationLoss,
     Uniform,
 )
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.runtime.errors import UserError

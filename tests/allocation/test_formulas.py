@@ -13,7 +13,7 @@ from svdexp.allocation.dynamic import block_importance, layer_importance, wanted
 from svdexp.allocation.effective_rank import move_ranks
 from svdexp.allocation.spectra import effective_rank, stable_rank, tails, uniform_errors
 from svdexp.allocation.truncation_loss import removed_ratios
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.matrices import Ranks

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import Allocation, Budget, Evidence, Sensitivity, SensitivityMetric
 from svdexp.allocation.sensitivity import Candidate, meet_budget, ranks_of
 from svdexp.allocation.trial import trial_perplexity, truncated_layers
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method

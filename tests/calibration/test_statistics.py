@@ -12,7 +12,7 @@ from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect, smallest_model
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.families import LINEAR

@@ -22,7 +22,7 @@ from svdexp.allocation import GlobalLoss, Learned, Uniform, Whole
 from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect
 from svdexp.calibration.usage import NEVER, NO_DATA, NO_GRADIENT, OTHER, left_dense
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.factors import Factors

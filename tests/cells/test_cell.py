@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from svdexp.cells import HeldError, OccupiedError, carry_out, is_finished, lacks_card, note_failure, state_of, wait_for
 from svdexp.cells import cell as module
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.schema import Config, Save

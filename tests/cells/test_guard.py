@@ -13,7 +13,8 @@ import torch
 
 from svdexp import bench
 from svdexp.bench.__main__ import main as bench_main
-from svdexp.cells.guard import as_mistake, refuse_null_groups
+from svdexp.cells.guard import refuse_null_groups
+from svdexp.cells.mistakes import as_mistake
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import INTERRUPTED, interruptible
 from tests.end_to_end.forked import Outcome, run

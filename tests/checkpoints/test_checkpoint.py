@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import svdexp
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import svdexp
 from svdexp.allocation import Allocation, EffectiveRank, GlobalLoss, TruncationLoss, Uniform
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError

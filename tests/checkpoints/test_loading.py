@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_config, load_model, load_skeleton
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.runs.evaluation import load
 from svdexp.runtime.errors import UserError
 from svdexp.schema import EvaluateConfig, ModelConfig

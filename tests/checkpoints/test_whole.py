@@ -10,7 +10,7 @@ import torch
 
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.whole import require_whole
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.steps import Job
 from svdexp.factorisation import InputMoment

@@ -9,7 +9,7 @@ import yaml
 
 from svdexp.allocation import Budget, GlobalLoss, Uniform, Whole, expected_ranks
 from svdexp.cells.guard import config_dir
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.factorisation import Identity

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import svdexp.evaluation.accuracy as module
 from svdexp.allocation import Uniform
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams
 from svdexp.evaluation.accuracy import average, standard_error
 from svdexp.evaluation.tasks import SUITES

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 import svdexp
 from svdexp.allocation import GlobalLoss, Whole
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.export import publish
 from svdexp.export.autogptq import convert, packed
 from svdexp.factorisation import InputMoment

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from svdexp.allocation import GlobalLoss, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Learned, Sensitivity, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Diagonal, InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.modes import at_rest

@@ -15,7 +15,7 @@ import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_model
 from svdexp.checkpoints.verification import unfilled_memory_shows, verify_checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.export.merge import merge
 from svdexp.runtime.errors import UserError
 from svdexp.schema import ModelConfig

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from svdexp.allocation import GlobalLoss
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import resolve_device
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import TwoSided
 from svdexp.method import Method

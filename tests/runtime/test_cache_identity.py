@@ -10,7 +10,7 @@ import torch
 
 from svdexp.allocation import Sensitivity, Uniform
 from svdexp.calibration import INPUT_STATISTICS
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
 from svdexp.factorisation.weighting import ChannelScale, Metric, Statistics
 from svdexp.method import Method

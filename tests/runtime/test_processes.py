@@ -14,7 +14,7 @@ from torch import distributed
 from svdexp.allocation import GlobalLoss
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.calibration.dense import collect
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.workbench import Workbench
 from svdexp.evaluation import perplexity
 from svdexp.factorisation import TwoSided

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from svdexp.allocation import Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.runtime.errors import UserError
 from svdexp.storage import GPTQStorage
 from svdexp.storage.gptqmodel import by_gptqmodel

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import svdexp
 from svdexp.allocation import Budget, Uniform
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.runtime.errors import UserError

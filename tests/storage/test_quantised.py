@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import svdexp
 from svdexp.allocation import GlobalLoss, Whole
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.method import Method
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.families import LINEAR

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import svdexp
 from svdexp.checkpoints import checkpoint
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_remap import RemapLinear
 from svdexp.runtime.errors import UserError

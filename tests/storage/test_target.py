@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from svdexp.allocation import Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method
 from svdexp.models.factors import Factors

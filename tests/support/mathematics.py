@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from svdexp.allocation import Dynamic, Learned, Sensitivity, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams, perplexity
 from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
 from svdexp.factorisation.weighting import ChannelScale

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.engine.result import Compression
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Uniform
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.factorisation.decompose import decompose
 from svdexp.factorisation.weighting import Metric

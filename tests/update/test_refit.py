@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.compress import compress
+from svdexp.engine.compress import compress
 from svdexp.models.factors import Factors
 from svdexp.models.families import LINEAR
 from svdexp.models.structure import Targets, find_matrices
