@@ -11,27 +11,32 @@ from omegaconf import DictConfig
 
 from svdexp.cells import UNTRACKED, lacks_card
 from svdexp.cells.guard import cli, config_dir, guarded, objective, sibling
+from svdexp.cells.traces import is_dry
 from svdexp.schema import Config, validate
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    """One run of the composed configuration; returns its objective to the sweeper."""
-    guarded(cfg, validate, job, tell_tracker)
-    return objective(cfg)
+def main(cfg: DictConfig) -> object:
+    """One run of the composed configuration; tells the sweeper its objective, or a dry run's estimate."""
+    estimate = guarded(cfg, validate, job, tell_tracker)
+    return estimate if is_dry(cfg) else objective(cfg)
 
 
-def job(config: Config, run_dir: Path) -> None:
-    """The run, or its preview, or what a finished run lacks."""
+def job(config: Config, run_dir: Path) -> object:
+    """The run, or its preview, or what a finished run lacks; a preview's estimate."""
+    # after validation: importing torch takes seconds
+    if is_dry(config):
+        from svdexp.runs.preview import preview
+
+        return preview(config, run_dir)
     from svdexp.export.publish import add_card
-    from svdexp.runs.compression import preview, run  # after validation: importing torch takes seconds
+    from svdexp.runs.compression import run
 
-    if config.dry_run:
-        preview(config, run_dir)
-    elif lacks_card(config, run_dir):
+    if lacks_card(config, run_dir):
         add_card(config, run_dir)
     else:
         run(config, run_dir)
+    return None
 
 
 def tell_tracker(config: Config, run_dir: Path) -> None:

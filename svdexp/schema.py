@@ -20,6 +20,7 @@ from svdexp.runtime.model_names import name_of
 OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
 LARGEST_INTEGER = 2**63 - 1
+THIS = "this"  # the device of a dry run that is for this machine
 
 
 class Traversal(StrEnum):
@@ -123,6 +124,23 @@ def require_integers(values: Any, knob: str) -> None:
 def spelt_out(separator: str) -> str:
     """`separator` with real line breaks and tabs: command lines can hardly hold them."""
     return separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def dry_device(dry_run: Any) -> str | None:
+    """The device that a dry run is for; None where none is asked for.
+
+    `dry_run` is true for this machine, or has a `device`, whose null asks for none.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(dry_run, Mapping) and dry_run.keys() == {"device"}:
+        named = dry_run["device"]
+        return None if named is None else str(named)
+    require(
+        isinstance(dry_run, bool), f"dry_run={dry_run} is neither true nor false; dry_run.device=NAME is for a device"
+    )
+    return THIS if dry_run else None
 
 
 @dataclass
@@ -303,11 +321,12 @@ class Config:
     save: Save = Save.checkpoint
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
     objective: str | None = None  # the key of results.json that a searching sweeper is told
-    dry_run: bool = False  # print what the run would take, and stop
+    dry_run: Any = False  # print what the run would take, and stop: see `dry_device`
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
         require_ratio(self.ratio)
+        dry_device(self.dry_run)
         wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
         require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 

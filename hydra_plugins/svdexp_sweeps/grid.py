@@ -1,6 +1,8 @@
 """hydra/sweeper=grid: Hydra's own grid, which ends with one sentence on what failed."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -8,6 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 
 from svdexp.cells import HeldError, wait_for
+from svdexp.cells.traces import as_before, is_dry
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.masking import masked_config
 
@@ -32,7 +35,11 @@ class Grid(BasicSweeper):
             return []  # of what it is given, Hydra's sweeper would raise the first failure
 
         self.launcher.launch = launch_all  # type: ignore[method-assign]
-        super().sweep(arguments)
+        dry = is_dry(self.config)
+        with as_before(Path(self.config.hydra.sweep.dir, "multirun.yaml")) if dry else nullcontext():
+            super().sweep(arguments)
+        if dry:
+            sum_up(outcomes)
         failures = [outcome for outcome in outcomes if outcome.status is JobStatus.FAILED]
         if failures:
             first = failures[0]
@@ -53,6 +60,16 @@ class Grid(BasicSweeper):
             values = override.sweep_string_iterator() if override.is_discrete_sweep() else ["one"]
             require(any(True for _ in values), f"{override.input_line} gives no value, so the sweep has no cells")
         return BasicSweeper.split_arguments(overrides, max_batch_size)
+
+
+def sum_up(outcomes: Sequence[JobReturn]) -> None:
+    """Print what all cells of a dry run together would take."""
+    from svdexp.estimate.summary import names_of, summary  # imports torch
+
+    told = [outcome for outcome in outcomes if outcome.status is JobStatus.COMPLETED]
+    names = names_of([list(outcome.overrides or []) for outcome in told])
+    if len(told) > 1:
+        print(summary({name: outcome.return_value for name, outcome in zip(names, told, strict=True)}))
 
 
 def in_the_end(launch: Any, cells: Sequence[Sequence[str]], number: int) -> list[JobReturn]:

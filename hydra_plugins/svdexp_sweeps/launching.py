@@ -14,6 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from svdexp.cells import UNTRACKED, is_finished, note_failure
+from svdexp.cells.traces import is_dry
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, validate, validate_evaluation
 
@@ -57,7 +58,7 @@ def launch_unfinished(
     config: DictConfig = setup["config"]
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    if OmegaConf.select(config, "dry_run"):
+    if is_dry(config):
         here = BasicLauncher()
         here.setup(**setup)
         return here.launch(job_overrides, first)

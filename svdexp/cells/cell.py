@@ -210,6 +210,8 @@ def said_by(folder: Path) -> str:
 
 def state_of(config: Config | EvaluateConfig, folder: Path) -> str:
     """Where a cell stands, in one line; nothing is changed."""
+    if not folder.is_dir():
+        return "not finished"
     try:
         with held(folder):
             if is_finished(config, folder):

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from svdexp.runtime.reading import read_object
 from svdexp.schema import Traversal
 
 # The parts of a run that records name, by the folder of conf/ that has their choices.
@@ -77,6 +78,16 @@ def own_parts(method: str) -> dict[str, str | None] | None:
             named = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
             chosen = {key: value for entry in named for key, value in entry.items() if key in GROUPS}
             return chosen | {"traversal": content.get("traversal", Traversal.dense.value)}
+    return None
+
+
+def published_config(path: str) -> Options | None:
+    """The fields of config.json that lie beside the choice of conf/model/ with this `path`, in NAME.json; else None."""
+    for folder in _folders():
+        for choice in sorted((folder / "model").glob("*.yaml")):
+            fields = choice.with_suffix(".json")
+            if _read(choice).get("path") == path and fields.is_file():
+                return read_object(fields)
     return None
 
 

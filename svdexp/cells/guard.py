@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from svdexp.cells import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
 from svdexp.cells.choices import config_dir as config_dir
 from svdexp.cells.mistakes import KNOWN, as_mistake, one_sentence
+from svdexp.cells.traces import is_dry, one_dry_run, remove_traces
 from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible
@@ -37,8 +38,10 @@ def guarded(
     check: Callable[[DictConfig], AnyConfig],
     work: Callable[[AnyConfig, Path], object],
     complete: Callable[[AnyConfig, Path], object] | None = None,
-) -> None:
+) -> object:
     """One of Hydra's jobs in its run directory: check the configuration, then carry out the cell.
+
+    A dry run leaves no folder, and returns what its `work` gives.
 
     Args:
         cfg: the composed configuration.
@@ -50,16 +53,17 @@ def guarded(
         KeyboardInterrupt: says what is kept.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    dry = bool(OmegaConf.select(cfg, "dry_run"))
+    dry = False
     sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
     try:
         refuse_half_a_sweep()
+        if dry := is_dry(cfg):
+            remove_traces(folder)
         config = check(cfg)
         if dry:
-            work(config, folder)
-        else:
-            carry_out(cfg, config, folder, work, complete)
-        return
+            return work(config, folder)
+        carry_out(cfg, config, folder, work, complete)
+        return None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*kept(cfg)) from None
     except Exception as raised:
@@ -101,7 +105,7 @@ def kept(cfg: DictConfig) -> list[str]:
 def objective(cfg: DictConfig) -> float | None:
     """The figure of the finished run that the configuration names, for a sweeper that searches."""
     key = cfg.objective
-    if key is None or cfg.dry_run or sibling():
+    if key is None or is_dry(cfg) or sibling():
         return None
     results = read_object(Path(HydraConfig.get().runtime.output_dir) / RESULTS)
     if not isinstance(results.get(key), int | float):
@@ -153,6 +157,7 @@ def explained(main: Callable[[], object]) -> int:
     """Run `main`; the exit code. Whatever Hydra raises before there is a job is a mistake in what it was given."""
     try:
         refuse_null_groups(sys.argv[1:])
+        sys.argv[1:] = one_dry_run(sys.argv[1:])
         main()
     except Exception as error:
         mistake = without_variable(as_mistake(error))

@@ -68,15 +68,16 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_config(config: ModelConfig) -> Any:
-    """The model's transformers configuration; weights are not read.
+def load_config(config: ModelConfig, *, here: bool = False) -> Any:
+    """The model's transformers configuration; weights are not read. Where it must be `here`, no hub is asked.
 
     Raises:
         UserError: it cannot be loaded, or is of no causal language model.
     """
     source = locate(config)
     with _readable_errors(config, "model"):
-        found = AutoConfig.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
+        options = {**source.options, "gguf_file": source.gguf_file, "local_files_only": here}
+        found = AutoConfig.from_pretrained(source.location, **options)
         _require_decoder(found)
     if scaling := rope_scaling(config):
         amend_config(found, scaling)
@@ -102,10 +103,10 @@ def require_dense(config: ModelConfig) -> None:
     require(source.gguf_file is not None or not is_compressed(Path(source.location)), _compressed_already(config))
 
 
-def _dense_config(config: ModelConfig) -> Any:
+def dense_config(config: ModelConfig, *, here: bool = False) -> Any:
     """`load_config`, which refuses a compressed model wherever it lies."""
     require_dense(config)
-    found = load_config(config)
+    found = load_config(config, here=here)
     require(not names_compressed(vars(found)), _compressed_already(config))
     return found
 
@@ -131,7 +132,7 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
         if rope_scaling(config):
             options["config"] = load_config(config)
     else:
-        _dense_config(config)  # refuses what is no decoder, or compressed
+        dense_config(config)  # refuses what is no decoder, or compressed
     # Mismatched shapes are told by `_require_whole`, in one sentence.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _readable_errors(config, "model"), _sized(config, source):
@@ -150,8 +151,18 @@ def load_skeleton(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: the config cannot be loaded, or is of no causal language model.
     """
-    found, source = _dense_config(config), locate(config)
-    with _readable_errors(config, "model"), _sized(config, source), torch.device("meta"):
+    found, source = dense_config(config), locate(config)
+    with _sized(config, source):
+        return skeleton_of(config, found, dtype)
+
+
+def skeleton_of(config: ModelConfig, found: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The same of a transformers configuration that was `found` already.
+
+    Raises:
+        UserError: it is of no causal language model.
+    """
+    with _readable_errors(config, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             found, dtype=dtype, trust_remote_code=config.trust_remote_code
         )

@@ -8,6 +8,7 @@ from svdexp.data.sources import TEXTS
 from svdexp.data.texts import (
     Reading,
     Split,
+    characters_of,
     check_text,
     dataset_of,
     files_of,
@@ -30,6 +31,7 @@ __all__ = [
     "Split",
     "batch_windows",
     "batches",
+    "characters_of",
     "chat_tokens",
     "check_text",
     "cut_windows",

@@ -24,6 +24,7 @@ class Text:
         calibrates: the split that does.
         evaluates: the splits that may, the first by default; never the one that calibrates.
         calibration_separator: what joins rows that calibrate.
+        size: rows and characters of the first split that evaluates, about: for estimates without the hub.
     """
 
     dataset: str
@@ -31,6 +32,7 @@ class Text:
     calibrates: str
     evaluates: tuple[str, ...]
     calibration_separator: str = "\n\n"
+    size: tuple[int, int] | None = None
 
 
 def read_file(path: Path, knob: str) -> str:
@@ -127,9 +129,11 @@ def _plain(name: str) -> Callable[[str], list[str]]:
 # PTB calibrates with spaces between sentences, as GPTQ and what descends from it do.
 TEXTS: dict[str, Text] = {
     "pydoc": Text("CPython's language reference", pydoc, "first 80 %", ("last 20 %",)),
-    "wikitext2": Text("Salesforce/wikitext wikitext-2-raw-v1", wikitext2, "train", ("test", "validation")),
-    "ptb": Text("ptb-text-only/ptb_text_only", ptb, "train", ("test", "validation"), calibration_separator=" "),
-    "c4": Text("allenai/c4 en, first shard", c4, "train", ("validation",)),
-    "alpaca": Text("yahma/alpaca-cleaned", _plain("alpaca"), "train[:90%]", ("train[90%:]",)),
+    "wikitext2": Text(
+        "Salesforce/wikitext wikitext-2-raw-v1", wikitext2, "train", ("test", "validation"), size=(4358, 1_300_000)
+    ),
+    "ptb": Text("ptb-text-only/ptb_text_only", ptb, "train", ("test", "validation"), " ", size=(3761, 450_000)),
+    "c4": Text("allenai/c4 en, first shard", c4, "train", ("validation",), size=(45_576, 100_000_000)),
+    "alpaca": Text("yahma/alpaca-cleaned", _plain("alpaca"), "train[:90%]", ("train[90%:]",), size=(5176, 4_000_000)),
     **{name: Text(f"{stem}.*.txt", _local(name), "valid", ("test",)) for name, stem in LOCAL.items()},
 }

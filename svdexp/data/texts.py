@@ -141,6 +141,19 @@ def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Readin
     return [pydoc_path()] if name == "pydoc" else []
 
 
+def characters_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS) -> int:
+    """How many characters of the text called `name` evaluate: of one on the hub about, of another as it is read.
+
+    Raises:
+        UserError: as in `read_text`.
+    """
+    size = TEXTS[name].size if name in TEXTS else None
+    if size is None:
+        return len(read_text(name, Split.evaluation, files, reading))
+    rows, characters = size
+    return characters * min(reading.rows or rows, rows) // rows
+
+
 def whole_files(name: str, split: Split, files: Sequence[str] = ()) -> list[Path]:
     """Those of `files_of` that are one split alone; pydoc's file holds both."""
     return [] if name == "pydoc" else files_of(name, split, files)

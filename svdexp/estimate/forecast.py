@@ -1,7 +1,7 @@
-"""The estimate of one run, as text."""
+"""The estimate of one run."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import psutil
 import torch
@@ -9,13 +9,49 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, expected_ranks
 from svdexp.estimate.anatomy import workload_of
+from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import measure_speed
-from svdexp.estimate.stages import stages
+from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.table import render
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.structure import stored_bytes
-from svdexp.schema import Config
+from svdexp.runtime.shelves import identity
+from svdexp.schema import Config, Traversal
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes:
+        what: the run and its device, in words.
+        rows: one per stage.
+        machine: what it is for.
+        beside: bytes in every row that are no tensors'.
+        shared: of stages whose results a cache keeps, by name, what runs that find them there have in common.
+    """
+
+    what: str
+    rows: Sequence[Stage]
+    machine: Machine
+    beside: int
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.machine.speed.seconds(row.work) for row in self.rows)
+
+    @property
+    def bytes(self) -> float:
+        """Of the stage that takes most memory."""
+        return max(row.bytes for row in self.rows)
+
+    @property
+    def text(self) -> str:
+        """As a table."""
+        return render(self.rows, self.machine, self.what, self.beside)
 
 
 def forecast(
@@ -26,31 +62,47 @@ def forecast(
     budget: Budget,
     fixed: Ranks,
     texts: Sequence[int],
-    device: torch.device,
-) -> str:
-    """What the run will take on `device`.
+    machine: Machine,
+) -> Forecast:
+    """What the run will take on `machine`.
 
     `model` may be on the meta device; `budget` and `fixed` are the plan's; `texts` are the numbers of windows that each
     text is evaluated on.
     """
-    beside = beside_tensors(model, device)
+    beside = beside_tensors(model) if machine.shared else 0
     part = config.calibration
     ranks = expected_ranks(method.allocation, budget, fixed)
     workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
     rows = stages(workload, method, config.eval, texts, save=config.save, cached=config.cache is not None)
     rows = [replace(row, bytes=row.bytes + beside) for row in rows]
     name = str(model.dtype).removeprefix("torch.")
-    what = f"{config.model.name}, {method.name}, {name} on {device}"
-    return render(rows, measure_speed(device, model.dtype), what, beside)
+    what = f"{config.model.name}, {method.name}, {name} on {machine.name}"
+    return Forecast(what, rows, machine, beside, shared_stages(config, method) if config.cache else {})
 
 
-def beside_tensors(model: PreTrainedModel, device: torch.device) -> int:
-    """The bytes that Python and its libraries take of the memory that the model is in; none of a GPU's.
+def shared_stages(config: Config, method: Method) -> dict[str, str]:
+    """For each stage whose results a cache keeps, the identity of what is configured that they depend on."""
+    model = {"model": asdict(config.model), "precision": config.precision, "device": config.device}
+    found = {"evaluate_dense": identity(**model, eval=asdict(config.eval))}
+    if method.weighting and method.traversal is Traversal.dense:
+        targets = {**asdict(config.targets), "ranks": {}}
+        about = {**model, "calibration": asdict(config.calibration), "targets": targets, "seed": config.seed}
+        found["calibration"] = identity(**about, needs=list(method.weighting.needs))
+        found["factorisation"] = identity(**about, **method.decomposition)
+    return found
 
-    Measured: what this process holds now, less the weights.
-    """
-    if device.type != "cpu":
-        return 0
+
+def this_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """`device` with a model in `dtype`, timed; takes about half a second."""
+    cuda = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+    speed = measure_speed(device, dtype)
+    return Machine(str(device), memory, speed, "from short products", shared=device.type == "cpu")
+
+
+def beside_tensors(model: PreTrainedModel) -> int:
+    """The bytes that Python and its libraries take of this machine's memory: what this process holds now, less the
+    weights."""
     weights = 0 if model.device.type == "meta" else stored_bytes(model)
     held: int = psutil.Process().memory_info().rss
     return max(0, held - weights)

@@ -1,4 +1,4 @@
-"""The estimate as a table of few digits."""
+"""Estimates as tables of few digits."""
 
 import io
 import math
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from svdexp.estimate.speed import Speed
+from svdexp.estimate.devices import Machine
 from svdexp.estimate.stages import Stage
 
+# Of a device's memory, what a run may take: the rest is for its driver's context, and lost between tensors.
+USABLE = 0.9
 
-def render(stages: Sequence[Stage], speed: Speed, what: str, beside: int = 0) -> str:
-    """The rows, their total and their peak as text; `what` says which run and device.
+
+def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0) -> str:
+    """The rows, their total and their peak as text, and whether they fit `machine`; `what` says which run and device.
 
     `beside` are the bytes in every row that are no tensors'.
     """
-    table = Table()
+    table, speed = Table(), machine.speed
     for heading in ("", "TFLOP", "time", "memory"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for stage in stages:
@@ -27,16 +30,38 @@ def render(stages: Sequence[Stage], speed: Speed, what: str, beside: int = 0) ->
     seconds = sum(speed.seconds(stage.work) for stage in stages)
     flops, peak = sum(stage.work.flops for stage in stages), max(stage.bytes for stage in stages)
     table.add_row("total time, peak memory", rounded(flops / 1e12), duration(seconds), gigabytes(peak))
-    buffer = io.StringIO()
-    Console(file=buffer, width=100).print(table)
+    own = f"of the memory Python and its libraries take {gigabytes(beside)}\n" if machine.shared else ""
     return (
         f"Estimate, good to a factor of about two: {what}\n"
-        f"{buffer.getvalue()}"
-        f"speed of the device, from short products: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
+        f"{printed(table)}"
+        f"{fitting(stages, machine)}\n"
+        f"speed of the device, {machine.known_from}: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
         f"{rounded(speed.eigen / 1e9)} in eigendecompositions\n"
-        f"of the memory Python and its libraries take {gigabytes(beside)}\n"
+        f"{own}"
         "not counted: reading and writing files, and what a cache spares"
     )
+
+
+def fitting(stages: Sequence[Stage], machine: Machine) -> str:
+    """Whether the stages fit the machine's memory, in a sentence."""
+    large = [stage for stage in stages if not fits(stage, machine)]
+    place = f"the {gigabytes(machine.memory)} of {machine.name}"
+    if not large:
+        return f"fits: every stage stays below {USABLE:.0%} of {place}"
+    names = ", ".join(f"{stage.name} ({gigabytes(stage.bytes)})" for stage in large)
+    return f"DOES NOT FIT: {names} take{'s' if len(large) == 1 else ''} more than {USABLE:.0%} of {place}"
+
+
+def fits(stage: Stage, machine: Machine) -> bool:
+    """Whether a stage leaves enough of the machine's memory to others."""
+    return stage.bytes <= USABLE * machine.memory
+
+
+def printed(table: Table) -> str:
+    """A table as text."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=100).print(table)
+    return buffer.getvalue()
 
 
 def rounded(value: float) -> str:

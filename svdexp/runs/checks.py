@@ -21,12 +21,16 @@ from svdexp.schema import Config, EvalConfig, ModelConfig
 log = logging.getLogger(__name__)
 
 
-def check_inputs(config: Config, method: Method) -> None:
-    """Raise UserError for what can be known to be wrong before anything is loaded."""
-    require_dense(config.model)
+def check_inputs(config: Config, method: Method, found: Any = None) -> None:
+    """Raise UserError for what can be known to be wrong before anything is loaded.
+
+    `found` is the dense model's transformers configuration, where it was read already.
+    """
+    if found is None:
+        require_dense(config.model)
     for excerpt in excerpts(config, method).values():
         excerpt.check()
-    check_evaluation(config.eval, config.model)
+    check_evaluation(config.eval, config.model, found)
     refuse_equal_files(files_learnt(config, method), files_asked(config.eval))
     check_windows(config, method)
 
@@ -131,10 +135,13 @@ def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> dict[str, torch.Tensor
     return {f"eval.prompts, {prompt!r}": torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts}
 
 
-def check_evaluation(part: EvalConfig, model: ModelConfig) -> None:
-    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read."""
+def check_evaluation(part: EvalConfig, model: ModelConfig, found: Any = None) -> None:
+    """Raise UserError for what can be known to be wrong with an evaluation of a model before its weights are read.
+
+    `found` is its transformers configuration, where it was read already.
+    """
     check_texts(part)
     check_tasks(part)
     # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
-    if part.efficiency is not None and locate(model).gguf_file is None:
-        require_context(load_config(model), part.efficiency)
+    if part.efficiency is not None and (found is not None or locate(model).gguf_file is None):
+        require_context(found if found is not None else load_config(model), part.efficiency)

@@ -3,21 +3,19 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.cells import state_of
 from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
-from svdexp.checkpoints.loading import load_skeleton, resolve_device, resolve_dtype
+from svdexp.checkpoints.loading import resolve_device
 from svdexp.checkpoints.verification import verify_checkpoint
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.result import Compression
-from svdexp.estimate.forecast import forecast
+from svdexp.estimate.forecast import forecast, this_machine
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import describe
@@ -25,10 +23,8 @@ from svdexp.method import Method, build, build_method
 from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
-from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
-from svdexp.runs.converted import tokenizer_of
-from svdexp.runs.foreseen import cached_stages
-from svdexp.runs.inputs import calibration_bos, calibration_windows, read, window_counts
+from svdexp.runs.checks import check_inputs
+from svdexp.runs.inputs import calibration_bos, read
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.model_names import CHECKPOINT
@@ -74,7 +70,9 @@ def experiment(
     targets = Targets(**vars(config.targets))
     planned = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     counts = [len(part) for part in texts.values()]
-    log.info("\n%s", forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, device))
+    machine = this_machine(device, model.dtype)
+    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
+    log.info("\n%s", found.text)
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
@@ -140,25 +138,3 @@ def label_checkpoint(
         dense_class = checkpoint.architecture_of(model)
         describe(folder, model.config, dense_class, compression.ranks, results | noted, made_from)
     return noted
-
-
-def preview(config: Config, run_dir: Path) -> None:
-    """Print what the run would take, and where it stands.
-
-    No weights are loaded, and a text only where all of its windows count.
-
-    Raises:
-        UserError: as `run` does for the configuration and the model's structure.
-    """
-    method, _ = build_method(config), build(config.tracker, "tracker")
-    device = resolve_device(config.device)
-    check_inputs(config, method)
-    model = load_skeleton(config.model, resolve_dtype(config.precision, device))
-    check_lengths(model, window_lengths(config, method))
-    planned = plan(model, method, config.ratio, Targets(**vars(config.targets)))
-    layers, budget, fixed, *_ = planned
-    print(*planned.warnings, sep="\n")
-    print(forecast(config, method, model, layers, budget, fixed, window_counts(config), device))
-    print(state_of(config, run_dir))
-    tokenizer = partial(tokenizer_of, config.model, config.cache)
-    print(cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer())))

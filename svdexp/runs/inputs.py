@@ -96,11 +96,3 @@ def calibration_bos(config: Config, tokenizer: Any) -> Beginning:
         UserError: the tokenizer has no beginning-of-sequence token.
     """
     return resolve_bos(config.calibration.bos, tokenizer, "calibration.bos")
-
-
-def window_counts(config: Config) -> list[int]:
-    """How many windows of each text will be evaluated."""
-    counts = [config.eval.windows_of(name)[0] for name in config.eval.texts]
-    if None in counts:
-        return [len(part) for part in evaluation_windows(config, tokenizer_of(config.model, config.cache)).values()]
-    return [count for count in counts if count is not None]

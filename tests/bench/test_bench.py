@@ -7,6 +7,7 @@ from svdexp.bench.estimates import said
 from svdexp.bench.layers import STORAGES, layer
 from svdexp.bench.stacks import SMALL, compressed, decode, prefill, random_model
 from svdexp.bench.timing import REPEATS, speedup
+from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage
 from svdexp.estimate.table import render
@@ -36,5 +37,5 @@ def test_pairs_alternate() -> None:
 
 @pytest.mark.parametrize("seconds", [12.0, 340.0, 3 * 3600.0, 20 * 86400.0])
 def test_an_estimates_total_is_read_from_its_table(seconds: float) -> None:
-    table = render([Stage("one", Work(model=seconds), 1e9)], Speed(1.0, 1.0, 1.0, 1.0), "a run")
+    table = render([Stage("one", Work(model=seconds), 1e9)], Machine("it", 1e9, Speed(1.0, 1.0, 1.0, 1.0), ""), "a run")
     assert said(table) == pytest.approx(seconds, rel=0.05)

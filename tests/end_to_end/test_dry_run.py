@@ -15,8 +15,8 @@ def test_a_dry_run_needs_the_config_alone(
     assert result.returncode == 0, result.stderr
     for word in ("Estimate", "calibration", "factorisation", "update", "save", "total time, peak memory"):
         assert word in result.stdout
-    assert not list(tmp_path.rglob("results.json"))
-    assert not list(tmp_path.rglob("ranks.json"))
+    assert "fits: every stage stays below 90% of the" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["bare"]
 
 
 def test_mistakes_are_found_by_a_dry_run(svdexp_command: Svdexp, tiny_job: list[str]) -> None:
@@ -32,3 +32,18 @@ def test_a_run_logs_its_estimate_first(svdexp_command: Svdexp, tiny_job: list[st
     (log,) = tmp_path.rglob("svdexp.log")
     assert "Estimate" in log.read_text()
     assert "total time, peak memory" in log.read_text()
+
+
+def test_a_preset_needs_no_network_and_no_device(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
+    words = [word for word in tiny_job if not word.startswith("model.")]
+    result = svdexp_command(
+        "-m", *words, "model=llama2-7b", "ratio=0.5,0.6", "dry_run=true", "dry_run.device=rtx4090", "precision=auto"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "meta-llama/Llama-2-7b-hf cannot be had here; the estimate is of its published shape" in result.stdout
+    assert "bfloat16 on rtx4090" in result.stdout
+    assert "DOES NOT FIT: " in result.stdout
+    last = result.stdout[result.stdout.index("Estimate of the sweep") :]
+    for word in ("ratio=0.5", "ratio=0.6", "all 2 cells", "NO"):
+        assert word in last
+    assert not list(tmp_path.iterdir())

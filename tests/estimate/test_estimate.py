@@ -24,15 +24,18 @@ from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
 from svdexp.estimate.decomposition import decomposition, sides
-from svdexp.estimate.forecast import beside_tensors, forecast
+from svdexp.estimate.devices import SHEETS, Machine, published_machine
+from svdexp.estimate.forecast import Forecast, beside_tensors, forecast, shared_stages, this_machine
 from svdexp.estimate.speed import Speed, measure_speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.stages import evaluate as work_of_evaluation
-from svdexp.estimate.table import duration, render, rounded
+from svdexp.estimate.summary import names_of, seconds_with_cache, summary
+from svdexp.estimate.table import duration, fitting, render, rounded
 from svdexp.factorisation import Diagonal, Identity, TwoSided
 from svdexp.method import build_method
 from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
+from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvalConfig, Numerics, validate
 from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
@@ -211,7 +214,7 @@ def test_every_method_has_an_estimate(words: str, model_folder: Path) -> None:
     assert {"allocation", "storage"} <= set(names)
     if "quantise" not in words:
         assert ("update" if "dobi" in words else "factorisation") in names
-    assert "total" in render(rows, ACCELERATOR, "a run")
+    assert "total" in render(rows, Machine("it", 1e12, ACCELERATOR, ""), "a run")
 
 
 def test_a_model_of_seven_billion_parameters() -> None:
@@ -250,7 +253,7 @@ def test_a_tiny_models_memory_is_mostly_pythons_own(
     config = validate(compose("config", [f"model.path={model_folder}", "method=svd_llm", "storage=factors"]))
     method = build_method(config)
     layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
-    text = forecast(config, method, llama, layers, budget, fixed, [1], cpu)
+    text = forecast(config, method, llama, layers, budget, fixed, [1], this_machine(cpu, llama.dtype)).text
     now = psutil.Process().memory_info().rss / 1e9
     peak = float(text.split("peak memory")[1].split("GB")[0].split()[-1])
     assert 0.9 * now < peak < 1.5 * now
@@ -264,27 +267,74 @@ def test_a_tiny_models_memory_is_mostly_pythons_own(
             return SimpleNamespace(rss=5_000_000_000 + stored_bytes(llama))
 
     monkeypatch.setattr(psutil, "Process", Held)
-    assert beside_tensors(llama, cpu) == 5_000_000_000
-    assert beside_tensors(skeleton(TINY["llama_gqa"]), cpu) == 5_000_000_000 + stored_bytes(llama)
-    assert beside_tensors(llama, torch.device("cuda")) == 0
+    assert beside_tensors(llama) == 5_000_000_000
+    assert beside_tensors(skeleton(TINY["llama_gqa"])) == 5_000_000_000 + stored_bytes(llama)
+    elsewhere = forecast(config, method, llama, layers, budget, fixed, [1], published_machine("rtx4090", llama.dtype))
+    assert elsewhere.beside == 0
+    assert elsewhere.bytes < 1e9
 
 
-def test_a_forecast_is_of_the_configured_run(
-    model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[Stage] = []
-    monkeypatch.setattr("svdexp.estimate.forecast.render", lambda rows, *about: shown.extend(rows) or "")
+def test_a_forecast_is_of_the_configured_run(model_folder: Path, llama: PreTrainedModel) -> None:
     words = [f"model.path={model_folder}", "ratio=0.3", "cache=null", "calibration.samples=5", "calibration.seq_len=48"]
     config = validate(compose("config", words))
     method = build_method(config)
     layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
     counts = [config.eval.windows or 1 for _ in config.eval.texts]
-    forecast(config, method, llama, layers, budget, fixed, counts, torch.device("cpu"))
+    machine = this_machine(torch.device("cpu"), llama.dtype)
+    shown = forecast(config, method, llama, layers, budget, fixed, counts, machine).rows
     expected = rows_of(words, llama)
     assert [(row.name, row.work) for row in shown] == [(row.name, row.work) for row in expected]
     beside = {round(row.bytes - other.bytes) for row, other in zip(shown, expected, strict=True)}
     assert len(beside) == 1
     assert beside.pop() > 0
+
+
+def test_devices_that_are_not_here() -> None:
+    h100, a100, rtx = (published_machine(name, torch.bfloat16) for name in ("h100-80gb", "a100-80gb", "rtx4090"))
+    assert h100.speed.model == pytest.approx(0.6 * 989e12)
+    assert (
+        published_machine("a100-80gb", torch.float32).speed.model == a100.speed.float32 == pytest.approx(0.8 * 19.5e12)
+    )
+    assert h100.memory == a100.memory > 3 * rtx.memory
+    assert not any(published_machine(name, torch.float16).shared for name in SHEETS)
+    with pytest.raises(UserError, match=r"dry_run\.device=h200 is not known; choose from h100-80gb, .*, this"):
+        published_machine("h200", torch.bfloat16)
+
+
+def test_whether_a_run_fits_is_said_plainly() -> None:
+    machine = Machine("it", 100e9, ACCELERATOR, "")
+    small, large = Stage("small", Work(), 90e9), Stage("large", Work(), 91e9)
+    assert fitting([small], machine) == "fits: every stage stays below 90% of the 100 GB of it"
+    assert fitting([small, large], machine) == "DOES NOT FIT: large (91 GB) takes more than 90% of the 100 GB of it"
+
+
+def test_cells_of_a_sweep_share_what_their_cache_keeps() -> None:
+    machine = Machine("it", 100e9, Speed(1.0, 1.0, 1.0, 1.0), "")
+
+    def cell(**shared: str) -> Forecast:
+        return Forecast("", [Stage("calibration", Work(10), 1e9), Stage("save", Work(100), 95e9)], machine, 0, shared)
+
+    alike = {"a": cell(calibration="x"), "b": cell(calibration="x"), "c": cell(calibration="y")}
+    assert seconds_with_cache(alike) == 2 * 10 + 3 * 100
+    assert seconds_with_cache({"a": cell(), "b": cell()}) == 2 * 110
+    text = summary(alike)
+    assert "all 3 cells" in text
+    assert text.count("NO") == 3
+    assert text.endswith("leaves 5.3 min of that")
+    assert names_of([["model=a", "ratio=1"], ["model=a", "ratio=2"]]) == ["ratio=1", "ratio=2"]
+    assert names_of([["model=a"]]) == ["cell 0"]
+
+
+def test_what_runs_share_is_what_their_stages_depend_on(model_folder: Path) -> None:
+    def shared(*words: str) -> dict[str, str]:
+        config = validate(compose("config", [f"model.path={model_folder}", *words]))
+        return shared_stages(config, build_method(config))
+
+    assert shared("ratio=0.5", "method=svd_llm") == shared("ratio=0.6", "method=svd_llm", "storage=factors")
+    other = shared("method=svd_llm", "calibration.samples=4")
+    assert other["evaluate_dense"] == shared("method=svd_llm")["evaluate_dense"]
+    assert other["calibration"] != shared("method=svd_llm")["calibration"]
+    assert "factorisation" not in shared("method=svd_llm", "method.traversal=blockwise")
 
 
 def test_few_digits() -> None:

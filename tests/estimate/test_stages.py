@@ -9,6 +9,7 @@ from svdexp.allocation import EffectiveRank, Uniform
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.calibration.statistics import Gram
 from svdexp.estimate.decomposition import decomposition
+from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.table import render
@@ -163,5 +164,7 @@ def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) 
 def test_a_table_adds_times_up_and_keeps_the_largest_memory() -> None:
     speed = Speed(model=1e12, float32=1e11, float64=1e10, eigen=1e9)
     parts = [Stage("one", Work(model=3e12, float32=2e11), 3e9), Stage("two", Work(float64=3e10, eigen=4e9), 2e9)]
-    total = next(line for line in render(parts, speed, "a run").splitlines() if "total time" in line)
+    total = next(
+        line for line in render(parts, Machine("it", 1e12, speed, ""), "a run").splitlines() if "total time" in line
+    )
     assert total.replace("│", " ").split()[-4:] == ["12", "s", "3.0", "GB"]

@@ -1,0 +1,132 @@
+"""What a run will take, told before it starts: `dry_run=true`. No weights are loaded, and no network is needed."""
+
+import logging
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub.constants import ENDPOINT
+from transformers import AutoConfig
+
+from svdexp.cells import state_of
+from svdexp.cells.choices import published_config
+from svdexp.checkpoints.loading import dense_config, resolve_device, resolve_dtype, skeleton_of
+from svdexp.data import characters_of
+from svdexp.engine.plan import plan
+from svdexp.estimate.devices import published_machine
+from svdexp.estimate.forecast import Forecast, forecast, this_machine
+from svdexp.evaluation import passage, reading_of
+from svdexp.method import Method, build, build_method
+from svdexp.models.structure import Targets
+from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
+from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.foreseen import cached_stages
+from svdexp.runs.inputs import calibration_windows
+from svdexp.runtime.errors import UserError
+from svdexp.schema import THIS, Config, ModelConfig, Precision, dry_device
+
+log = logging.getLogger(__name__)
+
+CHARACTERS = 4  # a token, where no tokenizer can be asked
+PATIENCE = 3  # seconds that the hub has to answer
+
+
+class Known(NamedTuple):
+    """A transformers configuration, and a sentence where it is the one that ships with svdexp."""
+
+    config: Any
+    note: str
+
+
+def preview(config: Config, run_dir: Path) -> Forecast:
+    """Print what the run would take, and where it stands.
+
+    No weights are loaded, and a text only where all of its windows count.
+
+    Raises:
+        UserError: as `run` does for the configuration and the model's structure.
+    """
+    method, _ = build_method(config), build(config.tracker, "tracker")
+    asked = dry_device(config.dry_run) or THIS
+    if asked == THIS:
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.precision, device)
+        machine = this_machine(device, dtype)
+    else:
+        precision = Precision.bfloat16 if config.precision is Precision.auto else config.precision
+        dtype = resolve_dtype(precision, torch.device("cpu"))
+        machine = published_machine(asked, dtype)
+    known = known_config(config.model)
+    check_inputs(config, method, known.config)
+    model = skeleton_of(config.model, known.config, dtype)
+    check_lengths(model, window_lengths(config, method))
+    planned = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    counts, notes = window_counts(config, offline=bool(known.note))
+    said = [*planned.warnings, *filter(None, [known.note]), *notes]
+    print(*said, sep="\n", end="\n" if said else "")
+    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
+    print(found.text)
+    print(state_of(config, run_dir))
+    if not known.note and asked == THIS:
+        print(in_the_cache(config, method, model, planned.layers))
+    return found
+
+
+def in_the_cache(config: Config, method: Method, model: Any, layers: Any) -> str:
+    """Which stages an earlier run left, in one line."""
+    tokenizer = partial(tokenizer_of, config.model, config.cache)
+    return cached_stages(config, method, model, layers, lambda: calibration_windows(config, tokenizer()))
+
+
+def known_config(model: ModelConfig) -> Known:
+    """The model's own configuration or, where neither folder nor hub can be had, the published one that ships with it.
+
+    Raises:
+        UserError: neither can be had.
+    """
+    fields = published_config(model.path)
+    try:
+        return Known(dense_config(model, here=fields is not None and not hub_answers()), "")
+    except UserError:
+        if fields is None:
+            raise
+        note = f"{model.path} cannot be had here; the estimate is of its published shape, which ships with svdexp"
+        return Known(AutoConfig.for_model(**fields), note)
+
+
+def hub_answers() -> bool:
+    """Whether there is a way to the hub; its own library tries for half a minute, and warns six times."""
+    endpoint = urlsplit(ENDPOINT)
+    try:
+        with socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
+def window_counts(config: Config, offline: bool = False) -> tuple[list[int], list[str]]:
+    """How many windows of each text will be evaluated, and a sentence on those whose number is a guess.
+
+    Where all windows count and the text or, `offline`, the tokenizer cannot be had, it follows from the text's size.
+
+    Raises:
+        UserError: a text cannot be had, and its size is not known.
+    """
+    part, counts, guessed = config.eval, [], []
+    for name in part.texts:
+        count = part.windows_of(name)[0]
+        if count is None and not offline:
+            try:
+                count = len(passage(name, part, tokenizer_of(config.model, config.cache)))
+            except UserError as error:
+                log.debug("%s", error)
+        if count is None:
+            characters = characters_of(name, part.files, reading_of(name, part))
+            count = max(1, characters // CHARACTERS // (part.stride or part.seq_len))
+            guessed.append(name)
+        counts.append(count)
+    note = f"windows of {', '.join(guessed)} are guessed from its size: at {CHARACTERS} characters a token"
+    return counts, [note] if guessed else []
