@@ -123,6 +123,7 @@ FLOPS_PER_TOKEN = Key(
 )
 PARAMS = Key("params", COUNT, "numbers among the model's parameters", better=LOWER, twin=True)
 BYTES = Key("bytes", COUNT, "stored tensors", unit=Unit.bytes, better=LOWER, twin=True)
+FILE_BYTES = Key("file_bytes", COUNT, "of the files with the weights, of a model measured as it is", unit=Unit.bytes)
 
 # What the run took, and what it ran on and with.
 SECONDS = Family("seconds", NUMBER, "wall clock", member="STAGE", unit=Unit.seconds, better=LOWER)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdexp.report.collect import Missing, Record, survey
+from svdexp.report.collect import Missing, Record, standalone, survey
 from svdexp.report.published import published
 from svdexp.report.tables import PUBLISHED, beside_published, every_run, without_results
 from svdexp.runtime.errors import UserError
@@ -33,11 +33,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         records, gone = survey(options.folders)
         if options.to is None:
-            show(records, gone)
+            show([*records, *standalone(options.folders, records)], records, gone)
         else:
-            from svdexp.report.write import write  # matplotlib takes a second
+            from svdexp.report.write import write  # pandas and the drawing take a second
 
-            print(write(records, gone, options.to))
+            print(write(records, gone, options.to, standalone(options.folders, records)))
         sys.stdout.flush()
     except UserError as error:
         print(f"svdexp: {error}", file=sys.stderr)
@@ -49,9 +49,9 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(records: Sequence[Record], gone: Sequence[Missing]) -> None:
-    """Print the tables."""
-    print(table(every_run(records)))
+def show(everything: Sequence[Record], records: Sequence[Record], gone: Sequence[Missing]) -> None:
+    """Print the tables: of `everything`, runs and models as they are, and of what papers print of the runs."""
+    print(table(every_run(everything)))
     for title, alike in PUBLISHED.items():
         rows, notes = beside_published(records, published(), alike=alike)
         if rows:

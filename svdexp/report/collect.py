@@ -3,17 +3,18 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from svdexp.cells.choices import modern
 from svdexp.record import results as keys
-from svdexp.report.models import labels
-from svdexp.report.sound import fault, layers_fault
+from svdexp.report.models import labels, relatives
+from svdexp.report.sound import evaluation_fault, fault, layers_fault
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.reading import read_json
 
-Record = dict[str, object]  # a modern record with `folder` and `label`
+Record = dict[str, object]  # a modern record with `folder`, `label` and `written`
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Missing:
 def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
     """The records of compressions below `folders`, sorted, and what is there without a sound one.
 
-    A record has in `folder` where it lies and in `label` its model's name, with what tells other weights of that name
-    apart. Standalone evaluations are passed over.
+    A record has in `folder` where it lies, in `label` its model's name, with what tells other weights of that name
+    apart, and in `written` when its file was. Standalone evaluations are passed over: `standalone`.
 
     Raises:
         UserError: there is no record; says how the first cell without one ended.
@@ -45,12 +46,11 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
         except UserError as error:
             gone.append(Missing(path.parent, str(error)))
             continue
-        if isinstance(record, dict) and is_evaluation(record):
-            continue
-        if reason := fault(record):
+        is_standalone = isinstance(record, dict) and is_evaluation(record)
+        if reason := evaluation_fault(record) if is_standalone else fault(record):
             gone.append(Missing(path.parent, f"results.json is malformed: {reason}"))
-        else:
-            records.append(modern(record) | {"folder": str(path.parent)})
+        elif not is_standalone:
+            records.append(_placed(modern(record), path))
     if not records:
         where = ", ".join(map(str, folders)) or "no folder: name one"
         ended = f"; {len(gone)} cells have none, the first {gone[0].reason}" if gone else ""
@@ -58,6 +58,26 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
     labelled = [record | {"label": label} for record, label in zip(records, labels(records), strict=True)]
     order = ("label", *(key.name for key in (keys.METHOD, keys.STORAGE, keys.ALLOCATION)))
     return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in order), -keys.RATIO.of(r))), gone
+
+
+def standalone(folders: Sequence[Path], records: Sequence[Record]) -> list[Record]:
+    """The sound records of models that were measured as they are below `folders`, sorted by their paths.
+
+    One bears the label of the runs among `records` that compressed the weights that it measured, or a model of its
+    name, where only one has that.
+    """
+    found = []
+    for path in _found(folders):
+        try:
+            record = read_json(path)
+        except UserError:
+            continue  # `survey` says so
+        if isinstance(record, dict) and is_evaluation(record) and not evaluation_fault(record):
+            found.append(_placed(record, path))
+    labelled = [record | {"label": label} for record, label in zip(found, relatives(found, records), strict=True)]
+    return sorted(
+        labelled, key=lambda record: (str(record["label"]), str(keys.MODEL_PATH.get(record)), record["folder"])
+    )
 
 
 def is_evaluation(record: Mapping[str, object]) -> bool:
@@ -86,6 +106,12 @@ def layers(folder: Path) -> list[dict[str, Any]]:
     if reason := layers_fault(found):
         raise UserError(f"{name} is malformed: {reason}")
     return list(found)
+
+
+def _placed(record: Mapping[str, object], path: Path) -> Record:
+    """The record with where it lies and when it was written there, in this machine's minutes."""
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).astimezone()
+    return {**record, "folder": str(path.parent), "written": f"{written:%Y-%m-%d %H:%M}"}
 
 
 def _found(folders: Iterable[Path]) -> list[Path]:

@@ -1,69 +1,36 @@
 """Figures against the model's size: perplexity and accuracies, one line per method."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
 
+from svdexp.record import error_key
 from svdexp.report.panels import Panel
-from svdexp.report.style import (
-    BEYOND,
-    DENSE,
-    LOOK,
-    Style,
-    byte_unit,
-    explain_beyond,
-    grid,
-    legend,
-    log_axis,
-    number,
-    pick,
-)
+from svdexp.report.style import STAR, Style, byte_unit, number, with_error
+from svdexp.report.vega import Plot, Spec, lines, logarithmic
 
 # Perplexities beyond this multiple of the dense model's would squash all others.
 CLIP = 100.0
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture, and what it leaves out in words."""
-
-    figure: Figure
-    notes: Sequence[str] = ()
+TOLD = [{"field": key, "title": title} for key, title in (("series", "method"), ("at", "kept"), ("said", "figure"))]
 
 
 def against_size(panels: Sequence[Panel], label: str, looks: Mapping[str, Style], clip: float | None = None) -> Plot:
     """The panels of one kind of figure, `label`, at most three beside each other.
 
     With `clip` their y axes are logarithmic and end at that multiple of the dense model's value, or of the least one
-    where that is not known.
+    where that is not known. What lies above is an open triangle at the edge, and named in the notes.
     """
-    figure, axes = grid(len(panels), 3)
-    notes = []
-    with mpl.rc_context(LOOK):
-        for axis, panel in zip(axes, panels, strict=True):
-            top = ceiling(panel, clip) if clip else np.inf
-            unit, name = byte_unit(panel.rows["model_bytes_dense"].max())
-            draw_dense(axis, panel, unit)
-            notes += draw_lines(axis, panel, looks, top, unit)
-            axis.set_title(panel.title, loc="left")
-            axis.set_ylabel(label)
-            axis.set_xlabel(f"size of the model at 16 bits, {name}")
-            if clip:
-                low, high = axis.get_ylim()
-                drawn = np.concatenate([line.get_ydata() for line in axis.lines] + [[low]])
-                positive = drawn[np.isfinite(drawn) & (drawn > 0)]
-                bottom = 0.93 * positive.min(initial=top)
-                log_axis(axis, bottom, max(1.1 * min(top, high), 1.2 * bottom))
-            ratio_axis(axis, panel.rows, unit)
-    legend(figure, axes)
-    return Plot(figure, notes)
+    notes: list[str] = []
+    drawn: list[Spec] = []
+    for panel in panels:
+        top = ceiling(panel, clip) if clip else np.inf
+        drawn.append(_panel(panel, label, looks, top))
+        beyond = panel.rows[panel.rows[panel.key] > top]
+        notes += said_beyond(panel, beyond)
+    there = {str(name) for panel in panels for name in panel.rows["series"]}
+    return Plot(drawn, 3, notes, {name: style for name, style in looks.items() if name in there})
 
 
 def ceiling(panel: Panel, clip: float) -> float:
@@ -77,51 +44,128 @@ def finite(values: pd.Series) -> list[float]:
     return [float(value) for value in values[np.isfinite(values)]]
 
 
-def draw_dense(axis: Axes, panel: Panel, unit: float) -> None:
-    """A line for the dense model's figure, and a star at its size; several where runs differ in number format."""
+def said_beyond(panel: Panel, rows: pd.DataFrame) -> list[str]:
+    """Runs with what they have, in words, for what a picture leaves out."""
+    values = zip(named(rows), rows[panel.key], strict=True)
+    return [f"{panel.title}, {name}: {number(value)}" for name, value in values]
+
+
+def named(rows: pd.DataFrame) -> list[str]:
+    """Runs in words: `kron at 0.8`; what was measured as it is has no ratio."""
+    return [
+        f"{name} at {ratio:g}" if ratio == ratio else str(name)
+        for name, ratio in zip(rows["series"], rows["ratio"], strict=True)
+    ]
+
+
+def _panel(panel: Panel, label: str, looks: Mapping[str, Style], top: float) -> Spec:
+    unit, name = byte_unit(np.nanmax([*panel.rows["model_bytes_dense"], *panel.rows["model_bytes"]]))
+    points = _points(panel, top, unit)
+    dense = _dense(panel, unit)
+    x = _size_axis([point["x"] for point in [*points, *dense]])
+    heights = [point[key] for point in [*points, *dense] for key in ("y", "low", "high") if key in point]
+    y = _y(heights, label, top)
+    told = {"x": x | {"axis": None}, "y": y}
+    coloured = told | lines(looks, "color")
+    marked = {**coloured, **lines(looks, "shape"), "tooltip": TOLD, "href": {"field": "run"}}
+    inside, beyond = [p for p in points if not p["beyond"]], [p for p in points if p["beyond"]]
+    layers: list[Spec] = [
+        {
+            "data": {"values": _means(panel, top, unit)},
+            "mark": {"type": "line", "clip": True, "strokeWidth": 1.6},
+            "encoding": {**coloured, **lines(looks, "strokeDash"), "x": x | {"axis": {"title": f"size, {name}"}}},
+        },
+        _of(dense[:1], "rule", "dense", {"y": y}),
+        _of(dense, {"type": "point", "shape": STAR, "filled": True, "size": 70}, "star", {**told, "tooltip": TOLD}),
+        _of(
+            [point for point in inside if "low" in point],
+            {"type": "rule", "clip": True, "opacity": 0.6},
+            None,
+            {**coloured, "y": y | {"field": "low"}, "y2": {"field": "high"}},
+        ),
+        _of(inside, {"type": "point", "filled": True, "size": 55, "opacity": 1}, None, marked),
+        _of(
+            beyond,
+            {"type": "point", "shape": "triangle-up", "size": 90, "clip": False},
+            "beyond",
+            {**told, **lines(looks, "stroke"), "tooltip": TOLD, "href": {"field": "run"}},
+        ),
+    ]
+    if above := _ratio_axis(panel.rows, unit, x):
+        layers.append(above)
+    return {
+        "title": panel.title,
+        "layer": [layer for layer in layers if layer["data"]["values"]],
+        "resolve": {"axis": {"x": "independent"}},
+    }
+
+
+def _of(rows: Sequence[Mapping[str, Any]], mark: Any, style: str | None, encoding: Spec) -> Spec:
+    mark = {"type": mark} if isinstance(mark, str) else mark
+    return {"data": {"values": list(rows)}, "mark": mark | ({"style": style} if style else {}), "encoding": encoding}
+
+
+def _points(panel: Panel, top: float, unit: float) -> list[dict[str, Any]]:
+    """One for every run; of those beyond the axis, which stand at its edge, the figure is said."""
+    errors = panel.rows.get(error_key(panel.key) or "", pd.Series(np.nan, index=panel.rows.index))
+    found = []
+    for index, run in panel.rows.iterrows():
+        value, error = float(run[panel.key]), float(errors[index])
+        point = {
+            **{"x": run["model_bytes"] / unit, "y": min(value, top), "beyond": bool(value > top)},
+            **{"series": run["series"], "at": f"{run['ratio']:g}" if run["ratio"] == run["ratio"] else "as it is"},
+            **{"said": with_error(value, error), "run": f"#run-{run['run']}"},
+        }
+        found.append(point | ({"low": value - error, "high": value + error} if np.isfinite(value + error) else {}))
+    return found
+
+
+def _means(panel: Panel, top: float, unit: float) -> list[dict[str, Any]]:
+    """A point of every line through the mean of equal ratios."""
+    part = panel.rows.assign(x=panel.rows["model_bytes"] / unit, y=panel.rows[panel.key].clip(upper=top))
+    means = part.groupby(["series", "ratio"])[["x", "y"]].mean().reset_index().sort_values("x")
+    return [dict(row) for row in means[["series", "x", "y"]].to_dict("records")]
+
+
+def _dense(panel: Panel, unit: float) -> list[dict[str, Any]]:
+    """A point for the dense model's figure; several where runs differ in number format."""
     if panel.dense_key not in panel.rows:
-        return
-    known = panel.rows[np.isfinite(panel.rows[panel.dense_key])]
-    shown: set[str] = set()
-    for value, size in zip(known[panel.dense_key], known["model_bytes_dense"], strict=True):
-        if f"{value:.3g}" not in shown:
-            axis.axhline(value, label="dense", zorder=1, **DENSE)
-            axis.plot(size / unit, value, "*", color="black", markersize=9, zorder=4)
-        shown.add(f"{value:.3g}")
+        return []
+    known = panel.rows[np.isfinite(panel.rows[panel.dense_key]) & panel.rows["model_bytes_dense"].notna()]
+    pairs = zip(known[panel.dense_key], known["model_bytes_dense"], strict=True)
+    values = {f"{value:.3g}": (value, size) for value, size in pairs}
+    return [
+        {"x": size / unit, "y": value, "said": with_error(value, None), "at": "all", "series": "dense"}
+        for value, size in values.values()
+    ]
 
 
-def draw_lines(axis: Axes, panel: Panel, looks: Mapping[str, Style], top: float, unit: float) -> list[str]:
-    """A marker per run and a line per series through the mean of equal ratios; says what lies above `top`."""
-    notes = []
-    beyond = 0
-    for name, part in panel.rows.groupby("series"):
-        look = looks[str(name)]
-        part = part.assign(x=part["model_bytes"] / unit, y=part[panel.key].clip(upper=top))
-        line = part.groupby("ratio")[["x", "y"]].mean().sort_values("x")
-        axis.plot(line["x"], line["y"], **pick(look, "color", "linestyle"))
-        inside = part[part[panel.key] <= top]
-        axis.plot(inside["x"], inside["y"], linestyle="", **pick(look, "color", "marker"))
-        axis.plot([], [], label=str(name), **look)
-        for _, run in part[part[panel.key] > top].iterrows():
-            # beside each other, where several methods of one size are beyond
-            shift = offset_copy(axis.transData, axis.get_figure(root=True), x=6 * (beyond % 3 - 1), units="points")
-            axis.plot(run["x"], top, color=look["color"], transform=shift, zorder=5, clip_on=False, **BEYOND)
-            notes.append(f"{panel.title}, {name} at {run['ratio']:g}: {number(run[panel.key])}")
-            beyond += 1
-    if beyond:
-        explain_beyond(axis)
-    return notes
+def _size_axis(sizes: Sequence[float]) -> Spec:
+    pad = 0.04 * (max(sizes) - min(sizes)) or 0.05 * max(sizes)
+    scale = {"domain": [min(sizes) - pad, max(sizes) + pad], "nice": False, "zero": False}
+    return {"field": "x", "type": "quantitative", "scale": scale}
 
 
-def ratio_axis(axis: Axes, rows: pd.DataFrame, unit: float) -> None:
+def _y(values: Sequence[float], label: str, top: float) -> Spec:
+    if top == np.inf:
+        axis = {"title": label, "tickCount": 5}
+        return {"field": "y", "type": "quantitative", "scale": {"zero": False, "padding": 12}, "axis": axis}
+    bottom = 0.93 * min((value for value in values if value > 0), default=top)
+    return logarithmic(bottom, max(1.1 * min(top, max(values)), 1.2 * bottom), label)
+
+
+def _ratio_axis(rows: pd.DataFrame, unit: float, x: Spec) -> Spec | None:
     """The kept ratio at the top, where one scale holds for all runs."""
+    rows = rows[rows["ratio"].notna()]
     dense, targets = rows["model_bytes_dense"], rows["target_bytes_dense"]
-    if dense.nunique() > 1 or targets.nunique() > 1 or rows["compresses"].nunique() > 1:
-        return
+    if not len(rows) or dense.nunique() > 1 or targets.nunique() > 1 or rows["compresses"].nunique() > 1:
+        return None
     rest, share = float(dense.iloc[0] - targets.iloc[0]), float(targets.iloc[0])
-    there: Any = lambda x: (x * unit - rest) / share  # noqa: E731 - matplotlib types its arguments as anything
-    back: Any = lambda ratio: (ratio * share + rest) / unit  # noqa: E731
-    above = axis.secondary_xaxis("top", functions=(there, back))
-    above.set_xticks(sorted({round(ratio, 2) for ratio in rows["ratio"]} | {1.0}))
-    above.set_xlabel("kept ratio of the compressed layers", fontsize=8, color="0.35")
-    above.tick_params(labelsize=8, colors="0.35")
+    ratios = sorted({round(ratio, 2) for ratio in rows["ratio"]} | {1.0})
+    axis = {
+        **{"orient": "top", "grid": False, "title": "kept ratio", "format": ".2~f", "labelOverlap": "greedy"},
+        "values": [(ratio * share + rest) / unit for ratio in ratios],
+        "labelExpr": f"format((datum.value * {unit!r} - {rest!r}) / {share!r}, '.2~f')",
+    }
+    mark = {"type": "point", "opacity": 0, "tooltip": None}
+    return _of([{"x": float(dense.iloc[0]) / unit}], mark, None, {"x": x | {"axis": axis}})

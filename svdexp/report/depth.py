@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
 
-from svdexp.report.style import LOOK, Style, grid, legend, log_axis, pick
+from svdexp.report.style import Style, number
+from svdexp.report.vega import Plot, Spec, lines, logarithmic
 
 Layers = Mapping[str, list[dict[str, Any]]]  # a run's folder → the rows of its layers.json
 
@@ -23,27 +22,46 @@ def lost_by_block(rows: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     return {block: sum(values) / len(values) for block, values in sorted(found.items())}
 
 
-def error_by_depth(rows: pd.DataFrame, layers: Layers, looks: Mapping[str, Style]) -> Figure | None:
+def error_by_depth(rows: pd.DataFrame, layers: Layers, looks: Mapping[str, Style]) -> Plot | None:
     """One panel per ratio, one line per series; None where no run says what its layers lost."""
-    lost = {folder: found for folder in rows["folder"] if (found := lost_by_block(layers[folder]))}
-    having = rows[rows["folder"].isin(list(lost))]
-    if not len(having):
-        return None
-    ratios = sorted(having["ratio"].unique(), reverse=True)
-    figure, axes = grid(len(ratios), 3)
-    with mpl.rc_context(LOOK):
-        for axis, ratio in zip(axes, ratios, strict=True):
-            drawn: list[float] = []
-            for name, part in having[having["ratio"] == ratio].groupby("series"):
-                said = lost[part["folder"].iloc[-1]]
-                found = {block: value for block, value in said.items() if 0 < value < inf}
-                look = pick(looks[str(name)], "color", "marker", "linestyle")
-                axis.plot(list(found), list(found.values()), label=str(name), markersize=3.5, linewidth=1, **look)
-                drawn += found.values()
-            if drawn:
-                log_axis(axis, 0.8 * min(drawn), 1.25 * max(drawn))
-            axis.set_title(f"kept ratio {ratio:g}", loc="left")
-            axis.set_xlabel("block")
-            axis.set_ylabel("share of the weighted energy lost (log)")
-    legend(figure, axes)
-    return figure
+    panels: list[Spec] = []
+    there: set[str] = set()
+    for ratio in sorted(rows["ratio"].dropna().unique(), reverse=True):
+        points: list[dict[str, Any]] = []
+        for name, part in rows[rows["ratio"] == ratio].groupby("series"):
+            run = part.iloc[-1]
+            lost = lost_by_block(layers.get(run["folder"], []))
+            points += [
+                {"series": str(name), "x": block, "y": value, "said": number(value), "run": f"#run-{run['run']}"}
+                for block, value in lost.items()
+                if 0 < value < inf
+            ]
+        if points:
+            panels.append(_panel(points, ratio, looks))
+            there |= {point["series"] for point in points}
+    return Plot(panels, 3, looks={name: look for name, look in looks.items() if name in there}) if panels else None
+
+
+def _panel(points: list[dict[str, Any]], ratio: float, looks: Mapping[str, Style]) -> Spec:
+    heights = [point["y"] for point in points]
+    x = {
+        **{"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False, "padding": 6}},
+        "axis": {"title": "block", "tickMinStep": 1, "format": "d"},
+    }
+    place = {"x": x, "y": logarithmic(0.8 * min(heights), 1.25 * max(heights), "share of the energy lost (log)")}
+    told = [
+        {"field": "series", "title": "method"},
+        {"field": "x", "title": "block"},
+        {"field": "said", "title": "lost"},
+    ]
+    return {
+        "title": f"kept ratio {ratio:g}",
+        "data": {"values": points},
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 1}, "encoding": place | lines(looks, "color", "strokeDash")},
+            {
+                "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1},
+                "encoding": place | lines(looks, "color", "shape") | {"tooltip": told, "href": {"field": "run"}},
+            },
+        ],
+    }

@@ -1,8 +1,9 @@
 """One tidy table: a row per run, a column per figure, and what the pictures need beside the record."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import sqrt
 
 import pandas as pd
 
@@ -10,29 +11,43 @@ from svdexp.cells.choices import in_words
 from svdexp.record import results as keys
 from svdexp.record.kinds import Table
 from svdexp.report.collect import Record
+from svdexp.runtime.model_names import name_of
 from svdexp.schema import TargetsConfig, Traversal
 
 SECONDS = ("calibration", "factorisation", "allocation", "storage", "update", "training")
 FULL = asdict(TargetsConfig())  # what a run compresses unless it is told otherwise
 # Beginnings of columns that are made here, and not always; no run writes such keys.
-MADE = ("series", "speedup/", "model_bytes", "target_bytes", "ppl_bos/")
+MADE = ("series", "asked", "speedup/", "model_bytes", "target_bytes", "ppl_bos/")
 # What may differ between two runs of one method that are not the same line of a picture.
 PARTS = ("weighting", "allocation", "update", "training", "storage", "traversal", "calibrated_on", "compresses")
 
 
-def tidy(records: Sequence[Record]) -> pd.DataFrame:
+AS_IT_IS = "as it is"
+MEAN, MEAN_DENSE = "acc_mean", "acc_mean_dense"
+MEAN_ERROR, MEAN_ERROR_DENSE = "acc_mean_stderr", "acc_mean_stderr_dense"
+
+
+def tidy(records: Sequence[Record], rivals: Sequence[Record] = ()) -> pd.DataFrame:
     """One row per run with every single-valued key of its record, and beside them:
 
-    `series`: the line of a picture that the run belongs to. `model_bytes`, `model_bytes_dense`, `target_bytes_dense`:
-    the whole model and the targeted layers as a 16-bit checkpoint, whatever format the run computed in.
-    `seconds_to_compress`: all stages but loading, evaluation and saving. `acc_mean`: over the tasks of the run.
+    `run`: a number. `series`: the line of a picture that the run belongs to. `model_bytes`, `model_bytes_dense`,
+    `target_bytes_dense`: the whole model and the targeted layers as a 16-bit checkpoint, whatever format the run
+    computed in. `seconds_to_compress`: all stages but loading, evaluation and saving. `acc_mean`, `acc_mean_stderr`:
+    over the tasks of the run, which are independent; `asked`: these and the rows of each.
     `speedup/…`: tokens per second over the dense model's. `calibrated_on`, `compresses`: in a few words.
+
+    Behind them one for each of `rivals`, models that were measured as they are: without method and ratio, and with the
+    bytes of its files as the model's.
     """
-    rows = pd.DataFrame([_row(record) for record in records])
+    rows = pd.DataFrame([*map(_row, records), *map(_rival, rivals)])
     for key in rows.select_dtypes(["object", "str"]):  # a file of columns takes one type in each
         if pd.api.types.infer_dtype(rows[key], skipna=True).startswith("mixed"):
             rows[key] = rows[key].map(str, na_action="ignore")
     rows.insert(0, "series", labels(rows))
+    rows.insert(0, "run", range(1, len(rows) + 1))
+    for index, rival in enumerate(rivals, len(records)):
+        path = keys.MODEL_PATH.get(rival) or keys.MODEL.of(rival)
+        rows.loc[index, "series"] = f"{name_of(path)} ({AS_IT_IS})"
     return rows
 
 
@@ -49,15 +64,25 @@ def _row(record: Record) -> Record:
     row |= sizes(record)
     row |= {f"ppl_bos/{text}": how.get("bos") for text, how in (keys.PROTOCOL.get(record) or {}).items()}
     tasks = tasks_among(record)
-    for kind, shares in {"acc_mean": keys.ACC.of(record), "acc_mean_dense": keys.ACC.of_dense(record)}.items():
-        values = [shares[task] for task in tasks if task in shares]
-        row |= {kind: sum(values) / len(values)} if values else {}
+    row |= _mean(tasks, keys.ACC.of(record), keys.ACC_STDERR.of(record), MEAN, MEAN_ERROR)
+    row |= _mean(tasks, keys.ACC.of_dense(record), keys.ACC_STDERR.of_dense(record), MEAN_DENSE, MEAN_ERROR_DENSE)
     row["tasks"] = ", ".join(sorted(tasks)) or None
+    rows = keys.ACC_ROWS.of(record)
+    row["asked"] = ", ".join(f"{task} {rows.get(task, '')}".strip() for task in sorted(tasks)) or None
     speeds, dense_speeds = keys.SPEED.of(record), keys.SPEED.of_dense(record)
     for phase in keys.PHASES:
         if (speed := speeds.get(phase)) and (dense_speed := dense_speeds.get(phase)):
             row[f"speedup/{phase}"] = speed / dense_speed
     return row | {"calibrated_on": _calibration(keys.CALIBRATION.get(record)), "compresses": _compresses(record)}
+
+
+def _rival(record: Record) -> Record:
+    """Its files' bytes are recorded where they are on this disk; older records have what the loaded tensors took."""
+    found = [keys.FILE_BYTES.get(record) or keys.BYTES.get(record)]
+    if (params := keys.PARAMS.get(record)) and not keys.FILE_BYTES.get(record):
+        found.append(2 * params)  # a float32 run loads 32 bits
+    sizes = [size for size in found if size]
+    return _row(record) | {keys.TRAVERSAL.name: None} | ({"model_bytes": min(sizes)} if sizes else {})
 
 
 def sizes(record: Record) -> Record:
@@ -82,6 +107,19 @@ def seconds_to_compress(record: Record) -> float:
 def tasks_among(columns: Iterable[str]) -> list[str]:
     """The tasks whose accuracies are among keys; their average is none."""
     return [task for task in keys.ACC.among(columns) if task != keys.AVERAGE]
+
+
+def _mean(
+    tasks: Sequence[str], shares: Mapping[str, float], errors: Mapping[str, float], key: str, error_key: str
+) -> Record:
+    """The mean over tasks, and its standard error where all have one."""
+    there = [task for task in tasks if task in shares]
+    if not there:
+        return {}
+    mean: Record = {key: sum(shares[task] for task in there) / len(there)}
+    if not all(task in errors for task in there):
+        return mean
+    return mean | {error_key: sqrt(sum(errors[task] ** 2 for task in there)) / len(there)}
 
 
 def _calibration(part: Table | None) -> str | None:

@@ -5,16 +5,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from svdexp.report.style import LOOK, grid
+from svdexp.report.style import number
+from svdexp.report.vega import Plot, Spec
 
-KEPT_DENSE = "#d0d0d0"
+KEPT_DENSE = "#b9bdc2"
 
 
 @dataclass(frozen=True)
@@ -56,46 +53,68 @@ class RankMap:
         return cls(projections, blocks, ranks, full, dense)
 
 
-@mpl.rc_context(LOOK)
-def rank_maps(maps: Mapping[str, RankMap | None], columns: int) -> Figure:
-    """Small maps in reading order under their titles; None leaves a place empty.
+def rank_maps(maps: Mapping[str, RankMap | None], columns: int) -> Plot:
+    """Small maps in reading order under their titles; None leaves a place out.
 
     Colours are shares of the full rank where all runs say what that is, else ranks.
     """
-    drawn = [found for found in maps.values() if found is not None and found.blocks]
-    rows, across = max(len(m.projections) for m in drawn), max(len(m.blocks) for m in drawn)
-    figure, axes = grid(len(maps), columns, max(2.6, 0.075 * across + 1.3), 0.17 * rows + 0.55)
-    shares = not any(np.isnan(m.full[~np.isnan(m.ranks)]).any() or np.isnan(m.full[m.dense]).any() for m in drawn)
-    top = 1.0 if shares else max(float(np.nanmax(m.ranks, initial=1)) for m in drawn)
-    mesh = None
-    for index, (axis, (title, found)) in enumerate(zip(axes, maps.items(), strict=True)):
-        if found is None or not found.blocks:
-            axis.set_axis_off()
-            continue
-        axis.set_title(title, fontsize=8, loc="left")
-        axis.grid(visible=False)
-        values = found.ranks / found.full if shares else found.ranks
-        box: Any = {"origin": "upper", "aspect": "auto", "interpolation": "nearest"}
-        mesh = axis.imshow(np.where(found.dense, np.nan, values), cmap="viridis", vmin=0, vmax=top, **box)
-        axis.imshow(np.where(found.dense, 1.0, np.nan), cmap=ListedColormap([KEPT_DENSE]), **box)
-        first = all(other is None for other in list(maps.values())[index - index % columns : index])
-        axis.set_yticks(range(len(found.projections)), found.projections if first else [], fontsize=6)
-        step = max(1, -(-len(found.blocks) // 6))
-        axis.set_xticks(range(0, len(found.blocks), step), list(map(str, found.blocks[::step])), fontsize=6)
-        if index >= len(maps) - columns:
-            axis.set_xlabel("block", fontsize=7)
-    _explain(figure, mesh, "rank, share of the full rank" if shares else "rank")
-    return figure
+    drawn = {title: found for title, found in maps.items() if found is not None and found.blocks}
+    rows, across = max(len(m.projections) for m in drawn.values()), max(len(m.blocks) for m in drawn.values())
+    shares = not any(
+        np.isnan(m.full[~np.isnan(m.ranks)]).any() or np.isnan(m.full[m.dense]).any() for m in drawn.values()
+    )
+    top = 1.0 if shares else max(float(np.nanmax(m.ranks, initial=1)) for m in drawn.values())
+    panels = [_panel(title, found, shares, top) for title, found in drawn.items()]
+    scale = ("0", f"{top:g}", "share of the full rank" if shares else "rank")
+    return Plot(panels, columns, scale=scale, width=max(150, 6 * across), height=14 * rows)
 
 
-def _explain(figure: Figure, mesh: Any, label: str) -> None:
-    with mpl.rc_context(LOOK):
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.6)
-        bar = figure.colorbar(
-            mesh, ax=figure.axes, location="top", shrink=min(1.0, 3.5 / width), aspect=30, pad=0.3 / height
-        )
-        bar.set_label(label, fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-        handle = Patch(facecolor=KEPT_DENSE, label="kept dense")
-        figure.legend(handles=[handle], loc="outside lower left", fontsize=7)
+def uniform(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all matrices of one shape have one rank; where the shape is not known, all of one projection."""
+    ranks: dict[object, set[object]] = defaultdict(set)
+    for row in rows:
+        ranks[(row["m"], row["n"]) if {"m", "n"} <= row.keys() else row["projection"]].add(row["rank"])
+    return all(len(found) == 1 for found in ranks.values())
+
+
+def _panel(title: str, found: RankMap, shares: bool, top: float) -> Spec:
+    values = found.ranks / found.full if shares else found.ranks
+    cells = [
+        {
+            **{"projection": projection, "block": block, "dense": bool(found.dense[i, j])},
+            "value": 0.0 if found.dense[i, j] else float(values[i, j]),
+            "kept": "dense" if found.dense[i, j] else _said(found.ranks[i, j], found.full[i, j]),
+        }
+        for i, projection in enumerate(found.projections)
+        for j, block in enumerate(found.blocks)
+        if found.dense[i, j] or not np.isnan(values[i, j])
+    ]
+    shown = found.blocks[:: -(-len(found.blocks) // 8)]
+    axis = {"title": "block", "labelAngle": 0, "grid": False, "values": shown}
+    place = {
+        "x": {"field": "block", "type": "ordinal", "axis": axis},
+        "y": {
+            "field": "projection",
+            "type": "nominal",
+            "sort": found.projections,
+            "axis": {"title": None, "grid": False},
+        },
+    }
+    scale = {"scheme": "viridis", "domain": [0, top]}
+    legend = {"title": "share of the full rank" if shares else "rank", "orient": "top", "direction": "horizontal"}
+    colour = {
+        "condition": {"test": "datum.dense", "value": KEPT_DENSE},
+        **{"field": "value", "type": "quantitative", "scale": scale, "legend": legend},
+    }
+    told = [{"field": key, "title": key} for key in ("projection", "block", "kept")]
+    return {
+        "title": title,
+        "data": {"values": cells},
+        "mark": {"type": "rect"},
+        # a seam between cells shows through where they end inside a pixel
+        "encoding": {**place, "color": colour, "stroke": colour | {"legend": None}, "tooltip": told},
+    }
+
+
+def _said(rank: float, full: float) -> str:
+    return number(rank) if np.isnan(full) else f"rank {number(rank)} of {number(full)}"

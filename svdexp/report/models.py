@@ -24,6 +24,21 @@ def labels(records: Sequence[Record]) -> list[str]:
     return [f"{name} ({more})" if more else name for name, more in zip(names, words, strict=True)]
 
 
+def relatives(evaluations: Sequence[Record], records: Sequence[Record]) -> list[str]:
+    """Per evaluation the label of the labelled records whose dense weights it measured, or that alone have its name."""
+    of_weights = {keys.MODEL_FINGERPRINT.get(record): str(record["label"]) for record in records}
+    of_weights.pop(None, None)
+    of_name: dict[str, set[str]] = {}
+    for record in records:
+        of_name.setdefault(keys.MODEL.of(record), set()).add(str(record["label"]))
+    found = []
+    for record in evaluations:
+        name = keys.MODEL.of(record)
+        named = of_name.get(name, set())
+        found.append(of_weights.get(keys.MODEL_FINGERPRINT.get(record)) or (min(named) if len(named) == 1 else name))
+    return found
+
+
 def _apart(of_weights: Mapping[str | None, Sequence[Record]]) -> dict[str | None, str]:
     """By fingerprint the words that no other one has; none where there is but one."""
     if len(of_weights) == 1:

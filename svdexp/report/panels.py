@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from svdexp.record.results import ACC, ACC_ROWS, PPL, PPL_TOKENS
-from svdexp.report.frame import tasks_among
+from svdexp.report.frame import MEAN, MEAN_DENSE, tasks_among
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def perplexity_panels(rows: pd.DataFrame) -> list[Panel]:
 def accuracy_panels(rows: pd.DataFrame) -> list[Panel]:
     """The mean over the tasks, for every set of several, then every task by its number of rows."""
     panels = []
-    having = rows[rows["tasks"].notna()]
-    for tasks, part in having.groupby("tasks"):
-        count = str(tasks).count(",") + 1
+    for part, several in asked_alike(rows):
+        count = str(part["tasks"].iloc[0]).count(",") + 1
         if count > 1:
-            panels.append(Panel(f"mean of {count} tasks", "acc_mean", "acc_mean_dense", part))
+            title = f"mean of {count} tasks" + (f": {part['asked'].iloc[0]}" if several else "")
+            panels.append(Panel(title, MEAN, MEAN_DENSE, part))
     for task in sorted(tasks_among(rows)):
         key = ACC.at(task)
         asked = rows[rows[key].notna()]
@@ -60,3 +60,9 @@ def accuracy_panels(rows: pd.DataFrame) -> list[Panel]:
             title = f"{task}, {count:,.0f} rows" if count else task
             panels.append(Panel(title, key, ACC.dense_at(task), part))
     return panels
+
+
+def asked_alike(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
+    """The runs that were asked the same tasks and as many rows of each, and whether there are several such groups."""
+    groups = [part for _, part in rows[rows["asked"].notna()].groupby("asked")]
+    return [(part, len(groups) > 1) for part in groups]

@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from svdexp.record.results import DECODE, PREFILL
-from svdexp.report.curves import CLIP, Plot, ceiling, finite
+from svdexp.report.curves import CLIP, ceiling, finite, said_beyond
 from svdexp.report.panels import Panel, perplexity_panels
-from svdexp.report.style import BEYOND, LOOK, Style, explain_beyond, grid, legend, log_axis, number, pick
+from svdexp.report.style import STAR, Style, with_error
+from svdexp.report.vega import Plot, Spec, lines, logarithmic
 
 PHASES = (DECODE, PREFILL)
+TOLD = [
+    *({"field": key, "title": title} for key, title in (("series", "method"), ("at", "kept"), ("said", "perplexity"))),
+    {"field": "x", "title": "× dense", "format": ".2f"},
+]
 
 
 def front(speed: Sequence[float], perplexity: Sequence[float]) -> list[int]:
@@ -28,52 +32,64 @@ def front(speed: Sequence[float], perplexity: Sequence[float]) -> list[int]:
 
 def speed_and_perplexity(rows: pd.DataFrame, looks: Mapping[str, Style]) -> Plot | None:
     """One row of panels per text, decoding and prefill beside each other; None where no run measured speed."""
-    cells = []
+    drawn: list[Spec] = []
+    notes: list[str] = []
+    there: set[str] = set()
     for panel in perplexity_panels(rows):
         for phase in (phase for phase in PHASES if f"speedup/{phase}" in rows):
             part = panel.rows[panel.rows[f"speedup/{phase}"].notna()]
             if len(part):
-                cells.append((replace(panel, rows=part), phase))
-    if not cells:
-        return None
-    figure, axes = grid(len(cells), 2)
-    notes = []
-    with mpl.rc_context(LOOK):
-        for axis, (panel, phase) in zip(axes, cells, strict=True):
-            notes += draw(axis, panel, phase, looks)
-    legend(figure, axes)
-    return Plot(figure, notes)
+                drawn.append(_panel(replace(panel, rows=part), phase, looks))
+                notes += said_beyond(panel, part[part[panel.key] > ceiling(panel, CLIP)])
+                there |= set(part["series"])
+    known = {name: style for name, style in looks.items() if name in there}
+    return Plot(drawn, 2, list(dict.fromkeys(notes)), known) if drawn else None
 
 
-def draw(axis: Axes, panel: Panel, phase: str, looks: Mapping[str, Style]) -> list[str]:
-    """One panel; says what lies beyond it."""
-    key = f"speedup/{phase}"
+def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
     top = ceiling(panel, CLIP)
-    inside, outside = panel.rows[panel.rows[panel.key] <= top], panel.rows[panel.rows[panel.key] > top]
-    measured = finite(panel.rows[panel.dense_key]) if panel.dense_key in panel.rows else []
-    known = [float(np.median(measured))] if measured else []
-    speed, perplexity = [*inside[key], *([1.0] * len(known))], [*inside[panel.key], *known]
-    ratios = [*(f"{ratio:g}" for ratio in inside["ratio"]), *([""] * len(known))]
-    best = front(speed, perplexity)
-    steps = [[values[i] for i in best] for values in (speed, perplexity)]
-    axis.step(*steps, where="post", color="0.6", linewidth=4, alpha=0.5, zorder=1, label="not beaten in both")
-    for name in sorted(panel.rows["series"].unique()):  # named even if none of its runs is inside
-        part, look = inside[inside["series"] == name], pick(looks[name], "color", "marker")
-        axis.plot(part[key], part[panel.key], linestyle="", label=name, **look)
-    for i in best:
-        axis.annotate(ratios[i], (speed[i], perplexity[i]), (4, 4), textcoords="offset points", fontsize=7)
-    if known:
-        axis.plot(1.0, *known, "*", color="black", markersize=10, linestyle="", label="dense", zorder=4)
-    axis.axvline(1.0, color="0.4", linewidth=0.8, zorder=1)
-    axis.set_title(panel.title, loc="left", pad=10)
-    axis.set_xlabel(f"{phase} speed, × dense in the same run")
-    axis.set_ylabel("perplexity (log)")
-    if perplexity:
-        log_axis(axis, 0.93 * min(perplexity), 1.15 * max(perplexity))
-    for _, run in outside.iterrows():
-        axis.plot(run[key], axis.get_ylim()[1], color=looks[run["series"]]["color"], clip_on=False, **BEYOND)
-    if len(outside):
-        explain_beyond(axis)
-    return [
-        f"{panel.title}, {run['series']} at {run['ratio']:g}: {number(run[panel.key])}" for _, run in outside.iterrows()
+    points: list[dict[str, Any]] = [
+        {
+            **{"x": run[f"speedup/{phase}"], "y": min(run[panel.key], top), "beyond": bool(run[panel.key] > top)},
+            **{"series": run["series"], "at": f"{run['ratio']:g}", "said": with_error(run[panel.key], None)},
+            "run": f"#run-{run['run']}",
+        }
+        for _, run in panel.rows.iterrows()
     ]
+    inside = [point for point in points if not point["beyond"]]
+    measured = finite(panel.rows[panel.dense_key]) if panel.dense_key in panel.rows else []
+    middle = float(np.median(measured)) if measured else np.nan
+    known = {"x": 1.0, "y": middle, "at": "all", "series": "dense", "said": with_error(middle, None)}
+    dense = [known] if measured else []
+    met = [*inside, *dense]
+    best = [met[i] for i in front([p["x"] for p in met], [p["y"] for p in met])]
+    heights = [point["y"] for point in (met or points)]
+    title = f"{phase} speed, × dense in the same run"
+    x = {"field": "x", "type": "quantitative", "scale": {"zero": False, "padding": 14}, "axis": {"title": title}}
+    y = logarithmic(0.93 * min(heights), 1.15 * max(heights), "perplexity (log)")
+    marked = {"x": x, "y": y, "tooltip": TOLD, "href": {"field": "run"}}
+    beyond = [point | {"y": 1.15 * max(heights)} for point in points if point["beyond"]]
+    steps = {"type": "line", "interpolate": "step-before", "style": "front"}
+    layers: list[tuple[list[dict[str, Any]], Spec, Spec]] = [
+        ([{"x": 1.0}], {"type": "rule", "style": "error"}, {"x": x}),
+        ([{"x": p["x"], "y": p["y"], "order": i} for i, p in enumerate(best)], steps, _ordered(x, y)),
+        (inside, {"type": "point", "filled": True, "size": 55, "opacity": 1}, marked | lines(looks, "color", "shape")),
+        (
+            dense,
+            {"type": "point", "shape": STAR, "filled": True, "size": 70, "style": "star"},
+            {"x": x, "y": y, "tooltip": TOLD},
+        ),
+        (
+            beyond,
+            {"type": "point", "shape": "triangle-up", "size": 90, "style": "beyond"},
+            marked | lines(looks, "stroke"),
+        ),
+    ]
+    return {
+        "title": f"{panel.title}: {phase}",
+        "layer": [{"data": {"values": rows}, "mark": mark, "encoding": said} for rows, mark, said in layers if rows],
+    }
+
+
+def _ordered(x: Spec, y: Spec) -> Spec:
+    return {"x": x, "y": y, "order": {"field": "order", "type": "quantitative"}}

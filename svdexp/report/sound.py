@@ -12,12 +12,12 @@ NAMES = (keys.MODEL, keys.METHOD, keys.STORAGE)
 # What the report reads, or puts in a column, of a record; another value of another kind is let alone.
 READ = (
     *(keys.WEIGHTING, keys.ALLOCATION, keys.UPDATE, keys.TRAVERSAL, keys.MODEL_FINGERPRINT, *keys.PARTS.values()),
-    *(keys.ACHIEVED_RATIO, keys.TARGET_BITS, keys.PARAMS, keys.BYTES, keys.FLOPS_PER_TOKEN),
+    *(keys.ACHIEVED_RATIO, keys.TARGET_BITS, keys.PARAMS, keys.BYTES, keys.FILE_BYTES, keys.FLOPS_PER_TOKEN),
     *(keys.PPL, keys.PPL_STDERR, keys.PPL_TOKENS, keys.ACC, keys.ACC_STDERR, keys.ACC_NORM, keys.ACC_NORM_STDERR),
     *(keys.ACC_ROWS, keys.SPEED, keys.SPEED_SPREAD, keys.SECONDS),
     *(keys.PEAK_RSS, keys.PEAK_RSS_BY_STAGE, keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE),
 )
-SIZES = (keys.TARGET_BITS, keys.PARAMS, keys.BYTES)  # which are positive
+SIZES = (keys.TARGET_BITS, keys.PARAMS, keys.BYTES, keys.FILE_BYTES)  # which are positive
 # Keys whose value has keys of its own, and what the report reads of these.
 TABLES: Mapping[str, Mapping[str, type]] = {
     keys.CALIBRATION.name: {"text": str, "samples": int, "seq_len": int},
@@ -42,6 +42,15 @@ def fault(record: Any) -> str | None:
     ratio = keys.RATIO.get(record)
     if ratio is None or not 0 < ratio <= 1:
         return "ratio is no kept fraction"
+    return _figures_fault(record)
+
+
+def evaluation_fault(record: Mapping[str, Any]) -> str | None:
+    """The same of a model that was measured as it is."""
+    return "model is no word" if keys.MODEL.get(record) is None else _figures_fault(record)
+
+
+def _figures_fault(record: Mapping[str, Any]) -> str | None:
     for key, value in record.items():
         entry = _read(key)
         if entry and not entry.kind.fits(value):

@@ -1,6 +1,7 @@
 """The report's tables, as rows of words; a figure that a run lacks is left blank."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
 import pandas as pd
@@ -9,12 +10,34 @@ from svdexp.cells.choices import GROUPS, spoken
 from svdexp.record import error_key
 from svdexp.record import results as keys
 from svdexp.report.collect import Missing, Record
-from svdexp.report.frame import FULL, seconds_to_compress, targets
+from svdexp.report.frame import FULL, MEAN, MEAN_DENSE, seconds_to_compress, targets
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.protocol import differences
 from svdexp.report.published import Figure, Published
+from svdexp.report.style import byte_unit
 
 Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of words, the heading first.
+
+    Attributes:
+        title: what it shows.
+        strong: row and column of what stands in bold.
+        words: how to read it.
+        series: by row the line that it is of; empty where rows are of none.
+        runs: by row the number of its run; None where rows are of none.
+    """
+
+    title: str
+    rows: Rows
+    strong: frozenset[tuple[int, int]] = frozenset()
+    words: str = ""
+    series: Sequence[str] = ()
+    runs: Sequence[int | None] = ()
+
 
 FIXED = (
     "label",
@@ -38,11 +61,41 @@ def every_run(records: Sequence[Record]) -> Rows:
             [
                 *(_said(record, key) for key in FIXED),
                 *(_cell(keys.PPL.of(record).get(text)) for text in texts),
-                f"{seconds_to_compress(record):.0f}",
+                f"{seconds_to_compress(record):.0f}" if keys.METHOD.name in record else "",
                 "" if (peak := keys.PEAK_RSS.get(record)) is None else f"{peak / 1e9:.1f}",
             ]
         )
     return rows
+
+
+def all_runs(records: Sequence[Record], frame: pd.DataFrame) -> Table:
+    """The same with what else one looks for; a run's number is that of its row in the tidy `frame`."""
+    heading, *rows = every_run(records)
+    sizes = frame.get("model_bytes", pd.Series(float("nan"), index=frame.index))
+    unit, name = byte_unit(sizes.max()) if sizes.notna().any() else (1.0, "B")
+    more: dict[str, list[str]] = {
+        f"size, {name}": [_of_frame(size / unit, ".3g") for size in sizes],
+        "mean accuracy": [_of_frame(value, ".3f") for value in _column(frame, MEAN)],
+        "decode, × dense": [_of_frame(value, ".2f") for value in _column(frame, f"speedup/{keys.DECODE}")],
+        "device": [keys.DEVICE.get(record) or "" for record in records],
+        "written": [str(record.get("written") or "") for record in records],
+        "commit": [(keys.COMMIT.get(record) or "")[:9] for record in records],
+    }
+    more = {head: values for head, values in more.items() if any(values)}
+    whole = [["run", *heading, *more]]
+    for number, (series, (model, method, *row)) in enumerate(zip(frame["series"], rows, strict=True)):
+        said = [str(number + 1), model, method or str(series), *row]
+        whole.append([*said, *(values[number] for values in more.values())])
+    lines = ["", *map(str, frame["series"])]
+    return Table("All runs", whole, series=lines, runs=[None, *range(1, len(rows) + 1)])
+
+
+def _column(frame: pd.DataFrame, key: str) -> "pd.Series[float]":
+    return frame.get(key, pd.Series(float("nan"), index=frame.index))
+
+
+def _of_frame(value: float, form: str) -> str:
+    return f"{value:{form}}" if isfinite(value) else ""
 
 
 def beside_published(records: Sequence[Record], known: Published, *, alike: bool) -> tuple[Rows, list[str]]:
@@ -66,6 +119,16 @@ def beside_published(records: Sequence[Record], known: Published, *, alike: bool
     return (rows, [known.footnotes[note] for note in notes]) if len(rows) > 1 else ([], [])
 
 
+def published_alike(records: Sequence[Record], known: Published) -> dict[tuple[int, str], list[Figure]]:
+    """By number of a run and text the published figures of its cell that were measured alike, as far as it is known."""
+    numbers = {str(record["folder"]): number for number, record in enumerate(records, 1)}
+    found: dict[tuple[int, str], list[Figure]] = {}
+    for record, text, figure in _published_pairs(records, known):
+        if not differences(record, figure):
+            found.setdefault((numbers[str(record["folder"])], text), []).append(figure)
+    return found
+
+
 def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tuple[Record, str, Figure]]:
     """Every perplexity of a run with every published one of the same model, method, storage, ratio and text."""
     for record in records:
@@ -85,14 +148,14 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
         for panel in perplexity_panels(part):
             for ratio, runs in sorted(panel.rows.groupby("ratio"), reverse=True):
                 run = runs.sort_values(panel.key).iloc[0].dropna()
-                value, accuracy = run[panel.key], run.get("acc_mean")
+                value, accuracy = run[panel.key], run.get(MEAN)
                 error = run.get(error_key(panel.key))
-                dense, dense_accuracy = run.get(panel.dense_key), run.get("acc_mean_dense")
+                dense, dense_accuracy = run.get(panel.dense_key), run.get(MEAN_DENSE)
                 rows.append(
                     [
                         *(str(model), panel.title, f"{ratio:g}", str(run["series"])),
                         _finite(value, ".4g") + (f" ± {error:.2g}" if error is not None and isfinite(value) else ""),
-                        _finite(float(value) / float(dense), ".2f") if dense else "",
+                        _times(float(value), float(dense)) if dense else "",
                         "" if accuracy is None else f"{accuracy:.3f}",
                         "" if accuracy is None or dense_accuracy is None else f"{accuracy - dense_accuracy:+.3f}",
                         f"{run['model_bytes'] / 1e6:,.0f}" if "model_bytes" in run else "",
@@ -121,6 +184,11 @@ def _protocol(record: Record, text: str) -> str:
     return "{preset}: {split}, {cut}, {windows} × {seq_len}, BOS {bos}{special}, {tokens} tokens".format(
         **said, special=special
     )
+
+
+def _times(value: float, dense: float) -> str:
+    times = value / dense
+    return _finite(times, ".2f" if times < 1000 else ".2g")
 
 
 def _finite(value: float, form: str) -> str:

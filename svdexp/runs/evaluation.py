@@ -67,7 +67,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
 
     results: Results = keys.CELL.says(cell) | identified(config.model, weights) | keys.EVAL.says(asdict(config.eval))
-    results |= figures | circumstances(config.seed, run_dir, clock, model)
+    results |= figures | file_bytes(source) | circumstances(config.seed, run_dir, clock, model)
     results |= keys.PROTOCOL.says(protocols(texts)) | keys.TASKS.says({exam.name: exam.describe() for exam in exams})
     results |= keys.GENERATION.says(
         [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)]
@@ -92,6 +92,16 @@ def find(config: ModelConfig) -> ModelConfig:
     if source.gguf_file is None and checkpoint.is_compressed(Path(source.location)):
         checkpoint.own_architecture(Path(source.location), config.trust_remote_code)
     return config
+
+
+def file_bytes(config: ModelConfig) -> Results:
+    """What the files with the weights take, where they are on this disk: of a GGUF file less than once it is loaded."""
+    source = locate(config)
+    folder = Path(source.location)
+    files = (
+        [folder / source.gguf_file] if source.gguf_file else [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    )
+    return keys.FILE_BYTES.says(sum(path.stat().st_size for path in files)) if files else {}
 
 
 def load(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -111,7 +111,7 @@ class WandbSession:
         import wandb
 
         from svdexp.report.heatmap import RankMap, rank_maps
-        from svdexp.report.style import png
+        from svdexp.report.vega import png
 
         results, rows = findings.results, findings.layers
         headings: list[Any] = list(rows[0])

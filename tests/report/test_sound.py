@@ -10,9 +10,9 @@ import pytest
 from svdexp.report import write as module
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
+from svdexp.report.document import file_name
 from svdexp.report.frame import tidy
 from svdexp.report.models import labels
-from svdexp.report.pictures import file_name
 from svdexp.report.tables import best_per_ratio, every_run
 from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
@@ -113,12 +113,12 @@ def test_no_two_models_share_a_picture(tmp_path: Path) -> None:
     names = ["a b", "a_b", "a/b", "a", "x" * 300, "x" * 301]
     files = [file_name("ranks", name) for name in names]
     assert len(set(files)) == len(names)
-    assert files[1] == "ranks-a_b.png"
+    assert files[1] == "ranks-a_b"
     assert all("/" not in name and len(name) < 150 for name in files)
     for index, name in enumerate(names[:3]):
         leave_cell(tmp_path / "runs" / str(index), "kron", 0.8, 1.0, model=name)
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
-    assert len(list((tmp_path / "to").glob("ranks-*.png"))) == 3
+    assert len(list((tmp_path / "to" / "pictures").glob("ranks-*.png"))) == 3
 
 
 def test_names_that_pictures_would_read_as_formulas_or_files_cannot_hold(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_names_that_pictures_would_read_as_formulas_or_files_cannot_hold(tmp_pat
     rows = json.loads((cell / "layers.json").read_text())
     (cell / "layers.json").write_text(json.dumps([row | {"projection": "$x_$"} for row in rows]))
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
-    assert len(list((tmp_path / "to").glob("*.png"))) == 5
+    assert len(list((tmp_path / "to" / "pictures").glob("*.png"))) == 5
 
 
 def test_keys_and_figures_that_no_run_leaves_do_not_end_the_report(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_different_weights_share_no_line_and_no_table_row(tmp_path: Path) -> Non
         *(("m (/1/m)", "0.8", "svd"), ("m (/1/m)", "0.6", "svd")),
     ]
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
-    assert len(list((tmp_path / "to").glob("perplexity-*.png"))) == 2
+    assert len(list((tmp_path / "to" / "pictures").glob("perplexity-*.png"))) == 2
 
 
 def full(*_: object, **__: object) -> None:

@@ -2,13 +2,11 @@
 
 import json
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
@@ -17,11 +15,11 @@ from svdexp.report.frame import labels, tidy
 from svdexp.report.heatmap import RankMap
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.pareto import front
-from svdexp.report.style import log_axis, number, png, styles
+from svdexp.report.style import number, styles, ticks
 from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
 
-PICTURES = {f"{kind}-llama2-7b.png" for kind in ("perplexity", "accuracy", "speed", "ranks", "depth")}
+PICTURES = {f"{kind}-llama2-7b" for kind in ("perplexity", "accuracy", "speed", "ranks", "depth")}
 
 
 def begin(cell: Path, **failure: str) -> None:
@@ -40,19 +38,28 @@ def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     begin(sweep / "failed", error="UserError: ratio=0.01 <too small>")
     assert main([str(sweep), "--to", str(target)]) == 0
     assert capsys.readouterr().out == f"4 runs, 2 cells without results: {target}/report.html\n"
-    assert {path.name for path in target.glob("*.png")} == PICTURES
+    pictures = {path.name for path in (target / "pictures").iterdir()}
+    assert pictures == {f"{name}.{kind}" for name in PICTURES for kind in ("svg", "pdf", "png")}
+    tables = {path.name for path in (target / "tables").iterdir()}
+    assert {"perplexity-on-wiki-100-000-tokens-llama2-7b.csv", "accuracy-by-task-llama2-7b.tex"} < tables
+    assert len({Path(name).stem for name in tables}) == len(tables) / 2
 
     text = (target / "report.md").read_text()
     assert f"| {sweep}/failed | failed: UserError: ratio=0.01 &lt;too small&gt; |" in text
     assert f"| {sweep}/died | unfinished: neither results nor an error |" in text
     assert "| llama2-7b | wiki, 100,000 tokens | 0.6 | kron | 10.8 | 1.80 | 0.528 | -0.156 | 8,800 |" in text
     assert "wiki, 100,000 tokens, svd at 0.6: 9.6e8" in text
-    assert set(re.findall(r"\]\((.*?)\)", text)) == PICTURES
+    assert set(re.findall(r"\]\((.*?)\)", text)) == {f"pictures/{name}.png" for name in PICTURES}
 
     page = (target / "report.html").read_text()
     assert "ratio=0.01 &lt;too small&gt;" in page
-    assert page.count('src="data:image/png;base64,iVBOR') == len(PICTURES)
-    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    head, _, rest = page.partition('<script type="module">')
+    assert set(re.findall(r'href="(?!#)(.*?)"', head)) == {
+        *(f"../sweep/{method}_{ratio}" for method in ("kron", "svd") for ratio in (0.6, 0.8))
+    }
+    assert not re.search(r"\ssrc=|@import|url\(", head)
+    assert rest.count("</script>") == 1
+    assert len(page) < 1.5e6
 
     rows = pd.read_parquet(target / "results.parquet")
     numbers = rows.select_dtypes("number")
@@ -67,7 +74,7 @@ def test_records_that_lack_most_figures(tmp_path: Path) -> None:
     leave(tmp_path / "runs" / "b", ratio=0.8)
     (tmp_path / "runs" / "a" / "ranks.json").write_text('{"h.0.attn.q": 3, "h.1.attn.q": null, "head": 9}')
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
-    assert {path.name for path in (tmp_path / "to").glob("*.png")} == {"ranks-m.png"}
+    assert {path.name for path in (tmp_path / "to" / "pictures").glob("*.png")} == {"ranks-m.png"}
 
 
 def test_a_sweep_that_failed_altogether_says_why(tmp_path: Path) -> None:
@@ -116,20 +123,20 @@ def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
     leave_cell(tmp_path, "kron", 0.8, 5.0)
     leave_cell(tmp_path, "svd", 0.8, 1e9)
     frame = tidy(survey([tmp_path])[0])
-    plot = against_size(perplexity_panels(frame), "perplexity", styles(frame["series"]), CLIP)
-    assert plot.figure.axes[0].get_ylim()[1] == pytest.approx(1.1 * CLIP * 20)
-    assert len(plot.notes) == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of a layout that leaves no room for the axes
-        png(plot.figure)
-    assert all(axis.get_position().height > 0.4 for axis in plot.figure.axes)
+    looks = styles(zip(frame["series"], frame["method"], strict=True))
+    plot = against_size(perplexity_panels(frame), "perplexity", looks, CLIP)
+    ptb = plot.panels[0]
+    assert ptb["layer"][0]["encoding"]["y"]["scale"]["domain"][1] == pytest.approx(1.1 * CLIP * 20)
+    drawn = [row for layer in ptb["layer"] for row in layer["data"]["values"] if row.get("series") == "svd"]
+    assert max(row["y"] for row in drawn) == CLIP * 20
+    assert plot.notes == ["ptb, 100,000 tokens, svd at 0.8: 8e8", "wiki, 100,000 tokens, svd at 0.8: 2.4e8"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.3, 16), (17, 1800), (5, 5.4), (0.001, 3e8), (19, 60)])
 def test_axes_have_readable_ticks(low: float, high: float) -> None:
-    axis = Figure().add_subplot()
-    log_axis(axis, low, high)
-    assert 3 <= len(axis.get_yticks()) <= 13
+    found = ticks(low, high)
+    assert 3 <= len(found) <= 13
+    assert all(low <= tick <= high for tick in found)
 
 
 def test_numbers_are_short() -> None:

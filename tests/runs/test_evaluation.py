@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import svdexp.runs.evaluation as module
-from svdexp.runs.evaluation import find, run
+from svdexp.runs.evaluation import file_bytes, find, run
 from svdexp.runtime.errors import UserError
 from svdexp.schema import EvalConfig, EvaluateConfig, ModelConfig
 from tests.evaluation.task_rows import write_local
@@ -30,6 +30,15 @@ def test_neither_a_model_nor_a_run(tmp_path: Path) -> None:
         find(ModelConfig("", str(tmp_path)))
     with pytest.raises(UserError, match="/nowhere/at/all is not a folder"):
         find(ModelConfig("", "/nowhere/at/all"))
+
+
+def test_what_the_files_take_is_known_of_those_on_this_disk(model_folder: Path, tmp_path: Path) -> None:
+    weights = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
+    assert file_bytes(ModelConfig("", str(model_folder))) == {"file_bytes": weights}
+    (tmp_path / "a.gguf").write_bytes(b"x" * 77)
+    (tmp_path / "b.gguf").write_bytes(b"x" * 99)
+    assert file_bytes(ModelConfig("", str(tmp_path / "a.gguf"))) == {"file_bytes": 77}
+    assert file_bytes(ModelConfig("", "owner/model")) == {}
 
 
 @pytest.mark.parametrize(

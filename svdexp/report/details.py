@@ -1,0 +1,122 @@
+"""One run as the page shows it, and as it is held against another: facts, settings, figures, layers."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from svdexp.record import Family, error_key, place
+from svdexp.record import results as keys
+from svdexp.report.collect import Record
+from svdexp.report.spectra import spectra
+
+# What is told at the head of a run, or is of no use beside another run's.
+TOLD = ("folder", "label", "written", *(key.name for key in (keys.COMMAND, keys.COMMIT, keys.RUN_DIR, keys.CELL)))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a run comes from.
+
+    Attributes:
+        number: of the run.
+        title: the line that it is of, and its ratio.
+        model: its label.
+        command, commit, written, device, folder: None where nobody noted it.
+        link: the folder as the page's own folder sees it.
+    """
+
+    number: int
+    title: str
+    model: str
+    command: str | None
+    commit: str | None
+    written: str | None
+    device: str
+    folder: str
+    link: str
+
+
+def facts(record: Record, number: int, series: str, page: Path) -> Facts:
+    """Of a run, for a page in the folder `page`."""
+    ratio, words = keys.RATIO.get(record), keys.COMMAND.get(record)
+    program = "svdexp" if keys.METHOD.name in record else "svdexp.evaluate"
+    where = [keys.DEVICE.get(record), keys.DTYPE.get(record)]
+    folder = str(record["folder"])
+    return Facts(
+        number=number,
+        title=series if ratio is None else f"{series} at {ratio:g}",
+        model=str(record["label"]),
+        command=None if words is None else f"python -m {program} {words}".strip(),
+        commit=keys.COMMIT.get(record),
+        written=str(record["written"]),
+        device=", ".join(word for word in where if word),
+        folder=folder,
+        link=quote(os.path.relpath(folder, page), safe="/"),
+    )
+
+
+def as_data(record: Record, number: int, title: str, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Plain words and numbers for the page's programs; `layers` are the rows of the run's layers.json."""
+    values = spectra(Path(str(record["folder"])), layers)
+    return {
+        **{"number": number, "title": title, "model": record["label"]},
+        "settings": {key: str(value) for key, value in settings(record)},
+        "figures": list(figures(record)),
+        "layers": [
+            _layer(row) | ({"spectrum": values[row["name"]]} if row["name"] in values else {}) for row in layers
+        ],
+    }
+
+
+def settings(record: Record) -> Iterator[tuple[str, Any]]:
+    """What was asked for and what it ran with: words, and the entries of tables, by key."""
+    for key, value in record.items():
+        found = place(key)
+        if key in TOLD or (found and (isinstance(found.entry, Family) or found.entry.better or found.of_dense)):
+            continue
+        if key not in (keys.GENERATION.name, keys.LEFT_DENSE.name):
+            yield from _flat(key, value)
+
+
+def figures(record: Record) -> Iterator[dict[str, Any]]:
+    """Every measured number with its standard error, the dense model's, and which way is better."""
+    for key, value in record.items():
+        found = place(key)
+        if found is None or found.of_dense or not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if isinstance(found.entry, Family) and found.entry.is_support:
+            continue
+        if isinstance(found.entry, Family) or found.entry.better:
+            dense = record.get(found.dense) if found.dense else None
+            yield {
+                **{"key": key, "value": _number(value), "dense": _number(dense), "unit": found.entry.unit or ""},
+                "error": _number(record.get(error_key(key) or "")),
+                "better": found.entry.better.value if found.entry.better else "",
+            }
+
+
+def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of layers.json in short: the share of the full rank, of the bits, and of the energy lost."""
+    m, n, rank, lost = row.get("m"), row.get("n"), row["rank"], row.get("energy_lost")
+    full = min(m, n) if m and n else None
+    bits, dense_bits = row.get("bits"), row.get("bits_dense")
+    return {
+        **{"name": row["name"], "block": row["block"], "projection": row["projection"], "m": m, "n": n, "rank": rank},
+        "share": (1.0 if rank is None else round(rank / full, 5)) if full else None,
+        "bits": round(bits / dense_bits, 5) if bits and dense_bits else None,
+        "lost": float(f"{lost:.4g}") if isinstance(lost, int | float) and isfinite(lost) else None,
+    }
+
+
+def _flat(key: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping) and key != keys.TASKS.name:
+        return [pair for name, entry in value.items() if name != "curve" for pair in _flat(f"{key}.{name}", entry)]
+    return [] if value is None or value in ([], {}) else [(key, value)]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None

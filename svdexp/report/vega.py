@@ -1,0 +1,167 @@
+"""Pictures as Vega-Lite says them: panels, drawn here as SVG, PDF and PNG, or by the page that holds them.
+
+Names that runs brought stand in data and in domains, never in an expression.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from math import isfinite
+from typing import Any
+
+from svdexp.report.style import Style, ticks
+
+Spec = dict[str, Any]  # of Vega-Lite
+VERSION = "6.4"  # of Vega-Lite
+WIDTH, HEIGHT = 270, 210  # of a panel on paper, in pixels
+FONT = "Liberation Sans, Arial, sans-serif"
+# As style.number writes it.
+NUMBER = (
+    "datum.value >= 1e6 ? format(datum.value, '.2~g') : "
+    "datum.value >= 1000 ? format(datum.value, ',.0f') : format(datum.value, '.3~g')"
+)
+# Of marks and words that have no method's colour: ink and paper. A page that may be dark says what they are.
+PAPER = {"ink": "#222222", "paper": "#ffffff"}
+PAGE = {"ink": "currentColor", "paper": "var(--paper)"}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture.
+
+    Attributes:
+        panels: beside each other, `columns` in a row.
+        notes: what it leaves out, in words.
+        looks: of its lines; none where it has no lines.
+        scale: of its colours: the least value, the largest, and what they are; None where it has lines.
+        width, height: of a panel on paper, in pixels.
+    """
+
+    panels: Sequence[Spec]
+    columns: int
+    notes: Sequence[str] = ()
+    looks: Mapping[str, Style] = field(default_factory=dict)
+    scale: tuple[str, str, str] | None = None
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def svg(plot: Plot) -> bytes:
+    """The picture as an SVG file's content."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(on_paper(plot), vl_version=VERSION)).encode()
+
+
+def pdf(plot: Plot) -> bytes:
+    """The same as PDF."""
+    import vl_convert
+
+    return bytes(vl_convert.vegalite_to_pdf(on_paper(plot), vl_version=VERSION))
+
+
+def png(plot: Plot) -> bytes:
+    """The same as PNG, 144 pixels an inch."""
+    import vl_convert
+
+    return bytes(vl_convert.vegalite_to_png(on_paper(plot), vl_version=VERSION, scale=2, ppi=72))
+
+
+@cache
+def library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one module of JavaScript, which puts `vegaEmbed` on the page's window."""
+    import vl_convert
+
+    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VERSION)
+    return re.sub(r"</(?=script)", r"<\\/", str(code), flags=re.IGNORECASE)
+
+
+def on_paper(plot: Plot) -> Spec:
+    """The whole picture, with a legend below it."""
+    longest = max(map(len, plot.looks), default=1)
+    across = max(1, plot.width * min(plot.columns, len(plot.panels)) // (7 * longest + 40))
+    legend = {"orient": "bottom", "title": None, "columns": across, "labelLimit": 0, "symbolStrokeWidth": 2}
+    panels = [{"width": plot.width, "height": plot.height} | panel for panel in plot.panels]
+    config = look(**PAPER)
+    config["legend"] |= legend if plot.looks else {}
+    whole = {"concat": panels, "columns": plot.columns, "spacing": 28, "background": "white", "config": config}
+    return dict(plain(whole))
+
+
+def on_page(panel: Spec, *, height: int = HEIGHT, legend: bool = False) -> Spec:
+    """A panel that fills its place on a page, which has the legend unless the panel wants one of its own.
+
+    Its signal `hidden` lists the lines that are not shown.
+    """
+    shown = {"filter": "!isDefined(datum.series) || indexof(hidden, datum.series) < 0"}
+    config = look(**PAGE)
+    if not legend:
+        config["legend"] |= {"disable": True}
+        coloured = {
+            key: panel["encoding"][key] | {"legend": None} for key in ("color",) if key in panel.get("encoding", {})
+        }
+        panel = panel | ({"encoding": panel["encoding"] | coloured} if coloured else {})
+    return {
+        **{"width": "container", "height": height, "background": None, "config": config},
+        **{"params": [{"name": "hidden", "value": []}], "autosize": {"type": "fit", "contains": "padding"}},
+        **panel,
+        "transform": [shown, *panel.get("transform", [])],
+    }
+
+
+def look(ink: str, paper: str) -> dict[str, Any]:
+    """Vega-Lite's config."""
+    faint = {"domainColor": ink, "domainOpacity": 0.35, "tickColor": ink, "tickOpacity": 0.35}
+    words = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "labelFontSize": 10,
+        "titleFontSize": 10,
+        "titleFontWeight": "normal",
+    }
+    return {
+        "font": FONT,
+        "axis": {**faint, **words, "gridColor": ink, "gridOpacity": 0.13, "labelOverlap": "greedy", "labelLimit": 150},
+        "legend": {**words, "gradientLength": 120},
+        "title": {"color": ink, "anchor": "start", "fontSize": 11, "fontWeight": 600, "limit": 0, "offset": 8},
+        "view": {"stroke": None},
+        "style": {
+            "dense": {"color": ink, "strokeDash": [5, 3], "strokeWidth": 1},
+            "star": {"color": ink, "fill": ink, "stroke": ink},
+            "error": {"color": ink, "strokeWidth": 1, "opacity": 0.55},
+            "front": {"color": ink, "strokeWidth": 6, "opacity": 0.18},
+            "beyond": {"fill": paper, "strokeWidth": 1.6},
+        },
+    }
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON knows it: no number that is not finite, no type of numpy's."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def lines(looks: Mapping[str, Style], *channels: str) -> Spec:
+    """The channels that tell lines apart: colour, shape, strokeDash."""
+    told = {"color": "colour", "stroke": "colour", "shape": "shape", "strokeDash": "dash"}
+    return {
+        channel: {
+            **{"field": "series", "type": "nominal"},
+            "scale": {"domain": list(looks), "range": [getattr(style, told[channel]) for style in looks.values()]},
+        }
+        for channel in channels
+    }
+
+
+def logarithmic(low: float, high: float, title: str) -> Spec:
+    """A y channel with round numbers on a logarithmic scale from `low` to `high`."""
+    scale = {"type": "log", "domain": [low, high], "nice": False}
+    return {
+        **{"field": "y", "type": "quantitative", "scale": scale},
+        "axis": {"values": ticks(low, high), "labelExpr": NUMBER, "title": title},
+    }
