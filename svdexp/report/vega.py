@@ -26,6 +26,10 @@ PAPER = {"ink": "#222222", "paper": "#ffffff"}
 PAGE = {"ink": "currentColor", "paper": "var(--paper)"}
 
 
+# Of what a page shows: all but the lines that its signal `hidden` lists.
+SHOWN = {"filter": "!isDefined(datum.series) || indexof(hidden, datum.series) < 0"}
+
+
 @dataclass(frozen=True)
 class Plot:
     """A picture.
@@ -94,19 +98,17 @@ def on_page(panel: Spec, *, height: int = HEIGHT, legend: bool = False) -> Spec:
 
     Its signal `hidden` lists the lines that are not shown.
     """
-    shown = {"filter": "!isDefined(datum.series) || indexof(hidden, datum.series) < 0"}
     config = look(**PAGE)
     if not legend:
         config["legend"] |= {"disable": True}
-        coloured = {
-            key: panel["encoding"][key] | {"legend": None} for key in ("color",) if key in panel.get("encoding", {})
-        }
-        panel = panel | ({"encoding": panel["encoding"] | coloured} if coloured else {})
+        if colour := panel.get("encoding", {}).get("color"):
+            panel = panel | {"encoding": panel["encoding"] | {"color": colour | {"legend": None}}}
+    if "data" not in panel:  # a filter of the whole reaches no layer that has data of its own
+        panel = panel | {"layer": [layer | {"transform": [SHOWN]} for layer in panel["layer"]]}
     return {
-        **{"width": "container", "height": height, "background": None, "config": config},
+        **{"width": "container", "height": height, "background": None, "config": config, "transform": [SHOWN]},
         **{"params": [{"name": "hidden", "value": []}], "autosize": {"type": "fit", "contains": "padding"}},
         **panel,
-        "transform": [shown, *panel.get("transform", [])],
     }
 
 

@@ -36,7 +36,7 @@ function table(heads, rows) {
       if (kind) made.className = kind;
     }
   }
-  if (rows.length > 8) part.append(element("input", undefined, { type: "search", class: "filter", placeholder: "filter rows", "aria-label": "filter rows" }));
+  if (rows.length > 5) part.append(element("input", undefined, { type: "search", class: "filter", placeholder: "filter rows", "aria-label": "filter rows" }));
   wide.append(made);
   part.append(wide);
   align(made);
