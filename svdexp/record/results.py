@@ -142,6 +142,7 @@ COMMIT = Key("commit", maybe(WORD), "of the svdexp checkout")
 VERSIONS = Key("versions", TABLE, "of Python and of packages")
 COMMAND = Key("command", maybe(WORD), "what repeats the run behind `python -m svdexp`")
 RUN_DIR = Key("run_dir", WORD, "the run's folder")
+TRACKER_URL = Key("tracker_url", maybe(WORD), "URL where the tracker shows the run; null where it has none")
 
 ENTRIES: tuple[Entry[Any], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Entry))
 # The parts of a run that are choices, and their options.

@@ -31,7 +31,7 @@ from svdexp.runtime.model_names import CHECKPOINT
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Config, Save
-from svdexp.tracking import Findings, Log, NoTracker, commit, layer_rows, record, show, tracked
+from svdexp.tracking import Findings, NoTracker, Telling, commit, layer_rows, record, show, tracked
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +51,19 @@ def run(config: Config, run_dir: Path) -> Results | None:
     cell = identity_of(config)  # of the files that are read now
     if not Processes().main:
         tracker = NoTracker()
-    with tracked(tracker, config, run_dir) as track:
-        return experiment(config, method, device, run_dir, track, cell)
+    with tracked(tracker, config, run_dir, cell) as telling:
+        return experiment(config, method, device, run_dir, telling, cell)
 
 
 def experiment(
-    config: Config, method: Method, device: torch.device, run_dir: Path, track: Log, cell: str
+    config: Config, method: Method, device: torch.device, run_dir: Path, telling: Telling, cell: str
 ) -> Results | None:
-    """`run`, after what can be checked at once; `track` takes what it found."""
+    """`run`, after what can be checked at once; the tracker is told of stages as they end, and of what was found."""
     main, prompts = Processes().main, config.eval.prompts
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     forget_peak()
-    clock = StageClock()
+    clock = StageClock(telling.stage)
 
     with clock("load"):
         model, weights, tokenizer, windows, lessons, texts, exams = read(config, method, device)
@@ -107,6 +107,7 @@ def experiment(
 
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
         **keys.CELL.says(cell),
+        **keys.TRACKER_URL.says(telling.url),
         **keys.CALIBRATION_BOS.says(calibration_bos(config, tokenizer).mode.value),
         **keys.TASKS.says({exam.name: exam.describe() for exam in exams}),
         **keys.GENERATION.says(side_by_side(prompts, dense_says, compressed_says)),
@@ -116,7 +117,7 @@ def experiment(
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
-    track(findings)
+    telling.findings(findings)
     show(results)
     return results
 

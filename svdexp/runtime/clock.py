@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,13 +19,17 @@ RESET_PEAK = "5"  # what clear_refs takes it for
 class StageClock:
     """Adds up wall-clock seconds per stage. Stages may nest: time counts for the inner one only.
 
+    Args:
+        ended: is called with the clock whenever a stage ends, however it ends.
+
     Attributes:
         seconds: by stage.
         rss: by stage, the most memory that the process had held, since `forget_peak`, when the stage last ran.
         device: by stage, the most memory that tensors held meanwhile on the fullest CUDA device; empty without one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: "Callable[[StageClock], None] | None" = None) -> None:
+        self._ended = ended
         self.seconds: dict[str, float] = {}
         self.rss: dict[str, int] = {}
         self.device: dict[str, int] = {}
@@ -42,6 +46,8 @@ class StageClock:
         finally:
             self._lap()
             self._running.pop()
+            if self._ended:
+                self._ended(self)
 
     def _lap(self) -> None:
         cuda = torch.cuda.is_available()

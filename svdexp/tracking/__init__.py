@@ -10,14 +10,14 @@ from svdexp.tracking.layers import layer_rows
 from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
 from svdexp.tracking.record import circumstances, identified, record
-from svdexp.tracking.tracker import Log, Tracker, complete, tracked
+from svdexp.tracking.tracker import Telling, Tracker, complete, tracked
 from svdexp.tracking.wandb_tracker import WandbTracker
 
 __all__ = [
     "Findings",
-    "Log",
     "NoTracker",
     "Results",
+    "Telling",
     "Tracker",
     "WandbTracker",
     "circumstances",

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from svdexp.record import Results
 from svdexp.schema import Config
 from svdexp.tracking.findings import Findings
 
@@ -11,9 +13,14 @@ from svdexp.tracking.findings import Findings
 class NoTracker:
     """Tracks nothing."""
 
-    def start(self, config: Config, run_dir: Path) -> "NoTracker":
+    url: ClassVar[str | None] = None
+
+    def start(self, config: Config, run_dir: Path, cell: str) -> "NoTracker":
         """Nothing."""
         return self
+
+    def stages(self, figures: Results) -> None:
+        """Nothing."""
 
     def log(self, findings: Findings) -> None:
         """Nothing."""

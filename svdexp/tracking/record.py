@@ -92,8 +92,8 @@ def trainings(config: Config, compression: Compression) -> dict[str, Trained]:
 def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrainedModel) -> Results:
     """What a run took, and what it ran on and with."""
     return {
-        **keys.SECONDS.says(clock.seconds),
-        **memory(clock),
+        **by_stage(clock),
+        **peaks(clock),
         **keys.DEVICE.says(device_name(model.device)),
         **keys.DTYPE.says(str(model.dtype).removeprefix("torch.")),
         **keys.THREADS.says(torch.get_num_threads()),
@@ -110,12 +110,16 @@ def without_nan(curve: Curve) -> list[list[float | None]]:
     return [[None if math.isnan(value) else value for value in entry] for entry in curve]
 
 
-def memory(clock: StageClock) -> Results:
-    """Peak memory of the process and, on CUDA, of the fullest device: of the whole run and by stage."""
-    figures = keys.PEAK_RSS.says(peak_rss_bytes()) | keys.PEAK_RSS_BY_STAGE.says(clock.rss)
-    if any(clock.device.values()):
-        figures |= keys.PEAK_DEVICE.says(max(clock.device.values())) | keys.PEAK_DEVICE_BY_STAGE.says(clock.device)
-    return figures
+def by_stage(clock: StageClock) -> Results:
+    """Seconds of the stages that have ended, and peak memory of the process and, on CUDA, of the fullest device."""
+    figures = keys.SECONDS.says(clock.seconds) | keys.PEAK_RSS_BY_STAGE.says(clock.rss)
+    return figures | (keys.PEAK_DEVICE_BY_STAGE.says(clock.device) if any(clock.device.values()) else {})
+
+
+def peaks(clock: StageClock) -> Results:
+    """Peak memory of the whole run."""
+    figures = keys.PEAK_RSS.says(peak_rss_bytes())
+    return figures | (keys.PEAK_DEVICE.says(max(clock.device.values())) if any(clock.device.values()) else {})
 
 
 def device_name(device: torch.device) -> str:

@@ -27,7 +27,9 @@ def test_every_figure_is_in_the_offline_run(
         HOME=str(tmp_path / "home"),
     )
     assert done.returncode == 0, done.stderr
-    assert "wandb" not in done.stdout + done.stderr
+    (line,) = (line for line in done.output.splitlines() if "W&B" in line or "wandb" in line)
+    assert "W&B: offline, because there is no login (`wandb login`); `" in line
+    assert line.endswith("sync grid` sends it")
     assert not [path for path in (tmp_path / "home").rglob("*") if "wandb" in path.name]
     (run_dir,) = (path.parent for path in (tmp_path / "grid").glob("*/results.json"))
     run, results = finished(run_dir), read(run_dir)
@@ -45,6 +47,11 @@ def test_every_figure_is_in_the_offline_run(
     assert run.config["ratio"] == 0.5
     assert run.config["method"]["name"] == "svd_llm"
     assert run.exit_code == 0
+    assert run.run.run_id == results["cell"]
+    assert results["tracker_url"] is None
+    stages = [key for row in run.history for key in row if key.startswith("seconds/")]
+    assert set(stages) == {key for key in results if key.startswith("seconds/")}
+    assert "seconds/load" in run.history[0]
     assert {"ranks", "model"} <= set(run.artifacts)
 
     layers = json.loads((run_dir / "layers.json").read_text())

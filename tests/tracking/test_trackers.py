@@ -3,39 +3,45 @@
 import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import wandb
 
 from svdexp.allocation import RankCurves
-from svdexp.runtime.errors import UserError
-from svdexp.tracking import Findings, WandbTracker, complete, tracked, wandb_tracker
+from svdexp.record import Results
+from svdexp.runtime.clock import StageClock
+from svdexp.tracking import Findings, complete, tracked, tracker
 from svdexp.tracking.depth import CURVE_POINTS, SPECTRUM_POINTS, gamma_rows, mean_gamma, over_depth, spectrum_rows
 from svdexp.tracking.layers import place
-from svdexp.tracking.wandb_tracker import sweep_of
-from tests.tracking.wandb_file import Tracked
 
 NOTHING: Any = None
+CELL = "0123456789abcdef0123"
+STEPS = ["start", "stages", "log", "finish"]
 
 
 class Broken:
     """A tracker whose methods from `first` on all fail."""
 
+    url = "https://there"
+
     def __init__(self, first: str) -> None:
         self.calls: list[str] = []
-        self.failing = ["start", "log", "finish"][["start", "log", "finish"].index(first) :]
+        self.figures: list[Results] = []
+        self.failing = STEPS[STEPS.index(first) :]
 
     def do(self, what: str) -> None:
         self.calls.append(what)
         if what in self.failing:
             raise RuntimeError(f"{what} went\nwrong")
 
-    def start(self, config: object, run_dir: object) -> "Broken":
+    def start(self, config: object, run_dir: object, cell: str) -> "Broken":
         self.do("start")
         return self
+
+    def stages(self, figures: Results) -> None:
+        self.do("stages")
+        self.figures.append(figures)
 
     def log(self, findings: object) -> None:
         self.do("log")
@@ -52,16 +58,56 @@ def test_a_failing_tracker_is_one_line_and_the_run_goes_on(
     first: str, calls: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Broken(first)
-    with caplog.at_level(logging.WARNING), tracked(tracker, NOTHING, Path()) as track:
-        track(NOTHING)
+    with caplog.at_level(logging.WARNING), tracked(tracker, NOTHING, Path(), CELL) as telling:
+        telling.findings(NOTHING)
     assert tracker.calls == calls
     assert caplog.messages == [f"tracker: RuntimeError: {first} went wrong; the run goes on without it"]
+
+
+def test_stages_are_told_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changed, at most once a second, and the rest with the results."""
+    now = 100.0
+    monkeypatch.setattr(tracker.time, "monotonic", lambda: now)
+    session = Broken("finish")
+    session.failing = []
+    with tracked(session, NOTHING, Path(), CELL) as telling:
+        assert telling.url == "https://there"
+        clock = StageClock(telling.stage)
+        for stage, later in (("load", 0.0), ("usage", 0.9), ("calibration", 0.2)):
+            now += later
+            with clock(stage):
+                pass
+        with clock("save"):
+            pass
+        telling.findings(NOTHING)
+    told = [[key.partition("/") for key in figures] for figures in session.figures]
+    assert [[stage for head, _, stage in row if head == "seconds"] for row in told] == [
+        *(["load"], ["usage", "calibration"], ["save"])
+    ]
+    assert all(
+        figures[f"peak_rss_bytes/{stage}"]
+        for figures, stage in zip(session.figures, ["load", "usage", "save"], strict=True)
+    )
+    assert session.calls == ["start", "stages", "stages", "stages", "log", "finish True"]
+
+
+def test_a_tracker_that_fails_at_a_stage_is_told_no_more_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    session = Broken("stages")
+    session.failing = ["stages"]
+    with tracked(session, NOTHING, Path(), CELL) as telling:
+        clock = StageClock(telling.stage)
+        for stage in ("load", "usage"):
+            with clock(stage):
+                pass
+        telling.findings(NOTHING)
+    assert session.calls == ["start", "stages", "log", "finish True"]
+    assert caplog.messages == ["tracker: RuntimeError: stages went wrong; the run goes on without it"]
 
 
 def test_a_failing_run_is_tracked_as_failed() -> None:
     tracker = Broken("finish")
     tracker.failing = []
-    with pytest.raises(ZeroDivisionError), tracked(tracker, NOTHING, Path()):
+    with pytest.raises(ZeroDivisionError), tracked(tracker, NOTHING, Path(), CELL):
         raise ZeroDivisionError
     assert tracker.calls == ["start", "finish False"]
 
@@ -71,11 +117,11 @@ def test_what_the_tracker_was_not_told_stays(first: str | None, left: bool, tmp_
     tracker = Broken(first or "finish")
     tracker.failing = tracker.failing if first else []
     Findings({}, []).leave(tmp_path)
-    with tracked(tracker, NOTHING, tmp_path):
+    with tracked(tracker, NOTHING, tmp_path, CELL):
         pass  # of a sibling, which tells nothing
     assert (tmp_path / "untracked.json").exists()
-    with tracked(tracker, NOTHING, tmp_path) as track:
-        track(Findings({}, []))
+    with tracked(tracker, NOTHING, tmp_path, CELL) as telling:
+        telling.findings(Findings({}, []))
     assert (tmp_path / "untracked.json").exists() == left
 
 
@@ -96,71 +142,6 @@ def test_findings_that_cannot_be_read_are_one_line(
     complete(tracker, NOTHING, tmp_path)
     assert [message.partition(": ")[0] for message in caplog.messages] == ["tracker"]
     assert tracker.calls == []
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"project": "a/b"}, r"tracker\.project=a/b is not taken by W&B: .*cannot contain"),
-        ({"project": "p" * 129}, r"tracker\.project=p+ is not taken by W&B: .*128"),
-        ({"tags": ["fine", "t" * 65]}, r"tracker\.tags=.* is not taken by W&B: .*between 1 and 64"),
-        ({"tags": [""]}, r"tracker\.tags=.* is not taken by W&B: .*between 1 and 64"),
-    ],
-)
-def test_what_wandb_does_not_take_is_refused_by_name(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        WandbTracker(**options)
-
-
-def test_long_names_are_shortened_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run_dir = tmp_path / f"{'m' * 190}_0123abcd"
-    run_dir.mkdir()
-    method, model = SimpleNamespace(name="s" * 65), SimpleNamespace(name="m" * 190)
-    monkeypatch.setattr(wandb_tracker, "asdict", vars)
-    config: Any = SimpleNamespace(method=method, model=model)
-    WandbTracker(tags=["night"]).start(config, run_dir).finish(True)
-    wandb.teardown()  # its service writes the last lines a moment later
-    run = Tracked(run_dir).run
-    assert list(run.tags) == ["s" * 64, "m" * 64, "night"]
-    assert run.display_name.startswith("mmm")
-    assert run.display_name.endswith("m_0123abcd")
-    assert len(run.display_name) == 128
-
-
-def test_wandb_refuses_and_the_run_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "nonsense")
-    config: Any = SimpleNamespace(method=SimpleNamespace(name="svd"), model=SimpleNamespace(name="tiny"))
-    with caplog.at_level(logging.WARNING, "svdexp"), tracked(WandbTracker(), config, tmp_path) as track:
-        track(NOTHING)
-    assert [message.partition(": ")[0] for message in caplog.messages] == ["tracker"]
-
-
-@pytest.mark.parametrize(
-    ("variables", "mode"),
-    [
-        ({}, "offline"),
-        ({"WANDB_API_KEY": "x"}, "online"),
-        ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline"),
-    ],
-)
-def test_offline_unless_there_is_a_key(variables: dict[str, str], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert WandbTracker().resolved_mode() == mode
-
-
-def test_the_sweep_is_the_folder_that_hydra_wrote(tmp_path: Path) -> None:
-    for sweep, name in (("grid", "grid"), ("2026-01-31/10-20-30", "2026-01-31/10-20-30")):
-        cell = tmp_path / sweep / "0_cell"
-        cell.mkdir(parents=True)
-        assert sweep_of(cell) is None
-        (cell.parent / "multirun.yaml").touch()
-        assert sweep_of(cell) == name
 
 
 def test_places_in_the_model() -> None:

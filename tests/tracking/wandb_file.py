@@ -38,10 +38,14 @@ def value_of(items: Any) -> dict[str, Any]:
 
 
 class Tracked:
-    """What the last offline run holds: `run` (its header), config, summary, history, artifacts' types, exit code."""
+    """What the last offline run of a run's folder, or W&B's own folder in it, holds.
+
+    `run` (its header), config, summary, history, artifacts' types, exit code.
+    """
 
     def __init__(self, run_dir: Path) -> None:
-        path = max(run_dir.glob("wandb/offline-run-*/run-*.wandb"))  # begun last; their names begin with the time
+        found = [*run_dir.glob("wandb/offline-run-*/run-*.wandb"), *run_dir.glob("run-*.wandb")]
+        path = max(found)  # begun last; their names begin with the time
         self.folder = path.parent
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
