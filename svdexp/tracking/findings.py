@@ -48,6 +48,11 @@ class Findings:
             gamma=gamma_rows(curves) if curves else [],
         )
 
+    @property
+    def figures(self) -> dict[str, int | float | str]:
+        """What of the record is one number or word, not a description."""
+        return {key: value for key, value in self.results.items() if isinstance(value, int | float | str)}
+
     @classmethod
     def left_in(cls, run_dir: Path) -> "Findings":
         """What `leave` left.

@@ -13,7 +13,7 @@ from svdexp.tracking.findings import Findings
 class NoTracker:
     """Tracks nothing."""
 
-    url: ClassVar[str | None] = None
+    url: ClassVar[None] = None
 
     def start(self, config: Config, run_dir: Path, cell: str) -> "NoTracker":
         """Nothing."""

@@ -27,13 +27,11 @@ SECONDS_BETWEEN = 1.0  # that stages are told of: a model of many blocks ends on
 
 
 class Session(Protocol):
-    """One run, tracked.
+    """One run, tracked."""
 
-    Attributes:
-        url: where it can be looked at; None where it has no URL.
-    """
-
-    url: str | None
+    @property
+    def url(self) -> str | None:
+        """Where it can be looked at; None where it has no URL."""
 
     def stages(self, figures: Results) -> None:
         """Take seconds and peak memory of stages, of those that changed, under their keys; called while the run goes.

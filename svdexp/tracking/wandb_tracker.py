@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.record import Results
-from svdexp.record.results import METHOD, RATIO, TRAINING
+from svdexp.record.results import TRAINING
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config
 from svdexp.tracking.depth import over_depth
 from svdexp.tracking.findings import Findings
 from svdexp.tracking.none import NoTracker
+from svdexp.tracking.pictures import rank_picture
 from svdexp.tracking.places import sweep_folder, to_sync
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class WandbSession:
     def log(self, findings: Findings) -> None:
         """Figures under their names in results.json, then layers, spectra, curves and files."""
         with surroundings(self.run_dir):
-            self.run.summary.update({key: value for key, value in findings.results.items() if is_figure(value)})
+            self.run.summary.update(findings.figures)
             if findings.learned:
                 self.log_learning(findings)
             for name, part in TRAINING.of(findings.results).items():
@@ -179,10 +180,7 @@ class WandbSession:
         """Tables, lines over depth and the heat map, by W&B's key."""
         import wandb
 
-        from svdexp.report.heatmap import RankMap, rank_maps
-        from svdexp.report.vega import png
-
-        results, rows = findings.results, findings.layers
+        rows = findings.layers
         headings: list[Any] = list(rows[0])
         found: dict[str, Any] = {"layers": wandb.Table(headings, [list(row.values()) for row in rows])}
         if findings.spectra:
@@ -193,10 +191,9 @@ class WandbSession:
                 points = [list(zip(*line, strict=True)) for line in lines.values()]
                 xs, ys = zip(*points, strict=True)
                 found[f"depth/{key}"] = wandb.plot.line_series(xs, ys, list(lines), f"{title} by depth", "block")
-        ranks = RankMap.of(rows)
-        if ranks.blocks:
+        if picture := rank_picture(findings):
             path = self.run_dir / "wandb" / "rank_map.png"
-            path.write_bytes(png(rank_maps({f"{METHOD.of(results)} {RATIO.of(results):g}": ranks}, columns=1)))
+            path.write_bytes(picture)
             found["rank_map"] = wandb.Image(str(path))
         return found
 
@@ -254,11 +251,6 @@ def shortened(name: str | None) -> str | None:
     if name is None or len(name) <= LONGEST_NAME:
         return name
     return f"{name[: LONGEST_NAME // 2]}…{name[1 - LONGEST_NAME // 2 :]}"
-
-
-def is_figure(value: object) -> bool:
-    """Whether it is one number or word, not a description."""
-    return isinstance(value, int | float | str)
 
 
 def sweep_of(run_dir: Path) -> str | None:

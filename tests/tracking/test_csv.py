@@ -1,0 +1,65 @@
+"""tracker=csv: rows of many cells in one file."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from svdexp.runtime.clock import StageClock
+from svdexp.tracking import CsvTracker, Findings, tracked
+from svdexp.tracking.csv_tracker import append
+from tests.support.warm import CONTEXT
+
+NOTHING: Any = None
+ROW = {"name": "a", "block": 0, "projection": "up", "m": 4, "n": 4, "rank": 2, "energy_lost": 0.1}
+
+
+def test_a_sweeps_runs_share_a_table(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    for run, ratio in (("one", 0.5), ("two, too", 0.25)):
+        (tmp_path / run).mkdir()
+        with tracked(CsvTracker(), NOTHING, tmp_path / run, "cell") as telling:
+            with StageClock(telling.stage)("load"):
+                pass
+            assert "seconds/load" in read(tmp_path)[run]  # while it goes
+            telling.findings(Findings({"ratio": ratio, "method": 'a "name"', "left_dense": {}}, [ROW]))
+        assert telling.complete
+    found = read(tmp_path)
+    assert found["one"].keys() == {"seconds/load", "peak_rss_bytes/load", "ratio", "method"}
+    assert (found["two, too"]["ratio"], found["two, too"]["method"]) == ("0.25", 'a "name"')
+    assert not list(tmp_path.glob("*/figures.csv"))
+
+
+def read(folder: Path) -> dict[str, dict[str, str]]:
+    """By run and key the last value."""
+    table = pd.read_csv(folder / "figures.csv", dtype=str)
+    assert list(table.columns) == ["time", "run", "key", "value"]
+    return {run: dict(zip(rows["key"], rows["value"], strict=True)) for run, rows in table.groupby("run")}
+
+
+def write(path: Path, run: int) -> None:
+    for number in range(20):
+        append(path, [("now", f"run {run}", f"key {number}", number), ("now", f"run {run}", "long", "x" * 5000)])
+
+
+def test_rows_of_parallel_cells_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "figures.csv"
+    with ProcessPoolExecutor(4, CONTEXT) as pool:
+        list(pool.map(write, [path] * 4, range(4)))
+    table = pd.read_csv(path)
+    assert len(table) == 4 * 20 * 2
+    assert table["run"].value_counts().to_dict() == {f"run {run}": 40 for run in range(4)}
+
+
+def test_a_row_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "figures.csv"
+    append(path, [("now", "one", "ratio", 0.5)])
+    path.write_bytes(path.read_bytes() + b"now,one,ra")
+    append(path, [("now", "two", "ratio", 0.25)])
+    assert path.read_text().splitlines() == [
+        "time,run,key,value",
+        "now,one,ratio,0.5",
+        "now,one,ra",
+        "now,two,ratio,0.25",
+    ]
