@@ -33,7 +33,7 @@ GROUPS = {
     "method/weighting": 5,
     "model": 13,
     "storage": 9,
-    "tracker": 2,
+    "tracker": 4,
 }
 ELASTIC = "save=elastic storage=factors"
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from svdexp.record import Results, place
+from svdexp.record import Key, Results, place
 from svdexp.record.results import METHOD, MODEL, PARTS, RATIO, SEED, TRAINING
 from svdexp.runtime.errors import require
 from svdexp.schema import Config
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-CHOSEN = [key.name for key in (MODEL, METHOD, RATIO, SEED, *PARTS)]  # what cells of a sweep may differ in
+CHOSEN: tuple[Key[Any], ...] = (MODEL, METHOD, RATIO, SEED, *PARTS)  # what cells of a sweep may differ in
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TensorBoardSession:
             pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
             self.writer.add_image("rank_map", pixels, dataformats="HWC")
         figures = findings.figures
-        chosen = {key: figures[key] for key in CHOSEN if key in figures}
+        chosen = {key.name: figures[key.name] for key in CHOSEN if key.name in figures}
         measured = {key: value for key, value in figures.items() if is_measured(key) and math.isfinite(float(value))}
         self.writer.flush()
         # in a file of its own, which must be the last: readers do not go back to one before it
