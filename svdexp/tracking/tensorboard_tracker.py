@@ -10,6 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from svdexp.record import Key, Results, place
 from svdexp.record.results import METHOD, MODEL, PARTS, RATIO, SEED, TRAINING
 from svdexp.runtime.errors import require
@@ -59,9 +62,6 @@ class TensorBoardSession:
 
     def log(self, findings: Findings) -> None:
         """Curves and pictures, then the figures with the choices that they are of."""
-        import numpy as np
-        from PIL import Image  # TensorBoard needs it, too
-
         for tag, line in curves(findings).items():
             for step, value in line:
                 self.writer.add_scalar(tag, value, step)
