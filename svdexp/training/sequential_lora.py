@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from svdexp.data import Excerpt
@@ -94,6 +92,8 @@ class SequentialLora(Schedule):
 
     def train(self, factors: Sequence[str], lesson: Lesson) -> Curve:
         """One round: adapters on these factors of every layer."""
+        from peft import LoraConfig, get_peft_model  # takes seconds, and only this training needs it
+
         student = lesson.student
         windows, held_out = self.split(lesson.windows)
         items = cut(windows, self.seq_len)
@@ -118,6 +118,8 @@ class SequentialLora(Schedule):
 
 def with_dropout(adapted: nn.Module, work: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
     """What `work` gives with the adapters' dropout on; the model's own stays off."""
+    from peft.tuners.lora import LoraLayer
+
     drops = [module.lora_dropout for module in adapted.modules() if isinstance(module, LoraLayer)]
     for drop in drops:
         drop.train()
