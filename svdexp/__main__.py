@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from svdexp.cells import UNTRACKED, lacks_card
 from svdexp.cells.guard import cli, config_dir, guarded, objective, sibling
 from svdexp.cells.traces import is_dry
+from svdexp.runtime.imports import imports
 from svdexp.schema import Config, validate
 
 
@@ -26,11 +27,13 @@ def job(config: Config, run_dir: Path) -> object:
     """The run, or its preview, or what a finished run lacks; a preview's estimate."""
     # after validation: importing torch takes seconds
     if is_dry(config):
-        from svdexp.runs.preview import preview
+        with imports():
+            from svdexp.runs.preview import preview
 
         return preview(config, run_dir)
-    from svdexp.export.publish import add_card
-    from svdexp.runs.compression import run
+    with imports():
+        from svdexp.export.publish import add_card
+        from svdexp.runs.compression import run
 
     if lacks_card(config, run_dir):
         add_card(config, run_dir)

@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from svdexp.cells.guard import cli, config_dir, guarded
+from svdexp.runtime.imports import imports
 from svdexp.schema import EvaluateConfig, validate_evaluation
 
 
@@ -22,7 +23,8 @@ def main(cfg: DictConfig) -> None:
 
 def job(config: EvaluateConfig, run_dir: Path) -> None:
     """The evaluation."""
-    from svdexp.runs.evaluation import run  # after validation: importing torch takes seconds
+    with imports():  # after validation, because importing torch takes seconds
+        from svdexp.runs.evaluation import run
 
     run(config, run_dir)
 

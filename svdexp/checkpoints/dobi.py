@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from svdexp.models.factors import Factors
 from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.finite import all_finite
 
 REMAPPED = "remapping_weight.pt"
 OTHERS = "pytorch_model.bin"
@@ -164,7 +165,7 @@ def _checked(tensor: Any, dtype: torch.dtype, shape: tuple[int, ...], what: str)
     fits = isinstance(tensor, torch.Tensor) and tensor.dtype == dtype and tensor.shape == shape
     require(fits, f"{what} must be {dtype} of shape {shape}, not {_described(tensor)}")
     assert isinstance(tensor, torch.Tensor)
-    require(bool(tensor.isfinite().all()), f"{what} is not finite")
+    require(all_finite(tensor), f"{what} is not finite")
     return tensor
 
 

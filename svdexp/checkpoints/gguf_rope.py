@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from transformers import PreTrainedConfig
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
@@ -45,6 +44,8 @@ def scaling_in(file: Path) -> Scaling:
     found = stated(keys, f"{file}: {prefix}")
     if DIVISORS not in tensors:
         return found
+    from gguf import GGUFReader  # few files have that tensor
+
     divisors = next(torch.tensor(part.data) for part in GGUFReader(file).tensors if part.name == DIVISORS).double()
     if torch.equal(divisors, torch.ones_like(divisors)):
         return found

@@ -14,6 +14,7 @@ from svdexp.models.spreading import is_spread, settled
 from svdexp.record import Results
 from svdexp.record.results import RELOAD
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.finite import all_finite
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def verify_checkpoint(
 
     tokens = windows.to(model.device)
     expected = model(tokens).logits
-    if not bool(expected.isfinite().all()):
+    if not all_finite(expected):
         wider = "" if model.dtype is torch.float32 else "precision=float32, "
         raise UserError(
             f"the compressed model computes NaN or infinity in {model.dtype}, so {folder} cannot be verified: try "

@@ -1,12 +1,13 @@
 """What calibration costs: windows through the model, and the sums that they leave."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
 from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
 from svdexp.calibration.collector import needs_of_gradients, needs_of_inputs
-from svdexp.calibration.statistics import GradientStatistic, InputStatistic
+from svdexp.calibration.statistics import Statistic
 from svdexp.data.windows import TOKENS_PER_BATCH
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
@@ -57,10 +58,16 @@ def statistics_flops(workload: Workload, needs: Sequence[str]) -> float:
 def statistics_bytes(layers: Sequence[Matrix], needs: Sequence[str], workload: Workload) -> float:
     """Of the statistics of `layers`; made on the meta device to see how large they are."""
     inputs = {workload.leaders[layer.name]: layer.n for layer in layers}
-    made: list[InputStatistic | GradientStatistic] = []
-    made += [INPUT_STATISTICS[need](n, META) for need in needs_of_inputs(needs) for n in inputs.values()]
-    made += [GRADIENT_STATISTICS[need](x.m, x.n, META) for need in needs_of_gradients(needs) for x in layers]
-    return sum(statistic.result().nbytes for statistic in made)
+    of_inputs = [result_bytes(INPUT_STATISTICS[need], n) for need in needs_of_inputs(needs) for n in inputs.values()]
+    gradients = needs_of_gradients(needs)
+    of_gradients = [result_bytes(GRADIENT_STATISTICS[need], x.m, x.n) for need in gradients for x in layers]
+    return sum(of_inputs) + sum(of_gradients)
+
+
+@cache
+def result_bytes(statistic: Callable[..., Statistic], *sizes: int) -> int:
+    """Of one statistic of a layer with these sizes; a model has few, and even without memory a result takes a while."""
+    return statistic(*sizes, META).result().nbytes
 
 
 def measures_dense(method: Method) -> bool:

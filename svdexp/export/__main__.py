@@ -9,6 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from svdexp.cells.guard import alone, cli, config_dir
+from svdexp.runtime.imports import imports
 from svdexp.schema import ExportConfig, validate_export
 
 
@@ -21,7 +22,8 @@ def main(cfg: DictConfig) -> None:
 
 def job(config: ExportConfig) -> None:
     """The export."""
-    from svdexp.export.publish import publish  # after validation: importing torch takes seconds
+    with imports():  # after validation, because importing torch takes seconds
+        from svdexp.export.publish import publish
 
     publish(config)
 

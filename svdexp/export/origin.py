@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -124,6 +123,8 @@ def _licence(source: Source) -> str | None:
     folder = Path(source.location)
     try:
         if source.gguf_file is not None:
+            from gguf import GGUFReader  # no other model needs it
+
             field = GGUFReader(folder / source.gguf_file).get_field("general.license")
             return None if field is None else _word(field.contents())
         readme = folder / "README.md"

@@ -16,6 +16,7 @@ from svdexp.factorisation.differentiable_svd import TruncatedSVD
 from svdexp.models.hooks import output_hooks
 from svdexp.models.matrices import layers_of, named
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.finite import all_finite
 
 # Components beyond the rank that are computed at the paper's sharpness β = 10.
 MARGIN = 5
@@ -53,7 +54,7 @@ def changed_outputs(
     matrices = {matrix.name: matrix for matrix in named(model, changes)}
 
     def changed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-        if not bool(output.isfinite().all()):
+        if not all_finite(output):
             raise UserError(f"calibration: the output of {name} is not finite; try precision=float32")
         wide = torch.promote_types(output.dtype, torch.float32)
         b = matrices[name].bias(model)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from svdexp.models.matrices import Found, Matrix, found_in
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.finite import all_finite
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Formats of weights that stand for themselves; narrower ones come with scales beside them.
@@ -120,7 +121,7 @@ def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
 def first_not_finite(model: nn.Module) -> str | None:
     """The name of a parameter that holds NaN or infinity; on the meta device none does."""
     named = ((name, x) for name, x in model.named_parameters() if x.dtype in NUMBERS and not x.is_meta)
-    return next((name for name, x in named if not bool(x.isfinite().all())), None)
+    return next((name for name, x in named if not all_finite(x)), None)
 
 
 def shared_matrices(model: nn.Module, targets: Targets) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_pivot import PivotLinear, RowPivots, index_type, pivot_form
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.finite import all_finite
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 
 # The largest coefficient that is accepted. Nearer to 1 means less rounding error in 16 bits, and more swaps.
@@ -48,7 +49,7 @@ class PivotStorage(Storage):
         """
         m, n = factors.A.shape[0], factors.B.shape[1]
         state = (row_state if pivot_form(m, n) is RowPivots else column_state)(factors, bias)
-        if state is None or not bool(state["pivots.weight"].isfinite().all()):
+        if state is None or not all_finite(state["pivots.weight"]):
             raise UserError(
                 f"storage=pivot finds no stable pivots in a matrix of shape {(m, n)} at rank {factors.rank}; "
                 "use storage=factors"
@@ -128,9 +129,10 @@ def _swap(order: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     strong rank-revealing QR, doi 10.1137/0917055; Goreinov and others' maxvol, doi 10.1142/9789812836021_0015).
     C follows by a rank-one update.
     """
-    order, C, rank = order.clone(), C.clone(), C.shape[1]
-    for _ in range(len(order)):
-        i, j = divmod(int(C.abs().argmax()), rank)
+    swapped, C, rank = order.tolist(), C.clone(), C.shape[1]
+    sizes = torch.empty_like(C)
+    for _ in swapped:
+        i, j = divmod(_first_largest(torch.abs(C, out=sizes)), rank)
         value = float(C[i, j])
         if not abs(value) > LIMIT:
             break
@@ -138,5 +140,10 @@ def _swap(order: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         column[i] += 1
         row[j] -= 1
         C.addr_(column, row, alpha=-1 / value)
-        order[[j, rank + i]] = order[[rank + i, j]]
-    return order
+        swapped[j], swapped[rank + i] = swapped[rank + i], swapped[j]
+    return torch.tensor(swapped, device=order.device)
+
+
+def _first_largest(sizes: torch.Tensor) -> int:
+    """The index of the largest entry, in reading order the first of several; on CPUs NumPy is four times as fast."""
+    return int(sizes.numpy().argmax() if sizes.device.type == "cpu" else sizes.argmax())

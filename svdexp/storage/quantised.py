@@ -24,6 +24,7 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.portable.svdexp_quantised import CODE_BITS, QuantisedLinear, groups, pack, packed_bytes
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
+from svdexp.runtime.finite import all_finite
 from svdexp.runtime.progress import progress
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
@@ -204,7 +205,7 @@ def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, 
     rank = len(B.codes) if B else None
     state = {} if bias is None else {"bias": bias.detach()}
     for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
-        if not bool(part.scale.isfinite().all()):
+        if not all_finite(part.scale):
             at = "" if rank is None else f" at rank {rank}"
             raise UserError(
                 f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "

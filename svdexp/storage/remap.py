@@ -17,6 +17,7 @@ import torch
 from svdexp.models.factors import Factors, filled
 from svdexp.models.portable.svdexp_remap import RemapLinear
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.finite import all_finite
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.rounding import rounded_up
 
@@ -61,7 +62,7 @@ def remapped(factors: Factors) -> dict[str, torch.Tensor] | None:
     A, B = A * balance, B / balance[:, None]
     scale = rounded_up(torch.maximum(peak_out * balance, peak_in / balance) / CODES)
     rest = (A[side:] if len(A) > side else B[:, side:]).half()
-    if not all(bool(part.isfinite().all()) for part in (balance, scale, rest)):
+    if not all(all_finite(part) for part in (balance, scale, rest)):
         return None
     step = scale.double()  # rounded up, so that no code is beyond CODES
     return {
