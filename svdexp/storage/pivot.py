@@ -101,12 +101,13 @@ def choose_pivots(B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """
     rank = len(B)
     Q = torch.linalg.qr(B.double().T)[0]
-    order = _elimination_order(Q)
+    order, columns = _elimination_order(Q), Q.T.contiguous()  # its rows lie apart, and are slow to gather
     for _ in range(SWEEPS):
         # Ascending within both parts: the gather reads forwards, and ties cannot change what is stored.
         order = torch.cat([order[:rank].sort().values, order[rank:].sort().values])
         # Solved anew, because the updates of swaps gather rounding errors; a singular matrix gives no finite C.
-        C = torch.linalg.solve_ex(Q[order[:rank]], Q[order[rank:]], left=False)[0]
+        chosen, others = columns.index_select(1, order[:rank]).T, columns.index_select(1, order[rank:]).T
+        C = torch.linalg.solve_ex(chosen, others, left=False)[0]
         if bool((C.abs() <= LIMIT).all()):
             return order, C.T
         order = _swap(order, C)

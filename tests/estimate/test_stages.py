@@ -4,10 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from svdexp.allocation import EffectiveRank, Uniform
+from svdexp.calibration import INPUT_STATISTICS
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.calibration.statistics import Gram
+from svdexp.estimate.calibration import statistics_bytes
 from svdexp.estimate.decomposition import decomposition
 from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
@@ -168,3 +171,17 @@ def test_a_table_adds_times_up_and_keeps_the_largest_memory() -> None:
         line for line in render(parts, Machine("it", 1e12, speed, ""), "a run").splitlines() if "total time" in line
     )
     assert total.replace("│", " ").split()[-4:] == ["12", "s", "3.0", "GB"]
+
+
+def test_statistics_of_one_size_are_made_once(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(Gram):
+        def __init__(self, n: int, device: torch.device) -> None:
+            made.append(n)
+            super().__init__(n, device)
+
+    monkeypatch.setitem(INPUT_STATISTICS, "gram", Counted)
+    for _ in range(2):
+        assert statistics_bytes(workload.layers, ["gram"], workload) == GRAMS
+    assert sorted(made) == [32, 48]

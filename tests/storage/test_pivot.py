@@ -19,7 +19,7 @@ from svdexp.models.factors import Factors
 from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, PivotStorage, stored_bits
-from svdexp.storage.pivot import LIMIT
+from svdexp.storage.pivot import LIMIT, _first_largest
 from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
@@ -299,3 +299,11 @@ def test_names_do_not_end_like_known_projections() -> None:
     for name in ("llama", "opt", "gpt2", "gpt_neox"):
         projections = {key.rpartition(".")[2] for key, _ in tiny_model(name).named_modules() if key}
         assert not any(child.endswith(part) for child in ("coefficients", "pivots") for part in projections)
+
+
+def test_of_several_largest_coefficients_the_first_is_swapped() -> None:
+    """Whatever the order in memory; NaN counts as the largest, as torch has it."""
+    sizes = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 3.0], [0.0, 3.0, 1.0]], dtype=torch.float64)
+    assert _first_largest(sizes) == _first_largest(sizes.T.contiguous().T) == 3
+    sizes[2, 0] = torch.nan
+    assert _first_largest(sizes) == int(sizes.argmax()) == 6
