@@ -14,7 +14,8 @@ from svdexp.report.collect import Record
 from svdexp.report.spectra import spectra
 
 # What is told at the head of a run, or is of no use beside another run's.
-TOLD = ("folder", "label", "written", *(key.name for key in (keys.COMMAND, keys.COMMIT, keys.RUN_DIR, keys.CELL)))
+AT_HEAD = (keys.COMMAND, keys.COMMIT, keys.RUN_DIR, keys.CELL, keys.TRACKER_URL)
+TOLD = ("folder", "label", "written", *(key.name for key in AT_HEAD))
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Facts:
         model: its label.
         command, commit, written, device, folder: None where nobody noted it.
         link: the folder as the page's own folder sees it.
+        tracker: the URL where a tracker shows it; None where there is none.
     """
 
     number: int
@@ -38,6 +40,7 @@ class Facts:
     device: str
     folder: str
     link: str
+    tracker: str | None
 
 
 def facts(record: Record, number: int, series: str, page: Path) -> Facts:
@@ -45,7 +48,7 @@ def facts(record: Record, number: int, series: str, page: Path) -> Facts:
     ratio, words = keys.RATIO.get(record), keys.COMMAND.get(record)
     program = "svdexp" if keys.METHOD.name in record else "svdexp.evaluate"
     where = [keys.DEVICE.get(record), keys.DTYPE.get(record)]
-    folder = str(record["folder"])
+    folder, tracker = str(record["folder"]), keys.TRACKER_URL.get(record)
     return Facts(
         number=number,
         title=series if ratio is None else f"{series} at {ratio:g}",
@@ -56,6 +59,7 @@ def facts(record: Record, number: int, series: str, page: Path) -> Facts:
         device=", ".join(word for word in where if word),
         folder=folder,
         link=quote(os.path.relpath(folder, page), safe="/"),
+        tracker=tracker if tracker and tracker.startswith(("https://", "http://")) else None,  # no program
     )
 
 

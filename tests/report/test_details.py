@@ -25,6 +25,16 @@ def test_facts_and_the_way_to_the_folder(tmp_path: Path) -> None:
     assert found.title == "kron at 0.8"
 
 
+def test_the_way_to_the_tracker_is_no_program(tmp_path: Path) -> None:
+    urls = {"kron": "https://wandb.ai/me/svdexp/runs/1f0c", "svd": "javascript:alert(1)", "asvd": None}
+    for method, url in urls.items():
+        leave_cell(tmp_path, method, 0.8, 5.0, tracker_url=url)
+    records = survey([tmp_path])[0]
+    found = {str(record["method"]): facts(record, 1, "", tmp_path).tracker for record in records}
+    assert found == urls | {"svd": None}
+    assert not any("tracker_url" in as_data(record, 1, "", [])["settings"] for record in records)
+
+
 def test_figures_have_errors_and_settings_have_none_of_them(tmp_path: Path) -> None:
     calibration = {"text": "pydoc", "samples": 4, "seq_len": 32, "files": []}
     figures = {"ppl_stderr/wiki": 0.1, "seconds/evaluate": float("nan"), "calibration": calibration, "seed": 3}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.report.fake_sweeps import leave_cell
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver")
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
+TRACKER = "https://wandb.ai/me/svdexp/runs/1f0c?a=1&b=2"
 ERRORS = {"ppl_stderr/wiki": 0.3, "ppl_stderr_dense/wiki": 0.1}
 
 
@@ -23,7 +25,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for method, quality in (("kron", 5.0), ("svd_llm", 5.5), (HOSTILE, 60.0)):
         for ratio in (0.8, 0.6):
-            more = {"command": f"method={method} ratio={ratio}", "commit": "c" * 40, "device": "H200", **ERRORS}
+            more = {
+                "command": f"method={method} ratio={ratio}",
+                "commit": "c" * 40,
+                "device": "H200",
+                "tracker_url": TRACKER,
+                **ERRORS,
+            }
             path = leave_cell(folder / "runs" / str(quality), "x", ratio, quality, **more) / "results.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"method": method}))
     begun = folder / "runs" / "failed" / ".hydra"
@@ -48,6 +56,10 @@ def until(browser: Any, found: Callable[[], Any]) -> Any:
 
 def script(browser: Any, words: str, *values: Any) -> Any:
     return browser.execute_script(words, *values)
+
+
+def test_a_run_leads_to_its_tracker(page: Path) -> None:
+    assert page.read_text().count(f'<a href="{escape(TRACKER)}">') == 6
 
 
 ROWS = """
