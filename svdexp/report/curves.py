@@ -9,7 +9,7 @@ import pandas as pd
 from svdexp.record import error_key
 from svdexp.report.panels import Panel
 from svdexp.report.style import STAR, Style, byte_unit, number, with_error
-from svdexp.report.vega import Plot, Spec, lines, logarithmic
+from svdexp.report.vega import Plot, Spec, lined, lines, logarithmic
 
 # Perplexities beyond this multiple of the dense model's would squash all others.
 CLIP = 100.0
@@ -73,7 +73,11 @@ def _panel(panel: Panel, label: str, looks: Mapping[str, Style], top: float) -> 
         {
             "data": {"values": _means(panel, top, unit)},
             "mark": {"type": "line", "clip": True, "strokeWidth": 1.6},
-            "encoding": {**coloured, **lines(looks, "strokeDash"), "x": x | {"axis": {"title": f"size, {name}"}}},
+            "encoding": {
+                **coloured,
+                **lines(looks, "strokeDash"),
+                "x": x | {"axis": {"title": f"size, {name}", "tickCount": 6}},
+            },
         },
         _of(dense[:1], "rule", "dense", {"y": y}),
         _of(dense, {"type": "point", "shape": STAR, "filled": True, "size": 70}, "star", {**told, "tooltip": TOLD}),
@@ -94,7 +98,7 @@ def _panel(panel: Panel, label: str, looks: Mapping[str, Style], top: float) -> 
     if above := _ratio_axis(panel.rows, unit, x):
         layers.append(above)
     return {
-        "title": panel.title,
+        "title": lined(panel.title),
         "layer": [layer for layer in layers if layer["data"]["values"]],
         "resolve": {"axis": {"x": "independent"}},
     }

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from svdexp.record import Family, error_key, place
+from svdexp.record import Entry, Family, error_key, place
 from svdexp.record import results as keys
 from svdexp.report.collect import Record
 from svdexp.report.spectra import spectra
 
+# Figures that are measured though neither direction is the better one.
+FOUND = (keys.ACHIEVED_RATIO, keys.ENERGY_LOST_MEAN, keys.DAMPED_LAYERS, keys.DAMPING_MAX, keys.RELOAD)
+FIRST = (keys.PPL, keys.ACC, keys.ACC_NORM, keys.SPEED, keys.LATENCY, keys.BYTES, keys.PARAMS, keys.TARGET_BITS)
+# What depends on the machine, on who shares it, and on what the cache had: none is better by it.
+TOOK = (keys.SECONDS, keys.PEAK_RSS, keys.PEAK_RSS_BY_STAGE, keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE)
 # What is told at the head of a run, or is of no use beside another run's.
 AT_HEAD = (keys.COMMAND, keys.COMMIT, keys.RUN_DIR, keys.CELL, keys.TRACKER_URL)
 TOLD = ("folder", "label", "written", *(key.name for key in AT_HEAD))
@@ -80,27 +85,34 @@ def settings(record: Record) -> Iterator[tuple[str, Any]]:
     """What was asked for and what it ran with: words, and the entries of tables, by key."""
     for key, value in record.items():
         found = place(key)
-        if key in TOLD or (found and (isinstance(found.entry, Family) or found.entry.better or found.of_dense)):
+        if key in TOLD or (found and (_is_figure(found.entry) or found.of_dense)):
             continue
         if key not in (keys.GENERATION.name, keys.LEFT_DENSE.name):
             yield from _flat(key, value)
 
 
 def figures(record: Record) -> Iterator[dict[str, Any]]:
-    """Every measured number with its standard error, the dense model's, and which way is better."""
-    for key, value in record.items():
-        found = place(key)
+    """Every measured number with its standard error, the dense model's, and which way is better; quality first."""
+    places = {key: place(key) for key in record}
+    order = [*FIRST, *FOUND, None, *TOOK]
+    entries = {key: found.entry if found and found.entry in order else None for key, found in places.items()}
+    for key in sorted(record, key=lambda key: order.index(entries[key])):
+        value, found = record[key], places[key]
         if found is None or found.of_dense or not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(found.entry, Family) and found.entry.is_support:
             continue
-        if isinstance(found.entry, Family) or found.entry.better:
+        if _is_figure(found.entry):
             dense = record.get(found.dense) if found.dense else None
             yield {
                 **{"key": key, "value": _number(value), "dense": _number(dense), "unit": found.entry.unit or ""},
                 "error": _number(record.get(error_key(key) or "")),
-                "better": found.entry.better.value if found.entry.better else "",
+                "better": found.entry.better.value if found.entry.better and found.entry not in TOOK else "",
             }
+
+
+def _is_figure(entry: Entry[Any]) -> bool:
+    return isinstance(entry, Family) or entry.better is not None or entry in FOUND
 
 
 def _layer(row: Mapping[str, Any]) -> dict[str, Any]:

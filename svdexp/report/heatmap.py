@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from svdexp.report.style import number
-from svdexp.report.vega import Plot, Spec
+from svdexp.report.vega import Plot, Spec, lined
 
 KEPT_DENSE = "#b9bdc2"
 
@@ -70,11 +70,15 @@ def rank_maps(maps: Mapping[str, RankMap | None], columns: int) -> Plot:
 
 
 def uniform(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether all matrices of one shape have one rank; where the shape is not known, all of one projection."""
-    ranks: dict[object, set[object]] = defaultdict(set)
+    """Whether all matrices of one shape have one rank, or one more where bits were left over.
+
+    Where the shape is not known, all of one projection.
+    """
+    ranks: dict[object, set[Any]] = defaultdict(set)
     for row in rows:
-        ranks[(row["m"], row["n"]) if {"m", "n"} <= row.keys() else row["projection"]].add(row["rank"])
-    return all(len(found) == 1 for found in ranks.values())
+        shape = tuple(sorted((row["m"], row["n"]))) if {"m", "n"} <= row.keys() else row["projection"]
+        ranks[shape].add(row["rank"])
+    return all(len(found) == 1 or (None not in found and max(found) - min(found) <= 1) for found in ranks.values())
 
 
 def _panel(title: str, found: RankMap, shares: bool, top: float) -> Spec:
@@ -108,7 +112,7 @@ def _panel(title: str, found: RankMap, shares: bool, top: float) -> Spec:
     }
     told = [{"field": key, "title": key} for key in ("projection", "block", "kept")]
     return {
-        "title": title,
+        "title": lined(title, 32),
         "data": {"values": cells},
         "mark": {"type": "rect"},
         # a seam between cells shows through where they end inside a pixel

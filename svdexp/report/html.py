@@ -11,7 +11,7 @@ from svdexp.report.details import Facts
 from svdexp.report.document import Section
 from svdexp.report.layerwise import of_a_run, of_two_runs
 from svdexp.report.style import Style, marker
-from svdexp.report.vega import HEIGHT, Plot, library, on_page, plain
+from svdexp.report.vega import TALL, Plot, library, on_page, plain
 
 FOLDER = Path(__file__).with_name("page")
 PROGRAMS = ("tables.js", "pictures.js", "runs.js")
@@ -53,4 +53,4 @@ def page(
 
 def place_height(plot: Plot) -> int:
     """Of a panel on a page, with its axes, in pixels; maps are as high as they are on paper."""
-    return 80 + plot.height if plot.scale else HEIGHT
+    return 80 + plot.height if plot.scale else TALL

@@ -11,7 +11,7 @@ from svdexp.record.results import DECODE, PREFILL
 from svdexp.report.curves import CLIP, ceiling, finite, said_beyond
 from svdexp.report.panels import Panel, perplexity_panels
 from svdexp.report.style import STAR, Style, with_error
-from svdexp.report.vega import Plot, Spec, lines, logarithmic
+from svdexp.report.vega import Plot, Spec, lined, lines, logarithmic
 
 PHASES = (DECODE, PREFILL)
 TOLD = [
@@ -86,7 +86,7 @@ def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
         ),
     ]
     return {
-        "title": f"{panel.title}: {phase}",
+        "title": lined(f"{panel.title}: {phase}"),
         "layer": [{"data": {"values": rows}, "mark": mark, "encoding": said} for rows, mark, said in layers if rows],
     }
 

@@ -47,6 +47,9 @@ def _of_calibration(record: Record, figure: Figure) -> Iterator[str]:
 
 
 def _of_evaluation(record: Record, figure: Figure) -> Iterator[str]:
+    if figure.metric == keys.ACC.name:
+        yield "how tasks were asked is not known there"
+        return
     if figure.evaluation is None:
         return
     protocol, asked = (keys.PROTOCOL.get(record) or {}).get(figure.text), keys.EVAL.get(record)

@@ -49,6 +49,7 @@ PUBLISHED = {
     "Published figures of the same cells": True,
     "Published figures of the same cells, measured otherwise here": False,
 }
+SEVEN = "zeroshot7"  # the mean of the tasks of keys.AVERAGE, in published.yaml
 PARTS_SAID = ("method", "allocation", "storage")
 
 
@@ -111,8 +112,11 @@ def beside_published(records: Sequence[Record], known: Published, *, alike: bool
         if alike == bool(differing):
             continue
         numbers = [str(notes.setdefault(note, len(notes) + 1)) for note in figure.footnotes]
-        error = keys.PPL_STDERR.of(record).get(text)
-        measured = _cell(keys.PPL.of(record)[text]) + (f" ± {_cell(error)}" if error is not None else "")
+        is_accuracy = figure.metric == keys.ACC.name
+        values, errors = (keys.ACC, keys.ACC_STDERR) if is_accuracy else (keys.PPL, keys.PPL_STDERR)
+        member = keys.AVERAGE if is_accuracy else text
+        error = errors.of(record).get(member)
+        measured = _cell(values.of(record)[member]) + (f" ± {_cell(error)}" if error is not None else "")
         cell = [_said(record, key) for key in ("label", *PARTS_SAID, "ratio")]
         said = [text, _protocol(record, text), measured, f"{figure.value:g}", figure.source, figure.protocol]
         rows.append([*cell, *said, *([] if alike else ["; ".join(differing)]), ", ".join(numbers)])
@@ -130,7 +134,9 @@ def published_alike(records: Sequence[Record], known: Published) -> dict[tuple[i
 
 
 def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tuple[Record, str, Figure]]:
-    """Every perplexity of a run with every published one of the same model, method, storage, ratio and text."""
+    """Every perplexity of a run with every published one of the same model, method, storage, ratio and text; so the
+    mean of the seven tasks.
+    """
     for record in records:
         if targets(record) != FULL:  # a ratio of other layers
             continue
@@ -138,6 +144,9 @@ def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tu
         for text in sorted(keys.PPL.among(record)):
             for figure in known.of(model, method, storage, keys.RATIO.of(record), keys.PPL.name, text):
                 yield record, text, figure
+        if keys.AVERAGE in keys.ACC.of(record):
+            for figure in known.of(model, method, storage, keys.RATIO.of(record), keys.ACC.name, SEVEN):
+                yield record, SEVEN, figure
 
 
 def best_per_ratio(frame: pd.DataFrame) -> Rows:
@@ -164,7 +173,13 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
                         f"{run[keys.PEAK_RSS.name] / 1e9:.1f}" if keys.PEAK_RSS.name in run else "",
                     ]
                 )
-    return rows if len(rows) > 1 else []
+    return without_blanks(rows) if len(rows) > 1 else []
+
+
+def without_blanks(rows: Rows) -> Rows:
+    """The rows without columns of which all but the heading is blank."""
+    kept = [at for at in range(len(rows[0])) if any(row[at] for row in rows[1:])]
+    return [[row[at] for at in kept] for row in rows]
 
 
 def without_results(missing: Sequence[Missing]) -> Rows:

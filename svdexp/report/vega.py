@@ -4,6 +4,7 @@ Names that runs brought stand in data and in domains, never in an expression.
 """
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +15,8 @@ from svdexp.report.style import Style, ticks
 
 Spec = dict[str, Any]  # of Vega-Lite
 VERSION = "6.4"  # of Vega-Lite
-WIDTH, HEIGHT = 270, 210  # of a panel on paper, in pixels
+WIDTH, HEIGHT = 270, 210  # of a panel's axes on paper, in pixels
+TALL = 300  # a panel on a page, with all that stands around its axes
 FONT = "Liberation Sans, Arial, sans-serif"
 # As style.number writes it.
 NUMBER = (
@@ -93,7 +95,7 @@ def on_paper(plot: Plot) -> Spec:
     return dict(plain(whole))
 
 
-def on_page(panel: Spec, *, height: int = HEIGHT, legend: bool = False) -> Spec:
+def on_page(panel: Spec, *, height: int = TALL, legend: bool = False) -> Spec:
     """A panel that fills its place on a page, which has the legend unless the panel wants one of its own.
 
     Its signal `hidden` lists the lines that are not shown.
@@ -136,6 +138,11 @@ def look(ink: str, paper: str) -> dict[str, Any]:
             "beyond": {"fill": paper, "strokeWidth": 1.6},
         },
     }
+
+
+def lined(title: str, characters: int = 46) -> list[str]:
+    """A panel's title in lines that do not reach into the next panel."""
+    return textwrap.wrap(title, characters) or [""]
 
 
 def plain(value: Any) -> Any:

@@ -75,8 +75,10 @@ def test_singular_values_of_an_elastic_checkpoint(tmp_path: Path) -> None:
 def test_ranks_that_are_uniform_need_no_map() -> None:
     square, wide = {"m": 8, "n": 8}, {"m": 8, "n": 32}
     assert uniform([{**square, "rank": 3}, {**square, "rank": 3}, {**wide, "rank": 5}])
+    assert uniform([{**wide, "rank": 3}, {"m": 32, "n": 8, "rank": 4}])  # bits that were left over
+    assert not uniform([{**wide, "rank": 3}, {"m": 32, "n": 8, "rank": 5}])
     assert not uniform([{**square, "rank": 3}, {**square, "rank": None}])
-    assert not uniform([{"projection": "q", "rank": 3}, {"projection": "q", "rank": 4}])
+    assert not uniform([{"projection": "q", "rank": 3}, {"projection": "q", "rank": 5}])
     assert uniform([{"projection": "q", "rank": 3}, {"projection": "k", "rank": 4}])
 
 

@@ -214,7 +214,7 @@ def test_the_page_fits_its_window_and_the_console_is_silent(browser: Any) -> Non
 
 LABELS = """
 const overlapping = [];
-for (const axis of document.querySelectorAll(".picture svg .role-axis-label")) {
+for (const axis of document.querySelectorAll(".picture svg .role-axis")) {
   const shown = [...axis.querySelectorAll("text")].filter((text) => text.getAttribute("opacity") !== "0");
   const boxes = shown.map((text) => text.getBoundingClientRect());
   boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b) => {

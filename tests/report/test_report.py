@@ -147,6 +147,16 @@ def test_what_was_measured_otherwise_stands_apart_and_says_so(
     assert [row[-2] for row in rows] == ["otherwise here", sentence, sentence]
 
 
+def test_published_accuracies_stand_apart_because_nobody_knows_how_they_were_asked(tmp_path: Path) -> None:
+    leave_published(tmp_path / "a", **{"acc/average": 0.4512, "acc_stderr/average": 0.004})
+    rows, notes = beside_published(read([tmp_path]), published(), alike=False)
+    (row,) = rows[1:]
+    cell = ["llama-7b", "svd_llm", "uniform", "factors", "0.8", "zeroshot7"]
+    assert row[:9] == [*cell, "", "0.4512 ± 0.004", "0.44"]
+    assert row[11] == "how tasks were asked is not known there"
+    assert any("acc and acc_norm are mixed" in note for note in notes)
+
+
 def test_a_tokenizer_that_adds_no_bos_adds_none_there(tmp_path: Path) -> None:
     asked = PRESET | {"bos": "tokenizer_start"}
     leave_published(tmp_path / "a", protocol={"wikitext2": PROTOCOL | {"bos": "none"}}, eval=asked)

@@ -109,6 +109,7 @@ function showDifference() {
     return [one.key, withError(one), withError(other), change, ratio, [said, said.includes(" ") ? "" : said]];
   });
   place.append(element("h3", "Figures"), table(["figure", "A", "B", "B − A", "B / A", "B is"], figures));
+  if (a.layers.length && b.layers.length) place.append(element("h3", "Layers"));
   const first = new Map(a.layers.map((layer) => [layer.name, layer]));
   place.append(panels(data.ofTwo, (key) =>
     layersOf(b, key).filter((layer) => (first.get(layer.name)?.[key] ?? null) !== null).map((layer) => ({
