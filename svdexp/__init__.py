@@ -1,10 +1,18 @@
 """svdexp: SVD-based compression of language models, every method on one protocol.
 
-`compress(model, windows, method, ratio)` is the engine and `load(folder)` reads what it saved. Both are
-imported on first use, because `python -m svdexp --help` should not wait for torch.
+    import svdexp
+
+    result = svdexp.compress("folder or hub id", method="kron", ratio=0.6)
+    result.evaluate("pydoc")
+    result.save("smaller")
+    model, tokenizer = svdexp.load("smaller")
+
+docs/python.md has the rest. Names are imported on first use, because `python -m svdexp --help` should not wait for
+torch.
 """
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +20,27 @@ from svdexp.runtime.version import __version__
 
 if TYPE_CHECKING:
     from svdexp.checkpoints.checkpoint import load
-    from svdexp.engine.compress import compress
+    from svdexp.door.compress import compress
+    from svdexp.door.evaluate import evaluate
+    from svdexp.door.result import Result
+    from svdexp.door.tables import methods, read
+    from svdexp.runtime.errors import UserError
 
-__all__ = ["__version__", "compress", "load"]
+__all__ = ["Result", "UserError", "__version__", "compress", "evaluate", "load", "methods", "read"]
+# Where each of them is found.
+HOMES = {
+    "Result": "svdexp.door.result",
+    "UserError": "svdexp.runtime.errors",
+    "compress": "svdexp.door.compress",
+    "evaluate": "svdexp.door.evaluate",
+    "load": "svdexp.checkpoints.checkpoint",
+    "methods": "svdexp.door.tables",
+    "read": "svdexp.door.tables",
+}
 
 
 class _Package(ModuleType):
-    """A package that importing svdexp/compress.py does not change: `svdexp.compress` stays the function."""
+    """A package that importing a file of it does not change: `svdexp.compress` stays the function."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):
@@ -28,13 +50,13 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def __getattr__(name: str) -> Any:
-    if name == "compress":
-        from svdexp.engine.compress import compress
+if not TYPE_CHECKING:  # which would take any name for one that is there
 
-        return compress
-    if name == "load":
-        from svdexp.checkpoints.checkpoint import load
+    def __getattr__(name: str) -> Any:
+        if name not in HOMES:
+            raise AttributeError(f"module 'svdexp' has no attribute {name!r}")
+        return getattr(import_module(HOMES[name]), name)
 
-        return load
-    raise AttributeError(f"module 'svdexp' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

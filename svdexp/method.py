@@ -247,20 +247,34 @@ def build(options: dict[str, Any], knob: str) -> Any:
     return fill(part, values, knob)
 
 
-def build_method(config: Config) -> Method:
+def build_method(config: Config, given: Mapping[str, Any] | None = None) -> Method:
     """The stages of `config.method` and `config.storage` as one object.
+
+    Args:
+        config: the run's.
+        given: parts that are objects already, by the fields of `Method`; of trainings, all of them by their names.
 
     Raises:
         UserError: an option is wrong, parts contradict each other, or the run cannot be saved as `config.save` says.
     """
-    parts = config.method
+    parts, given = config.method, given or {}
+
+    def part(stage: str, options: dict[str, Any] | None) -> Any:
+        knob = stage if stage == "storage" else f"method.{stage}"
+        if stage in given:
+            return require_role(given[stage], knob)
+        return build(options, knob) if options else None
+
+    trainings = given.get("training")
     method = Method(
         name=parts.name,
-        weighting=build(parts.weighting, "method.weighting") if parts.weighting else None,
-        allocation=build(parts.allocation, "method.allocation"),
-        storage=build(config.storage, "storage"),
-        update=build(parts.update, "method.update") if parts.update else None,
-        training={name: build(part, f"method.training.{name}") for name, part in parts.training.items()},
+        weighting=part("weighting", parts.weighting),
+        allocation=part("allocation", parts.allocation),
+        storage=part("storage", config.storage),
+        update=part("update", parts.update),
+        training={name: build(options, f"method.training.{name}") for name, options in parts.training.items()}
+        if trainings is None
+        else {name: require_role(training, f"method.training.{name}") for name, training in trainings.items()},
         traversal=parts.traversal,
         numerics=parts.numerics,
         sigma_fuse=parts.sigma_fuse,
@@ -268,3 +282,16 @@ def build_method(config: Config) -> Method:
     if config.save is Save.elastic:
         method.require_elastic(config.targets.ranks)
     return method
+
+
+def require_role(part: Any, knob: str) -> Any:
+    """`part`, an object.
+
+    Raises:
+        UserError: it has not what its role takes.
+    """
+    role = knob.removeprefix("method.").partition(".")[0]
+    lacking = [name for name in ROLES[role] if not hasattr(part, name)]
+    require(not lacking, f"{knob}={part!r} is no {role}: it has no {' and no '.join(lacking)}")
+    require(not isinstance(part, type), f"{knob}={part!r} is a class: give an object of it, with its options")
+    return part

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,34 @@ def published_config(path: str) -> Options | None:
     return None
 
 
+def own_storage(method: str) -> str | None:
+    """The storage that a method chooses itself; None where it leaves that to the run."""
+    entries = _read(Path(config_dir()) / "method" / f"{method}.yaml").get("defaults", [])
+    chosen = {key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
+    return next((str(value) for key, value in chosen.items() if key.startswith("override /storage@")), None)
+
+
+def names_of(group: str) -> list[str]:
+    """The choices of a group of conf/."""
+    return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
+
+
+def about(group: str, name: str) -> str:
+    """The first line of the comment at the top of a choice's file; its `@package` is none."""
+    path = Path(config_dir(), group, f"{name}.yaml")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    said = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+    return next((line for line in said if not line.startswith("@")), "")
+
+
 def eval_choice(name: str) -> Options:
     """The keys of a choice of conf/eval/."""
     return _read(Path(config_dir()) / "eval" / f"{name}.yaml")
+
+
+def model_path(name: str) -> str:
+    """Where the choice of conf/model/ with this name finds its model."""
+    return str(_read(Path(config_dir()) / "model" / f"{name}.yaml")["path"])
 
 
 def in_words(name: str, options: Options) -> str:

@@ -41,7 +41,7 @@ AUTO_CLASS = "AutoModelForCausalLM"
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, elastic: Elastic | None = None) -> None:
-    """Write model, tokenizer and layer table to `folder`, which appears under its name only when complete.
+    """Write model, tokenizer, if there is one, and layer table to `folder`, which appears only when complete.
 
     With `elastic`, lower ratios can be loaded from it as well.
 
@@ -60,7 +60,8 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, ela
 def write(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """What transformers writes of both."""
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def label(model: PreTrainedModel, ranks: Ranks) -> None:

@@ -4,7 +4,7 @@ from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
 from svdexp.evaluation.figures import evaluate
 from svdexp.evaluation.generation import continuations
-from svdexp.evaluation.passage import Passage, TextProtocol, check_texts, passage, protocols, reading_of
+from svdexp.evaluation.passage import Passage, TextProtocol, check_texts, passage, passage_of, protocols, reading_of
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
 from svdexp.evaluation.tasks import Exam, check_tasks, load_exams, task_files
 
@@ -23,6 +23,7 @@ __all__ = [
     "load_exams",
     "measure_efficiency",
     "passage",
+    "passage_of",
     "perplexity",
     "protocols",
     "reading_of",

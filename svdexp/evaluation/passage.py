@@ -82,8 +82,25 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
             is more than a window holds.
     """
     reading = reading_of(name, part)
-    rows = read_documents(name, Split.evaluation, part.files, reading)
-    separator = separator_of(name, Split.evaluation, reading)
+    return passage_of(
+        name,
+        read_documents(name, Split.evaluation, part.files, reading),
+        part,
+        tokenizer,
+        separator=separator_of(name, Split.evaluation, reading),
+        dataset=dataset_of(name, part.files),
+        split=split_of(name, Split.evaluation, reading),
+    )
+
+
+def passage_of(
+    name: str, rows: Sequence[str], part: EvalConfig, tokenizer: Any, *, separator: str, dataset: str, split: str
+) -> Passage:
+    """The same of `rows` that are there already, which `separator` joins; `dataset` and `split` are for the protocol.
+
+    Raises:
+        UserError: as `passage`, but for reading.
+    """
     bos = resolve_bos(part.bos, tokenizer)
     body = part.body(bos.mode)
     windows = _windows(name, part, rows, separator, tokenizer, bos)
@@ -91,8 +108,8 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
     scored = scored_tokens(len(windows), part.seq_len, stride or part.seq_len)
     protocol = TextProtocol(
         preset=part.name,
-        dataset=dataset_of(name, part.files),
-        split=split_of(name, Split.evaluation, reading),
+        dataset=dataset,
+        split=split,
         rows=len(rows),
         separator=separator,
         cut=part.cut_of(name).value,

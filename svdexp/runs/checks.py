@@ -110,7 +110,7 @@ def check_ids(model: PreTrainedModel, texts: Mapping[str, torch.Tensor], tokeniz
     Args:
         model: the model.
         texts: token ids, in any shape, by what they are of.
-        tokenizer: what gave them.
+        tokenizer: what gave them; None where that is not known.
     """
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
@@ -120,7 +120,7 @@ def check_ids(model: PreTrainedModel, texts: Mapping[str, torch.Tensor], tokeniz
                 f"{what}: the tokenizer gives token {int(ids.max())}, but the model's embedding has {rows} rows; "
                 "is it the tokenizer of another model?"
             )
-    if len(tokenizer) > rows:
+    if tokenizer is not None and len(tokenizer) > rows:
         log.warning("the tokenizer has %d tokens, but the model's embedding has %d rows", len(tokenizer), rows)
 
 

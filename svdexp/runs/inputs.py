@@ -18,7 +18,7 @@ from svdexp.runs.checks import (
     warn_of_shared_passages,
     window_lengths,
 )
-from svdexp.runs.converted import dense_model, tokenizer_of
+from svdexp.runs.converted import Dense, dense_model, tokenizer_of
 from svdexp.schema import Config, EvaluateConfig, Sampling
 
 
@@ -51,17 +51,26 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
-    spread = config.device == BALANCED
-    place = torch.device("cpu") if spread else device
-    model, weights = dense_model(config, resolve_dtype(config.precision, device), place)
-    if spread:
-        spread_out(model)
+    model, weights = placed_model(config, device)
     check_lengths(model, window_lengths(config, method) | prompt_lengths(config.eval.prompts, tokenizer))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
     warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
     tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}
     check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     return Material(model, weights, tokenizer, windows, lessons, texts, exams)
+
+
+def placed_model(config: Config, device: torch.device) -> Dense:
+    """The dense model on `device`, or spread over all, and its fingerprint.
+
+    Raises:
+        UserError: as `dense_model`.
+    """
+    spread = config.device == BALANCED
+    dense = dense_model(config, resolve_dtype(config.precision, device), torch.device("cpu") if spread else device)
+    if spread:
+        spread_out(dense.model)
+    return dense
 
 
 def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:

@@ -1,0 +1,276 @@
+"""Measure a model from Python: arguments are the options of conf/evaluate.yaml, checks and steps the command's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from svdexp.cells.choices import model_path
+from svdexp.checkpoints.loading import resolve_device, resolve_dtype
+from svdexp.data import resolve_bos, scored_tokens, tokenize
+from svdexp.door.asking import cache_folder, model_keys, plain_word
+from svdexp.door.composing import composed, refuse_idle
+from svdexp.door.guest import as_guest
+from svdexp.door.texts import SEPARATOR, documents_in, files_in, fitting, names_in, tokenizer_wanted, windows_in
+from svdexp.evaluation import (
+    Exam,
+    Passage,
+    TextProtocol,
+    check_tasks,
+    check_texts,
+    load_exams,
+    passage_of,
+    protocols,
+    require_context,
+)
+from svdexp.evaluation import evaluate as figures_of
+from svdexp.models.behaviour import require_next_token
+from svdexp.models.modes import at_rest
+from svdexp.models.spreading import BALANCED, settled
+from svdexp.record import Results, error_key, place
+from svdexp.record import results as keys
+from svdexp.record.keys import Family
+from svdexp.runs.checks import check_evaluation, check_ids, check_lengths
+from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.evaluation import find, load
+from svdexp.runs.inputs import evaluation_windows
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.shelves import Cache
+from svdexp.schema import Bos, Cut, EfficiencyConfig, EvalConfig, EvaluateConfig, SpecialTokens, validate_evaluation
+
+GIVEN = "given"  # what a text is called that has no name
+ELSEWHERE = {"hydra": "there is no run folder", "path": "it is the first argument", "model": "it is the first argument"}
+
+
+class Questions(NamedTuple):
+    """What is to be measured, of one model or of several.
+
+    Attributes:
+        config: all options.
+        tokenizer: of the models; None where only token ids are given.
+        texts: what perplexities are measured on.
+        exams: what accuracies are measured on.
+    """
+
+    config: EvaluateConfig
+    tokenizer: Any
+    texts: dict[str, Passage]
+    exams: list[Exam]
+
+    def protocols(self) -> Results:
+        """How it is measured, for a record."""
+        asked = {exam.name: exam.describe() for exam in self.exams}
+        return (
+            keys.PROTOCOL.says(protocols(self.texts))
+            | keys.TASKS.says(asked)
+            | keys.EVAL.says(asdict(self.config.eval))
+        )
+
+
+@as_guest
+def evaluate(
+    model: str | PathLike[str] | PreTrainedModel,
+    texts: object = None,
+    tasks: str | Sequence[str] | None = None,
+    *,
+    tokenizer: Any = None,
+    eval: str | Mapping[str, Any] | None = None,
+    speed: bool | None = None,
+    windows: int | None = None,
+    seq_len: int | None = None,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | torch.dtype | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    cache: str | PathLike[str] | None = None,
+) -> pd.Series:
+    """Perplexities, accuracies, speed and size of a model as it is, dense or compressed.
+
+    Without texts and tasks all that `eval` has; with them these alone, and no speed.
+
+    Args:
+        model: a folder, a hub id, a .gguf file, a name in conf/model/, a run or checkpoint of svdexp's, or a model of
+            transformers, which stays as it is.
+        texts: names of texts ("pydoc", "wikitext2"), files, documents (strings with white space), token ids (N, L), or
+            a dictionary of documents or token ids by names of yours.
+        tasks: names of tasks: "arc_easy", "commonsense".
+        tokenizer: of a given model, or a folder; wanted where there is text.
+        eval: a name in conf/eval/, whose protocol is followed, or its options in a dictionary; quick by default.
+        speed: whether prompts and generation are timed.
+        windows, seq_len: of each text so many windows of so many tokens; of documents all by default, of 1024 tokens or
+            in one window.
+        limit: rows of each task, drawn with `seed`.
+        overrides: anything else, as on the command line: `["eval.stride=512"]`.
+        seed, device, precision, revision, trust_remote_code, cache: as for `svdexp.compress`.
+
+    Returns:
+        Figures by their keys in results.json: ppl/pydoc, acc/arc_easy, bytes.
+
+    Raises:
+        UserError: anything that can be mended, in one sentence.
+    """
+    given = isinstance(model, PreTrainedModel)
+    if given:
+        for name, value in {"device": device, "precision": precision, "revision": revision}.items():
+            require(value is None, f"{name} has no effect on a model that is given; model.to(…) moves it")
+    asked = questions(
+        model,
+        texts,
+        tasks,
+        tokenizer=tokenizer,
+        eval=eval,
+        speed=speed,
+        windows=windows,
+        seq_len=seq_len,
+        limit=limit,
+        overrides=overrides,
+        seed=seed,
+        device=device,
+        precision=precision,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        cache=cache,
+    )
+    return pd.Series(answered(model if isinstance(model, PreTrainedModel) else _loaded(asked.config), asked, GIVEN))
+
+
+def questions(
+    model: object,
+    texts: object,
+    tasks: str | Sequence[str] | None,
+    *,
+    tokenizer: Any = None,
+    eval: str | Mapping[str, Any] | None = None,
+    speed: bool | None = None,
+    windows: int | None = None,
+    seq_len: int | None = None,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    device: object = None,
+    precision: object = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    cache: str | PathLike[str] | None = None,
+) -> Questions:
+    """What is asked of a model, or of one at this path; arguments as `evaluate` takes them.
+
+    Raises:
+        UserError: as `evaluate`, before a model is read.
+    """
+    refuse_idle(overrides, ELSEWHERE)
+    _, values = model_keys(model, revision, trust_remote_code)
+    known = {"seed": seed, "device": device, "precision": precision}
+    known |= {"eval.windows": windows, "eval.seq_len": seq_len, "eval.limit": limit}
+    path = values.pop("model.path", None)
+    values |= {"path": path} if path else {"path": model_path(str(model)), "model.name": str(model)}
+    values |= {key: plain_word(value) for key, value in known.items() if value is not None}
+    folder = cache_folder(cache)
+    values |= {"cache": str(folder) if folder else None, "eval.prompts": []}
+    preset = dict(eval) if isinstance(eval, Mapping) else {"name": eval}
+    words = [f"eval={preset.pop('name', None) or 'quick'}"]
+    values |= {f"eval.{key}": value for key, value in preset.items()}
+    own: Mapping[str, Any] = {}
+    if texts is not None or tasks is not None:
+        values["eval.tasks"] = [tasks] if isinstance(tasks, str) else list(tasks or [])
+        files = files_in(texts)
+        names = None if files else names_in(texts)
+        values |= {"eval.texts": ["files"] if files else names or [], "eval.files": files or []}
+        if texts is not None and not files and not names:
+            own = texts if isinstance(texts, Mapping) else {GIVEN: texts}
+        speed = bool(speed)
+    if speed is not None:
+        values["eval.efficiency"] = asdict(EfficiencyConfig()) if speed else None
+    config = validate_evaluation(composed("evaluate", EvaluateConfig, [*words, *overrides], values))
+
+    torch.manual_seed(config.seed)
+    if isinstance(model, PreTrainedModel):
+        check_texts(config.eval)
+        check_tasks(config.eval)
+        if config.eval.efficiency:
+            require_context(model.config, config.eval.efficiency)
+    else:
+        check_evaluation(config.eval, find(config.model))
+    if isinstance(tokenizer, str | PathLike):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+    elif tokenizer is None and not isinstance(model, PreTrainedModel):
+        tokenizer = tokenizer_of(find(config.model), config.cache)
+    written = [text for text in own.values() if not isinstance(text, torch.Tensor)]
+    if tokenizer is None and (written or config.eval.texts or config.eval.tasks):
+        raise tokenizer_wanted("texts")
+    passages = {} if tokenizer is None else evaluation_windows(config, tokenizer)
+    passages |= {name: _passage(name, text, config.eval, tokenizer, windows, seq_len) for name, text in own.items()}
+    return Questions(config, tokenizer, passages, load_exams(config.eval, config.seed))
+
+
+def answered(model: PreTrainedModel, asked: Questions, what: str) -> Results:
+    """The figures of a model, which stays as it is.
+
+    Raises:
+        UserError: its logits depend on later tokens, or it cannot read what is asked.
+    """
+    with at_rest(model):
+        require_next_token(model)
+        check_lengths(model, {f"texts, {name}: seq_len": text.windows.shape[1] for name, text in asked.texts.items()})
+        check_ids(model, {f"texts, {name}": text.windows for name, text in asked.texts.items()}, asked.tokenizer)
+        cache = Cache(Path(asked.config.cache) if asked.config.cache else None)
+        return figures_of(model, asked.texts, asked.config, cache, what, asked.exams, asked.tokenizer)
+
+
+def beside(figures: Mapping[str, Any], dense: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a figure: the dense model's, the compressed one's, the second over the first, and its standard error.
+
+    What there is none of has no column.
+    """
+    rows = {key: value for key, value in figures.items() if (found := place(key)) and not _is_support(found.entry)}
+    table = pd.DataFrame({"dense": pd.Series(dense, dtype=float).reindex(list(rows)), "compressed": pd.Series(rows)})
+    table["factor"] = table["compressed"] / table["dense"]
+    table["stderr"] = [figures.get(error_key(key) or "") for key in rows]
+    return table.astype(float).dropna(axis="columns", how="all")
+
+
+def _is_support(entry: object) -> bool:
+    return isinstance(entry, Family) and entry.is_support
+
+
+def _loaded(config: EvaluateConfig) -> PreTrainedModel:
+    """The model at the path."""
+    device = resolve_device(config.device)
+    source, dtype = find(config.model), resolve_dtype(config.precision, device)
+    return settled(partial(load, source, dtype), device, config.device == BALANCED)
+
+
+def _passage(
+    name: str, text: object, part: EvalConfig, tokenizer: Any, windows: int | None, seq_len: int | None
+) -> Passage:
+    """Documents or token ids as what perplexity is measured on.
+
+    Raises:
+        UserError: it is neither, or too short.
+    """
+    if isinstance(text, torch.Tensor):
+        require((windows, seq_len) == (None, None), "windows and seq_len have no effect on token ids: slice the tensor")
+        tokens = windows_in(text, f"texts, {name}")
+        count, length = tokens.shape
+        scored = scored_tokens(count, length, length)
+        protocol = TextProtocol(
+            *(part.name, GIVEN, GIVEN, count, "", Cut.contiguous.value, length, length),
+            *(Bos.none.value, SpecialTokens.text.value, count, int(scored.sum())),
+        )
+        return Passage(tokens, scored, protocol)
+    documents = documents_in(text)
+    if documents is None:
+        raise UserError(f"texts, {name}: documents are strings of several words, or a list of strings, not {text!r}")
+    bos = resolve_bos(part.bos, tokenizer)
+    stream = bos.begun(tokenize(SEPARATOR.join(documents), tokenizer))
+    own = replace(part, windows=windows, seq_len=seq_len or fitting(stream, bos, part.seq_len))
+    return passage_of(name, documents, own, tokenizer, separator=SEPARATOR, dataset=GIVEN, split=GIVEN)
