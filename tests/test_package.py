@@ -23,6 +23,22 @@ def test_compress_is_the_function_however_often_it_is_imported(monkeypatch: pyte
         assert svdexp.compress is compress
 
 
+def test_names_are_shown_exactly() -> None:
+    assert dir(svdexp) == sorted(svdexp.__all__)
+    assert set(svdexp.__all__) == svdexp.HOMES.keys() | {"__version__"}
+    assert all(getattr(svdexp, name) is not None for name in svdexp.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'comprss'"):
+        _ = svdexp.comprss
+
+
+def test_no_command_hides_a_function() -> None:
+    importlib.import_module("svdexp.evaluate")
+    assert isinstance(svdexp.evaluate, FunctionType)
+    from svdexp import evaluate
+
+    assert evaluate is svdexp.evaluate
+
+
 def test_no_file_hides_what_its_package_offers() -> None:
     packages = [svdexp]
     packages += [importlib.import_module(x.name) for x in pkgutil.walk_packages(svdexp.__path__, "svdexp.") if x.ispkg]

@@ -38,6 +38,7 @@ from svdexp.runtime.reading import read_object
 
 SHARD_SIZE = "4GB"
 AUTO_CLASS = "AutoModelForCausalLM"
+TOKENIZERS = ("*token*", "*vocab*", "*.model", "tekken.json")  # the files of one
 
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, elastic: Elastic | None = None) -> None:
@@ -125,7 +126,7 @@ def load(
     ratio: float | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
-    """The compressed model, in evaluation mode, and its tokenizer.
+    """The compressed model, in evaluation mode, and its tokenizer; None where the folder has none.
 
     Args:
         folder: a checkpoint written by `save`, a run directory that holds one, a remapped checkpoint of Dobi-SVD's, or
@@ -148,7 +149,7 @@ def load(
         source = _source(folder, config, architecture, dtype, ratio)
         recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
         model, report = compressed.from_pretrained(**source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(folder, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # damaged JSON or safetensors surface as many types
@@ -163,6 +164,13 @@ def load(
     _require_finite(folder, model)
     label(model, ranks)  # what is saved from here is one size
     return model.to(device).eval(), tokenizer
+
+
+def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The folder's tokenizer, if it has one: a model's own `save_pretrained` writes none."""
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def checkpoint_of(folder: Path) -> Path:

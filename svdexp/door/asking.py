@@ -1,6 +1,7 @@
 """Arguments of the Python door as what a command line would say, and parts that no command line can hold."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from os import PathLike
@@ -139,7 +140,14 @@ def as_options(part: object) -> dict[str, Any] | None:
         return None
     kind = type(part)
     options = {key.name: getattr(part, key.name) for key in fields(part)} if is_dataclass(part) else {}
-    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **options}
+    return {"_target_": _path_of(kind), **options}
+
+
+def _path_of(kind: type) -> str:
+    """A class by its dotted path: where its room offers it, as conf/ does, or where it stands."""
+    room, name = kind.__module__.rpartition(".")[0], kind.__qualname__
+    offered = getattr(sys.modules.get(room), name, None) is kind
+    return f"{room if offered else kind.__module__}.{name}"
 
 
 def targets_of(value: Targets | Mapping[str, Any] | None) -> dict[str, Any]:

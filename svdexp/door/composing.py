@@ -46,7 +46,7 @@ def put(cfg: DictConfig, key: str, value: Any) -> None:
         UserError: there is no such key, or the value is of another type.
     """
     try:
-        OmegaConf.update(cfg, key, value, merge=False)
+        OmegaConf.update(cfg, key, value, merge=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
 
@@ -80,7 +80,7 @@ def undisturbed(schema: type) -> Iterator[None]:
     for kind in (GlobalHydra, HydraConfig, VersionBase, ConfigStore):
         Singleton._instances.pop(kind, None)
     try:
-        Singleton._instances[ConfigStore] = store  # type: ignore[index, assignment]
+        Singleton._instances[ConfigStore] = store  # type: ignore[assignment]
         store.store(name="schema", node=schema)
         yield
     finally:

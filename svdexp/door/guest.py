@@ -40,7 +40,8 @@ def as_guest(work: Callable[P, ResultT]) -> Callable[P, ResultT]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """After this context random numbers, torch's modes and its default format are what they were before."""
+    """Within this context torch's default format is its own; afterwards that, its modes, and random numbers are what
+    they were before."""
     drawn, numbers = random.getstate(), np.random.get_state()
     format_, strict = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -48,6 +49,7 @@ def undisturbed() -> Iterator[None]:
     devices = range(torch.cuda.device_count())  # none without CUDA
     try:
         with torch.random.fork_rng(devices=list(devices)):
+            torch.set_default_dtype(torch.float32)  # which sums and statistics count on
             yield
     finally:
         random.setstate(drawn)

@@ -156,11 +156,11 @@ class Result:
         target = Path(folder).expanduser()
         require(not target.exists(), f"folder={folder} is there already: name a folder that is not")
         with tempfile.TemporaryDirectory(prefix=".svdexp-", dir=_nearest(target)) as shop:
-            values = {"path": shop, "to": str(target), "format": format, "push_to_hub": push_to_hub}
+            own = str(Path(shop, "model"))
+            values: dict[str, Any] = {"path": own, "to": str(target), "format": format, "push_to_hub": push_to_hub}
             values["trust_remote_code"] = self.config.model.trust_remote_code
             asked = validate_export(composed("export", ExportConfig, [], values))
-            self.save(Path(shop, checkpoint_name := "model"))
-            asked.path = str(Path(shop, checkpoint_name))
+            self.save(own)
             publish(asked)
         return target
 

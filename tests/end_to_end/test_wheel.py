@@ -31,5 +31,6 @@ def test_the_wheel_carries_its_configuration(tmp_path: Path) -> None:
     assert yaml.safe_load(done.stdout)["method"]["name"] == "svd"
     assert (site / "svdexp" / "conf" / "config.yaml").is_file()
     assert {path.suffix for path in (site / "svdexp" / "report" / "page").iterdir()} == {".css", ".js", ".jinja"}
+    assert (site / "svdexp" / "py.typed").is_file()
     assert (site / "hydra_plugins" / "svdexp_sweeps" / "grid.py").is_file()
     assert not list(site.rglob("tests"))

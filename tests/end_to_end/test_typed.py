@@ -1,0 +1,50 @@
+"""A user's script is checked against our signatures: what is right passes, a misspelt name does not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.any_format
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import svdexp
+import svdexp.compress
+import svdexp.evaluate
+from svdexp.storage import PivotStorage
+
+
+def smaller(folder: str, windows: torch.Tensor) -> svdexp.Result:
+    result = svdexp.compress(folder, ["one text", "another"], method="kron", ratio=0.6, storage=PivotStorage())
+    model: PreTrainedModel = result.model
+    share: float = result.achieved_ratio
+    print(svdexp.evaluate(model, "pydoc"), share, result.evaluate(texts="pydoc"), result.layers, result.summary())
+    again, tokenizer = svdexp.load(result.save("folder"), ratio=0.5)
+    print(svdexp.methods(), svdexp.read(["runs"]), svdexp.__version__)
+    return svdexp.compress(again, windows, "svd_llm", 0.5, allocation={"rank_align": 8})
+"""
+
+
+def checked(script: Path) -> str:
+    """What mypy, strict, says of it."""
+    words = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache")]
+    done = subprocess.run(
+        [*words, str(script)], env=os.environ | {"MYPYPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def test_a_typed_script_passes_and_a_misspelt_one_does_not(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    assert "Success" in (said := checked(script)), said
+    script.write_text(SCRIPT.replace("method=", "methd=").replace("svdexp.read", "svdexp.raed"))
+    said = checked(script)
+    assert "methd" in said
+    assert "raed" in said
