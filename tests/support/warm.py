@@ -13,6 +13,7 @@ PRELOADED = (
     "datasets",
     "peft",
     "wandb",
+    "tests.support.ready",  # last
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(PRELOADED))
