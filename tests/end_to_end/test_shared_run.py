@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.conftest import Svdexp, read
+from tests.end_to_end.forked import Outcome, run
+from tests.support.two_processes import free_port
 
 pytestmark = pytest.mark.any_format
 
@@ -16,6 +19,13 @@ def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "svdexp"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     return subprocess.run([*launcher, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def two_forks(folder: Path, *words: str) -> list[Outcome]:
+    """What torchrun starts, without its launcher and its imports."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda rank: run(folder, words, RANK=rank, LOCAL_RANK=rank, **together), ("0", "1")))
 
 
 def test_two_processes_leave_what_one_leaves(svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path) -> None:
@@ -34,12 +44,12 @@ def test_two_processes_leave_what_one_leaves(svdexp_command: Svdexp, tiny_job: l
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert {path.name for path in (tmp_path / "two").iterdir()} == names
     assert not (tmp_path / ".hydra").exists()
-    again = torchrun(tmp_path, *words, "cache=shared", "hydra.run.dir=two")
-    assert again.returncode == 0, again.stderr
-    assert "finished already" in again.stdout + again.stderr
+    again = two_forks(tmp_path, *words, "cache=shared", "hydra.run.dir=two")
+    assert [process.returncode for process in again] == [0, 0], again
+    assert "finished already" in again[0].output
 
 
 def test_a_mistake_ends_both(tiny_job: list[str], tmp_path: Path) -> None:
-    done = torchrun(tmp_path, *tiny_job, "cache=null", "hydra.run.dir=two")
-    assert done.returncode != 0
-    assert "svdexp: cache=null keeps finished stages in memory, but processes share files" in done.stderr
+    done = two_forks(tmp_path, *tiny_job, "cache=null", "hydra.run.dir=two")
+    assert [process.returncode for process in done] == [1, 1], done
+    assert "svdexp: cache=null keeps finished stages in memory, but processes share files" in done[0].stderr

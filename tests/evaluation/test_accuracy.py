@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from svdexp.runtime.shelves import Cache
 from svdexp.schema import EvalConfig
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
+from tests.end_to_end import forked
 from tests.evaluation.task_rows import write_hub, write_local
 from tests.support.mathematics import answered, recorded, unlike
 
@@ -45,12 +43,11 @@ def measured(model: PreTrainedModel, tokenizer: Any, folder: Path, cache: Path |
 
 def command_line(model: Path, tasks: Path, names: Sequence[str], out: Path) -> dict[str, dict[str, float]]:
     """What lm-eval's own command measures with its own task definitions."""
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
+    command = ["--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={model},dtype=float32", "--include_path", str(tasks)]
     command += ["--tasks", ",".join(f"hub_{name}" for name in names), "--output_path", str(out)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = forked.run(tasks, command, program="lm_eval")
+    assert done.returncode == 0, done.output
     (file,) = out.rglob("results_*.json")
     found: dict[str, dict[str, float]] = json.loads(file.read_text())["results"]
     return found

