@@ -1,7 +1,7 @@
 """How fast this device is, from products and eigendecompositions that take a fraction of a second."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from svdexp.models.work import Work, eigh_flops
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
 PRODUCT = {"cpu": 1024, "cuda": 4096}
 EIGEN = {"cpu": 512, "cuda": 2048}
-SECONDS = 0.1
+SECONDS, CALLS = 0.1, 10
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,33 @@ class Speed:
         return sum(float(getattr(work, kind)) / float(getattr(self, kind)) for kind in kinds)
 
 
-def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
-    """The speed of `device` with a model in `dtype`; takes about half a second."""
-    products = {kind: product_speed(device, kind) for kind in {dtype, torch.float32, torch.float64}}
-    return Speed(products[dtype], products[torch.float32], products[torch.float64], eigen_speed(device))
+def measure_speed(device: torch.device, dtype: torch.dtype, widest: int | None = None) -> Speed:
+    """The speed of `device` with a model in `dtype`; takes about half a second.
+
+    No matrix larger than `widest` is timed: with a tiny model that would take longer than the run.
+    """
+    products = {kind: product_speed(device, kind, widest) for kind in {dtype, torch.float32, torch.float64}}
+    return Speed(products[dtype], products[torch.float32], products[torch.float64], eigen_speed(device, widest))
 
 
-def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+def product_speed(device: torch.device, dtype: torch.dtype, widest: int | None = None) -> float:
     """FLOP/s of a square matrix product."""
-    side = PRODUCT.get(device.type, PRODUCT["cpu"])
+    side = _side(PRODUCT, device, widest)
     A = _random(side).to(device, dtype)
     return 2 * side**3 / _seconds(lambda: A @ A)
 
 
-def eigen_speed(device: torch.device) -> float:
+def eigen_speed(device: torch.device, widest: int | None = None) -> float:
     """FLOP/s of a symmetric float64 eigendecomposition, at the nominal count of `eigh_flops`."""
-    side = EIGEN.get(device.type, EIGEN["cpu"])
+    side = _side(EIGEN, device, widest)
     A = _random(side).to(device, torch.float64)
     S = A @ A.T
     return eigh_flops(side) / _seconds(lambda: torch.linalg.eigh(S).eigenvectors)
+
+
+def _side(sides: Mapping[str, int], device: torch.device, widest: int | None) -> int:
+    side = sides.get(device.type, sides["cpu"])
+    return side if widest is None else min(side, widest)
 
 
 def _random(side: int) -> torch.Tensor:
@@ -56,10 +64,13 @@ def _random(side: int) -> torch.Tensor:
 
 
 def _seconds(compute: Callable[[], torch.Tensor]) -> float:
-    """Of the fastest call within SECONDS, after one to warm up; reading an entry waits for the device."""
+    """Of the fastest of CALLS, or of those within SECONDS, after one to warm up; reading an entry waits for its end."""
     compute()[0, 0].item()
     fastest, end = float("inf"), time.perf_counter() + SECONDS
-    while (start := time.perf_counter()) < end:
+    for _ in range(CALLS):
+        start = time.perf_counter()
         compute()[0, 0].item()
         fastest = min(fastest, time.perf_counter() - start)
+        if time.perf_counter() > end:
+            break
     return fastest

@@ -70,7 +70,7 @@ def experiment(
     targets = Targets(**vars(config.targets))
     planned = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
     counts = [len(part) for part in texts.values()]
-    machine = this_machine(device, model.dtype)
+    machine = this_machine(device, model.dtype, planned.layers)
     found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
     log.info("\n%s", found.text)
 

@@ -246,6 +246,17 @@ def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
     assert speed.seconds(Work(model=speed.model, eigen=2 * speed.eigen)) == pytest.approx(3)
 
 
+def test_no_larger_matrices_are_timed_than_the_models(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a tiny run that would take longer than the run itself."""
+    sides: list[int] = []
+    monkeypatch.setattr("svdexp.estimate.speed._random", lambda side: sides.append(side) or torch.eye(side))
+    this_machine(torch.device("cpu"), torch.bfloat16, find_matrices(llama, Targets()))
+    assert sides == 4 * [48]
+    sides.clear()
+    this_machine(torch.device("cpu"), torch.bfloat16)
+    assert sorted(sides) == [512, 1024, 1024, 1024]
+
+
 def test_a_tiny_models_memory_is_mostly_pythons_own(
     model_folder: Path, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
