@@ -33,7 +33,7 @@ def mean_gradient(
         parameter.grad = None
     with torch.random.fork_rng(), torch.enable_grad():
         for index in processes.share(batch):
-            torch.manual_seed(seed + 1_000_003 * step + index)
+            _seed(seed + 1_000_003 * step + index)
             part = loss(index) / len(batch)
             part.backward()  # type: ignore[no-untyped-call]
             total += float(part.detach())
@@ -42,3 +42,14 @@ def mean_gradient(
         own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = processes.add_up(own)
     return float(processes.add_up(total))
+
+
+def _seed(number: int) -> None:
+    """What torch.manual_seed does for devices that models run on.
+
+    That also notes, for each kind of device that is not in use, from where it was called, which takes longer than a
+    tiny model's step.
+    """
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)

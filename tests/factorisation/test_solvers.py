@@ -27,6 +27,15 @@ def test_every_route_reaches_the_same_optimum(numerics: Numerics, shape: tuple[i
     assert part.right.shape == (min(shape), shape[1])
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (16, 16)])
+@pytest.mark.parametrize("kind", list(metrics(2, 8)))
+def test_the_smaller_side_of_a_wide_matrix_is_its_outputs(shape: tuple[int, int], kind: str) -> None:
+    """To the last bit: the test on the real model takes one of both routes there."""
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    one, other = (decompose(W, metrics(*shape)[kind], numerics=n) for n in (Numerics.eigh, Numerics.output_eigh))
+    assert all(torch.equal(value, vars(other)[key]) for key, value in vars(one).items())
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3])
 def test_tall_matrices_with_nearly_dependent_columns(spread: float) -> None:
     """Where Wᵀ W has no usable Cholesky factor, and where it just has."""

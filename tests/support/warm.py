@@ -13,6 +13,9 @@ PRELOADED = (
     "datasets",
     "peft",
     "wandb",
+    "pytest",
+    "tests.conftest",
+    "tests.end_to_end.forked",
     "tests.support.ready",  # last
 )
 CONTEXT = multiprocessing.get_context("forkserver")
