@@ -94,6 +94,7 @@ class Precision(StrEnum):
 class Save(StrEnum):
     """What a run leaves on disk beside its figures."""
 
+    auto = "auto"  # checkpoint; the cells of a grid are told `none` (hydra_plugins/svdexp_sweeps/grid.py)
     checkpoint = "checkpoint"
     hf = "hf"  # the same, ready for a hub: with a model card
     elastic = "elastic"  # a checkpoint, and in it what it takes to load the model at any lower ratio
@@ -327,6 +328,8 @@ class Config:
         require_seed(self.seed)
         require_ratio(self.ratio)
         dry_device(self.dry_run)
+        if self.save is Save.auto:
+            self.save = Save.checkpoint
         wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
         require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 

@@ -55,7 +55,7 @@ def _hydra() -> Iterator[None]:
 
 def test_an_experiments_windows_of_one_text_can_be_changed_or_removed() -> None:
     def part(*words: str) -> EvalConfig:
-        return validate(compose("config", ["+experiment=smollm2_wikitext", *words])).eval
+        return validate(compose("config", ["experiment=smollm2_wikitext", *words])).eval
 
     assert part().windows_of("wikitext2_local") == (12, "eval.windows")
     assert part().windows_of("ptb_local") == (6, "eval.windows_by_text.ptb_local")
@@ -86,8 +86,7 @@ def test_no_yaml_is_lost_and_every_one_is_tried() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_yaml_composes_and_binds(group: str, choice: str) -> None:
-    sign = "+" if group == "experiment" else ""
-    overrides = [f"{sign}{group}={choice}", *REQUIRED.get((group, choice), [])]
+    overrides = [f"{group}={choice}", *REQUIRED.get((group, choice), [])]
     config = validate(compose("config", overrides))
     method = build_method(config)
     assert method.name == config.method.name
@@ -134,7 +133,7 @@ def test_an_evaluation_composes() -> None:
         ("eval.windows=0", r"eval\.windows must be at least 1"),
         ("+eval.windows_by_text.pydoc=0", r"eval\.windows_by_text\.pydoc must be at least 1"),
         ("+eval.windows_by_text.ptb=3", r"eval\.windows_by_text names ptb, not in eval\.texts"),
-        ("+experiment=one_shot eval.texts=[wikitext2_local]", r"names ptb_local.*; ~eval\.windows_by_text\.ptb_local"),
+        ("experiment=one_shot eval.texts=[wikitext2_local]", r"names ptb_local.*; ~eval\.windows_by_text\.ptb_local"),
         ("eval.stride=0", r"eval\.stride must be at least 1"),
         ("eval.stride=1025", r"eval\.stride=1025 would leave out tokens between windows of 1024"),
         ("eval.bos=every eval.stride=1024", r"eval\.stride=1024 would leave out tokens between windows of 1023"),

@@ -1,5 +1,6 @@
 """hydra/sweeper=grid: Hydra's own grid, which ends with one sentence on what failed."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from svdexp.cells import HeldError, wait_for
 from svdexp.cells.traces import as_before, is_dry
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.masking import masked_config
+from svdexp.schema import Save
+
+log = logging.getLogger("svdexp.cells")
 
 
 class Grid(BasicSweeper):
@@ -48,6 +53,14 @@ class Grid(BasicSweeper):
                 f"the first is {folder_of(first)}: {error_of(first)}"
             )
         return outcomes
+
+    def _parse_config(self) -> list[str]:
+        """The values that the configuration sweeps over, before those of the command line, which replace them."""
+        params: list[str] = super()._parse_config()
+        if OmegaConf.select(self.config, "save") is not Save.auto:
+            return params
+        log.info("cells leave their figures and no checkpoints, unless save=checkpoint asks for them")
+        return ["save=none", *params]
 
     @staticmethod
     def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:

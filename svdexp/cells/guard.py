@@ -148,9 +148,15 @@ def cli(main: Callable[[], object], schema: type) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.raiseExceptions = False  # a log on a full disk loses lines, and prints no tracebacks
+    sys.argv[1:] = [without_plus(word) for word in sys.argv[1:]]
     if sibling():
         sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
     return interruptible(lambda: explained(main))
+
+
+def without_plus(word: str) -> str:
+    """`+experiment=NAME`, as older commands have it, as `experiment=NAME`: the group is in the defaults now."""
+    return word.removeprefix("+") if word.startswith("+experiment=") else word
 
 
 def explained(main: Callable[[], object]) -> int:

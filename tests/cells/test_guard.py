@@ -40,6 +40,21 @@ def test_a_key_may_be_null(tmp_path: Path) -> None:
     assert "training: {}" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("word", ["experiment=kv_only", "+experiment=kv_only", "experiment=[kv_only,best_oneshot]"])
+def test_an_experiment_needs_no_plus(word: str, tmp_path: Path) -> None:
+    done = toy(tmp_path, word, "hydra.run.dir=run")
+    assert done.returncode == 0, done.output
+    kept = (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
+    assert "k_proj" in kept
+    assert ("RemapStorage" in kept) == ("best" in word)
+
+
+def test_the_environment_may_name_the_cache(tmp_path: Path) -> None:
+    done = run(tmp_path, ["--cfg", "job", "--resolve"], SVDEXP_CACHE="/scratch/stages")
+    assert "cache: /scratch/stages\n" in done.output
+    assert "cache: outputs/cache\n" in run(tmp_path, ["--cfg", "job", "--resolve"]).output
+
+
 def test_half_a_sweep_is_refused(tmp_path: Path) -> None:
     for words, gone in (([], "method, ratio"), (["method=svd"], "ratio"), (["method=svd", "dry_run=true"], "ratio")):
         done = toy(tmp_path, "+experiment=shootout", *words, "hydra.run.dir=run")

@@ -79,3 +79,14 @@ def test_results_are_never_overwritten(words: list[str], text_file: Path, tmp_pa
     changed = run(tmp_path, [*words, "ratio=0.5"])
     assert changed.returncode == 1
     assert "other contents of its files" in changed.output
+
+
+def test_cells_leave_checkpoints_where_they_are_asked_for(words: list[str], tmp_path: Path) -> None:
+    words = [word for word in words if word != "save=none"]
+    assert run(tmp_path, ["-m", *words, "ratio=0.5", "hydra.sweep.dir=one"]).returncode == 0
+    assert list(tmp_path.glob("one/*/results.json"))
+    assert not list(tmp_path.glob("one/*/checkpoint"))
+    assert run(tmp_path, ["-m", *words, "ratio=0.5", "save=checkpoint", "hydra.sweep.dir=one"]).returncode == 0
+    assert list(tmp_path.glob("one/*/checkpoint"))
+    assert run(tmp_path, [*words, "ratio=0.5", "hydra.run.dir=run"]).returncode == 0
+    assert (tmp_path / "run" / "checkpoint").is_dir()
