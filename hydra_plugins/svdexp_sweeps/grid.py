@@ -1,33 +1,55 @@
-"""hydra/sweeper=grid: Hydra's own grid, which ends with one sentence on what failed."""
+"""hydra/sweeper=grid: Hydra's own grid, checked as a whole before it starts, with one table at its end."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from hydra_plugins.svdexp_sweeps.launching import checked, compose, finished
 from svdexp.cells import HeldError, wait_for
 from svdexp.cells.traces import as_before, is_dry
+from svdexp.cells.guard import as_mistake, one_sentence
+from svdexp.cells.naming import differences, digits_of, folder_for
 from svdexp.runtime.errors import UserError, require
-from svdexp.runtime.masking import masked_config
+from svdexp.runtime.invocation import same_again
+from svdexp.runtime.masking import masked_config, masked_words
 from svdexp.schema import Save
 
 log = logging.getLogger("svdexp.cells")
 
 
+@dataclass
+class Look:
+    """A cell before the sweep starts: what tells it apart, whether it is finished, and what is wrong with it."""
+
+    apart: dict[str, str]
+    finished: bool = False
+    mistake: str = ""
+    extra: list[str] = field(default_factory=list)  # overrides that it gets
+
+
 class Grid(BasicSweeper):
     """Every combination, one cell each; cells that other launchers were at are looked at again at the end."""
+
+    looks: Sequence[Look] = ()
 
     def sweep(self, arguments: list[str]) -> Any:
         """Carry out all cells.
 
         Raises:
-            UserError: there are none, or some failed, after all were tried.
+            UserError: there are none, one has a mistake, in which case none is started, or some failed, after all were
+                tried.
+            KeyboardInterrupt: says how to go on.
         """
         assert self.launcher is not None
         assert self.config is not None
@@ -40,11 +62,17 @@ class Grid(BasicSweeper):
             return []  # of what it is given, Hydra's sweeper would raise the first failure
 
         self.launcher.launch = launch_all  # type: ignore[method-assign]
-        dry = is_dry(self.config)
-        with as_before(Path(self.config.hydra.sweep.dir, "multirun.yaml")) if dry else nullcontext():
-            super().sweep(arguments)
+        dry, place = is_dry(self.config), Path(self.config.hydra.sweep.dir).absolute()
+        try:
+            with as_before(place / "multirun.yaml") if dry else nullcontext():
+                super().sweep(arguments)
+        except KeyboardInterrupt as interrupt:
+            again = same_again(masked_words(sys.argv[1:]), place, "hydra.sweep.dir")
+            raise KeyboardInterrupt(*interrupt.args, f"the sweep goes on with\n  {again}") from None
         if dry:
             sum_up(outcomes)
+        else:
+            self.show(outcomes, place)
         failures = [outcome for outcome in outcomes if outcome.status is JobStatus.FAILED]
         if failures:
             first = failures[0]
@@ -54,25 +82,85 @@ class Grid(BasicSweeper):
             )
         return outcomes
 
+    def show(self, outcomes: Sequence[JobReturn], place: Path) -> None:
+        """Print the table of the cells."""
+        from svdexp.tracking.sweeps import Line, show_sweep  # imports torch
+
+        def state(look: Look, outcome: JobReturn) -> str:
+            if outcome.status is JobStatus.FAILED:
+                return f"failed: {error_of(outcome)}"
+            return "finished before" if look.finished else "done"
+
+        found = zip(self.looks, outcomes, strict=True)
+        show_sweep([Line(look.apart, Path(folder_of(done)), state(look, done)) for look, done in found], place)
+
     def _parse_config(self) -> list[str]:
         """The values that the configuration sweeps over, before those of the command line, which replace them."""
         params: list[str] = super()._parse_config()
-        if OmegaConf.select(self.config, "save") is not Save.auto:
-            return params
-        log.info("cells leave their figures and no checkpoints, unless save=checkpoint asks for them")
-        return ["save=none", *params]
+        return ["save=none", *params] if self.leaves_no_checkpoints() else params
 
-    @staticmethod
-    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        """The cells, in batches.
+    def leaves_no_checkpoints(self) -> bool:
+        """Whether nothing says what cells save."""
+        return OmegaConf.select(self.config, "save") is Save.auto
+
+    def split_arguments(  # type: ignore[override]
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """The cells, in batches, each with a folder's name that says what tells it apart.
 
         Raises:
-            UserError: there are none, because a key has no value.
+            UserError: there are none, because a key has no value, or a cell has a mistake.
         """
         for override in overrides:
             values = override.sweep_string_iterator() if override.is_discrete_sweep() else ["one"]
             require(any(True for _ in values), f"{override.input_line} gives no value, so the sweep has no cells")
-        return BasicSweeper.split_arguments(overrides, max_batch_size)
+        batches: list[list[list[str]]] = BasicSweeper.split_arguments(overrides, max_batch_size)
+        cells = list(chain.from_iterable(batches))
+        log.info("%d cells; all are checked before the first one starts", len(cells))
+        if self.leaves_no_checkpoints():
+            log.info("cells leave figures and no checkpoints, unless save=checkpoint asks for them")
+        self.looks = [
+            self.look(apart, words, number)
+            for number, (apart, words) in enumerate(zip(differences(cells), cells, strict=True))
+        ]
+        refuse_mistakes(self.looks)
+        for words, look in zip(cells, self.looks, strict=True):
+            words += look.extra
+        return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """All cells were looked at when the batches were made."""
+
+    def look(self, apart: dict[str, str], words: list[str], number: int) -> Look:
+        """Compose and check a cell."""
+        from svdexp.runs.beforehand import check_cell  # imports torch
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        look = Look(apart)
+        try:
+            cell, composed = compose(self.hydra_context, self.config, words, number)
+            subdir = OmegaConf.to_container(composed.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
+            if apart and str(subdir).startswith("${cell:"):  # nobody chose another
+                name = folder_for(apart, digits_of(composed), cell.folder.parent)
+                cell.folder = cell.folder.with_name(name)
+                look.extra = [f"hydra.sweep.subdir='{name}'"]
+            config = checked(composed)
+            check_cell(config)
+            look.finished = finished(config, cell.folder)
+        except (UserError, HydraException) as error:
+            look.mistake = one_sentence(as_mistake(error))
+        return look
+
+
+def refuse_mistakes(looks: Sequence[Look]) -> None:
+    """Raise UserError where a cell has a mistake."""
+    wrong = [look for look in looks if look.mistake]
+    if wrong:
+        cell = ", ".join(f"{key}={value}" for key, value in wrong[0].apart.items()) or "the first"
+        raise UserError(
+            f"{len(wrong)} of {len(looks)} cells cannot run, so none was started; {cell}: {wrong[0].mistake}"
+        )
 
 
 def sum_up(outcomes: Sequence[JobReturn]) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from svdexp.cells import UNTRACKED, is_finished, note_failure
 from svdexp.cells.traces import is_dry
 from svdexp.runtime.errors import UserError
-from svdexp.schema import Config, validate, validate_evaluation
+from svdexp.schema import Config, EvaluateConfig, validate, validate_evaluation
 
 log = logging.getLogger("svdexp.cells")
 
@@ -65,8 +65,8 @@ def launch_unfinished(
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
     cells, waiting = {}, []
     for number, overrides in enumerate(job_overrides, first):
-        cells[number], finished = look_at(setup["hydra_context"], config, list(overrides), number)
-        if finished:
+        cells[number], done = look_at(setup["hydra_context"], config, list(overrides), number)
+        if done:
             log.info("finished already: %s", cells[number].folder)
         else:
             waiting.append(cells[number])
@@ -78,6 +78,15 @@ def launch_unfinished(
 
 def look_at(context: HydraContext, config: DictConfig, overrides: list[str], number: int) -> tuple[Cell, bool]:
     """The cell of these overrides, and whether it is finished."""
+    cell, composed = compose(context, config, overrides, number)
+    try:
+        return cell, finished(checked(composed), cell.folder)
+    except UserError:
+        return cell, False  # its own process will say what is wrong
+
+
+def compose(context: HydraContext, config: DictConfig, overrides: list[str], number: int) -> tuple[Cell, DictConfig]:
+    """The cell of these overrides, and its configuration with Hydra's part."""
     composed = context.config_loader.load_sweep_config(config, overrides)
     with open_dict(composed.hydra.job):
         composed.hydra.job.id = composed.hydra.job.num = number
@@ -87,12 +96,25 @@ def look_at(context: HydraContext, config: DictConfig, overrides: list[str], num
         folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir).absolute()
     finally:
         HydraConfig.instance().cfg = before
+    return Cell(number, overrides, folder), composed
+
+
+def checked(composed: DictConfig) -> Config | EvaluateConfig:
+    """The configuration of a cell, checked.
+
+    Raises:
+        UserError: a value is missing, out of range, or contradicts another.
+    """
     task = copy.deepcopy(composed)
     with open_dict(task):
         del task["hydra"]
-    check = validate if OmegaConf.get_type(task) is Config else validate_evaluation
-    try:
-        finished = is_finished(check(task), folder) and not (folder / UNTRACKED).exists()
-    except UserError:
-        finished = False  # its own process will say what is wrong
-    return Cell(number, overrides, folder), finished
+    return validate(task) if OmegaConf.get_type(task) is Config else validate_evaluation(task)
+
+
+def finished(config: Config | EvaluateConfig, folder: Path) -> bool:
+    """Whether the cell has its results, and its tracker was told of them.
+
+    Raises:
+        UserError: as `is_finished`.
+    """
+    return is_finished(config, folder) and not (folder / UNTRACKED).exists()

@@ -22,6 +22,7 @@ from svdexp.cells.traces import is_dry, one_dry_run, remove_traces
 from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible
+from svdexp.runtime.invocation import same_again
 from svdexp.runtime.masking import masked_words
 from svdexp.runtime.reading import read_object
 from svdexp.schema import Config, EvaluateConfig
@@ -97,9 +98,15 @@ def refuse_half_a_sweep() -> None:
 
 
 def kept(cfg: DictConfig) -> list[str]:
-    """What an interrupted job leaves for the next start."""
+    """What an interrupted job leaves for the next start, and the line that starts it, unless a sweep has one."""
     cache = OmegaConf.select(cfg, "cache")
-    return [f"finished stages are in {cache} and will be reused"] if cache and not sibling() else []
+    if sibling():
+        return []
+    words = [f"finished stages are in {cache} and will be reused"] if cache else []
+    if HydraConfig.get().mode is RunMode.RUN:
+        again = same_again(sys.argv[1:], Path(HydraConfig.get().runtime.output_dir), "hydra.run.dir")
+        words.append(f"the run goes on with\n  {again}")
+    return words
 
 
 def objective(cfg: DictConfig) -> float | None:

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from svdexp.runtime.model_names import name_of
 
 # Keys that change no figure.
 INCIDENTAL = (
@@ -19,6 +23,7 @@ INCIDENTAL = (
 
 
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
+LONGEST_LABEL = 160  # bytes of all words
 
 
 def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,10 +43,49 @@ def cell_name(*words: object, _root_: DictConfig) -> str:
 
     A name depends on the configuration alone: not on the job's number, the machine, or the contents of files.
     """
-    values = plain(_root_)
-    text = json.dumps(relevant(values), sort_keys=True, default=str)
-    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{joined(*words)}_{digits}"
+    return f"{joined(*words)}_{digits_of(_root_)}"
+
+
+def digits_of(cfg: DictConfig) -> str:
+    """Eight digits of all keys of a composed configuration that change a result."""
+    text = json.dumps(relevant(plain(cfg)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(cells: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Of each cell of a sweep, given by its overrides, the keys in which cells differ, with its values.
+
+    Keys are as short as they are clear: `samples` of calibration.samples, unless another key ends in it, too. A model
+    is named after its path.
+    """
+    values = [dict(word.lstrip("+").split("=", 1) for word in words if "=" in word) for words in cells]
+    keys = [key for key in dict.fromkeys(key for cell in values for key in cell) if not key.startswith("hydra")]
+    apart = [key for key in keys if len({cell.get(key) for cell in values}) > 1]
+    ends = Counter(re.split(r"[./]", short(key))[-1] for key in apart)
+    names = {key: end if ends[end := re.split(r"[./]", short(key))[-1]] == 1 else key for key in apart}
+    return [{names[key]: said(key, cell[key]) for key in apart if key in cell} for cell in values]
+
+
+def short(key: str) -> str:
+    """What a key is called: `model` for model.path."""
+    return key.removesuffix(".path") or key
+
+
+def said(key: str, value: str) -> str:
+    """A value of an override as a person says it: without quotes, a path by its last component."""
+    bare = value.strip("'\"")
+    return name_of(bare) if key.rpartition(".")[2] == "path" else bare
+
+
+def folder_for(found: Mapping[str, str], digits: str, sweep: Path) -> str:
+    """The name of a cell's folder in a sweep's: `KEY-VALUE_…` of what tells it apart, and its digits.
+
+    A folder there with these digits keeps its name, so that a grid may grow along another key, and sweeps whose folders
+    were named otherwise are still found. There is neither `=` nor `,` in a name, which Hydra would want in quotes.
+    """
+    known = sorted(path.name for path in sweep.glob(f"*_{digits}") if path.is_dir())
+    label = joined(*(f"{key}-{value}" for key, value in found.items()))
+    return known[0] if known else f"{label.encode()[:LONGEST_LABEL].decode(errors='ignore')}_{digits}"
 
 
 def joined(*words: object) -> str:

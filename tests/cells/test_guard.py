@@ -118,9 +118,15 @@ def test_what_the_disk_says_is_a_sentence() -> None:
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_an_interrupt_promises_what_is_kept(word: str, promise: str, many: bool, tmp_path: Path) -> None:
-    done = toy(tmp_path, *(["-m"] if many else []), "seed=9", word, "hydra.run.dir=run", "hydra.sweep.dir=sweep")
-    assert done.returncode == INTERRUPTED
-    assert done.output.splitlines()[-1] == f"svdexp: interrupted{promise}"
+    what, place = ("sweep", "hydra.sweep.dir=s") if many else ("run", "hydra.run.dir=r")
+    words = [*(["-m"] if many else []), "seed=9", word]
+    for said in ([*words, place], words):
+        done = toy(tmp_path, *said)
+        assert done.returncode == INTERRUPTED
+        first, again = done.output.splitlines()[-2:]
+        assert first == f"svdexp: interrupted{promise}; the {what} goes on with"
+        assert again.startswith(f"  python -m tests.cells.toy {' '.join(words)} hydra.{what}.dir=")
+    assert re.fullmatch(r".*=outputs/(multirun|runs)/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d\S*", again)
     assert "Traceback" not in done.output
 
 

@@ -1,11 +1,13 @@
 """Folder names: a cell's configuration, and nothing else, decides."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from svdexp.cells.guard import config_dir
-from svdexp.cells.naming import cell_name, register_names
+from svdexp.cells.naming import cell_name, differences, folder_for, register_names
 from svdexp.schema import Config
 
 
@@ -81,3 +83,28 @@ def test_hydra_knows_the_resolver() -> None:
     register_names()
     cfg = OmegaConf.create({"device": "cpu", "eval": {}, "x": "a b", "folder": "${cell:${x},1}"})
     assert cfg.folder.startswith("a-b_1_")
+
+
+def test_cells_differ_in_the_shortest_words_that_are_clear() -> None:
+    cells = [
+        ["method=svd", "+method/weighting=diagonal", "calibration.seq_len=8", "eval.seq_len=8", "seed=0", "hydra.x=1"],
+        ["method=svd", "+method/weighting=identity", "calibration.seq_len=9", "eval.seq_len=9", "seed=0", "hydra.x=2"],
+    ]
+    assert differences(cells) == [
+        {"weighting": "diagonal", "calibration.seq_len": "8", "eval.seq_len": "8"},
+        {"weighting": "identity", "calibration.seq_len": "9", "eval.seq_len": "9"},
+    ]
+    assert differences([["model.path=/a/b/one", "ratio=0.5"], ["model.path='/a/b/two'", "ratio=0.5"]]) == [
+        {"model": "one"},
+        {"model": "two"},
+    ]
+    assert differences([["ratio=0.5"], []]) == [{"ratio": "0.5"}, {}]
+    assert differences([["ratio=0.5"]]) == [{}]
+
+
+def test_a_folder_says_what_differs_unless_the_cell_has_one(tmp_path: Path) -> None:
+    apart = {"method": "svd", "files": "[a b/c,d]"}
+    assert folder_for(apart, "1a2b3c4d", tmp_path) == "method-svd_files--a-b-c-d_1a2b3c4d"
+    assert len(folder_for({"method": "x" * 300, "seed": "模" * 300}, "1a2b3c4d", tmp_path).encode()) < 255
+    (tmp_path / "model_svd_0.8_1a2b3c4d").mkdir()
+    assert folder_for(apart, "1a2b3c4d", tmp_path) == "model_svd_0.8_1a2b3c4d"

@@ -1,6 +1,7 @@
 """Sweeps that are started again, extended, started twice, or started on somebody's results."""
 
 import json
+import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,9 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
     assert first.returncode == 1
     assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
+    assert re.search(r"│ 0\.5 +│ +\d[\d.]+ │ +\S+ MB │ done +│", first.stdout)
+    assert re.search(r"│ 0\.001 +│ +│ +│ failed: ratio=0\.001 leaves model", first.stdout)
+    assert first.stdout.endswith("tables and pictures: python -m svdexp.report sweep --to sweep/report\n")
     (failed,) = tmp_path.glob("sweep/*/failed.json")
     assert "ratio=0.001 leaves model.layers.0" in json.loads(failed.read_text())["error"]
     (known,) = tmp_path.glob("sweep/*/results.json")
@@ -38,6 +42,7 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     extended = run(tmp_path, [*words, "ratio=0.4,0.5"])
     assert extended.returncode == 0, extended.output
     assert extended.output.count("finished already") == 1
+    assert re.search(r"│ 0\.5 .* │ finished before │", extended.stdout)
     assert known.stat().st_mtime_ns == before
     ratios = sorted(json.loads(path.read_text())["ratio"] for path in tmp_path.glob("sweep/*/results.json"))
     assert ratios == [0.4, 0.5]
@@ -48,6 +53,39 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     again = json.loads((tmp_path / "alone" / "results.json").read_text())
     assert (again["ratio"], again["ppl/files"], again["cell"]) == (0.5, record["ppl/files"], record["cell"])
     assert again["command"] == record["command"]
+
+
+def test_a_grid_grows_along_another_key(words: list[str], tmp_path: Path) -> None:
+    words = ["-m", *words, "hydra.sweep.dir=sweep", "ratio=0.4,0.5"]
+    assert run(tmp_path, words).returncode == 0
+    known = sorted(path.parent.name for path in tmp_path.glob("sweep/*/results.json"))
+    assert [name.rpartition("_")[0] for name in known] == ["ratio-0.4", "ratio-0.5"]
+    grown = run(tmp_path, [*words, "seed=0,1"])
+    assert grown.returncode == 0, grown.output
+    assert grown.stdout.count("│ finished before │") == 2
+    names = sorted(path.parent.name for path in tmp_path.glob("sweep/*/results.json"))
+    new = [name.rpartition("_")[0] for name in names if name not in known]
+    assert new == ["ratio-0.4_seed-1", "ratio-0.5_seed-1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("ratio=0.5,2", r"svdexp: 1 of 2 cells cannot run, so none was started; ratio=2: ratio is the kept"),
+        ("method=svd,svd_llm_,kron", r"svdexp: 1 of 3 cells .*; method=svd_llm_: .*Could not find 'method/svd_llm_'"),
+        ("method.allocation.rank_align=1,0", r"1 of 2 cells .*rank_align=0: method\.allocation\.rank_align must be"),
+        ("calibration.files=[words.txt],[gone.txt]", r"1 of 2 cells .*gone\.txt"),
+        ("eval.texts=[files],[nothing]", r"1 of 2 cells .*texts=\[nothing\]: "),
+    ],
+)
+def test_a_mistake_in_the_last_cell_costs_nothing(
+    word: str, sentence: str, words: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "words.txt").write_bytes(text_file.read_bytes())
+    done = run(tmp_path, ["-m", *words, word, "hydra.sweep.dir=sweep"])
+    assert done.returncode == 1
+    assert re.search(sentence, done.stderr), done.output
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_two_launchers_share_a_sweep(words: list[str], tmp_path: Path) -> None:

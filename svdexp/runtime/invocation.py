@@ -1,0 +1,32 @@
+"""How this program was called, for lines that say what to type next."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPT = "svdexp"  # the console script's name, and the package's
+MAIN = "compress"  # the subcommand that `python -m svdexp` is
+
+
+def command(name: str = MAIN) -> str:
+    """A subcommand as it is called here: `svdexp NAME`, or `python -m svdexp.NAME` where no script called us."""
+    if Path(sys.orig_argv[1] if len(sys.orig_argv) > 1 else "").name == SCRIPT:
+        return f"{SCRIPT} {name}"
+    return f"python -m {SCRIPT}" if name == MAIN else f"python -m {SCRIPT}.{name}"
+
+
+def this_command() -> str:
+    """The program that this process runs, as `command` gives it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else SCRIPT
+    if module == SCRIPT:
+        return command()
+    return command(module.removeprefix(f"{SCRIPT}.")) if module.startswith(f"{SCRIPT}.") else f"python -m {module}"
+
+
+def same_again(words: Sequence[str], folder: Path, key: str) -> str:
+    """The line that starts this program with the same words in the same folder, which `key` names."""
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    place = [] if any(word.startswith(f"{key}=") for word in words) else [f"{key}={shown}"]
+    return f"{this_command()} {shlex.join([*words, *place])}"
