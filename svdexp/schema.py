@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio, require_seed, require_tokens
 from svdexp.runtime.model_names import name_of
+from svdexp.runtime.nearest import did_you_mean
 
 OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
@@ -401,7 +402,9 @@ def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:
 
 def refuse_unknown_keys(part: object, prefix: str = "") -> None:
     """Raise UserError for a key that no dataclass declares: Hydra's `+KEY=VALUE` adds any that it is given."""
+    known = [f"{prefix}{key}" for key in type(part).__dataclass_fields__]  # type: ignore[attr-defined]
     for key, value in vars(part).items():
-        require(key in type(part).__dataclass_fields__, f"there is no key {prefix}{key}")  # type: ignore[attr-defined]
+        name = f"{prefix}{key}"
+        require(name in known, f"there is no key {name}{did_you_mean(name, known)}")
         if is_dataclass(value):
             refuse_unknown_keys(value, f"{prefix}{key}.")

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.svdexp_sweeps.launching import checked, compose, finished
 from svdexp.cells import HeldError, wait_for
-from svdexp.cells.traces import as_before, is_dry
-from svdexp.cells.guard import as_mistake, one_sentence
+from svdexp.cells.mistakes import as_mistake, one_sentence
 from svdexp.cells.naming import differences, digits_of, folder_for
+from svdexp.cells.traces import as_before, is_dry
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.invocation import same_again
 from svdexp.runtime.masking import masked_config, masked_words
@@ -101,6 +101,7 @@ class Grid(BasicSweeper):
 
     def leaves_no_checkpoints(self) -> bool:
         """Whether nothing says what cells save."""
+        assert self.config is not None
         return OmegaConf.select(self.config, "save") is Save.auto
 
     def split_arguments(  # type: ignore[override]

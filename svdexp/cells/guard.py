@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from svdexp.cells import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
 from svdexp.cells.choices import config_dir as config_dir
 from svdexp.cells.mistakes import KNOWN, as_mistake, one_sentence
+from svdexp.cells.page import listing, page
 from svdexp.cells.traces import is_dry, one_dry_run, remove_traces
 from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
@@ -25,10 +26,12 @@ from svdexp.runtime.interruption import interruptible
 from svdexp.runtime.invocation import same_again
 from svdexp.runtime.masking import masked_words
 from svdexp.runtime.reading import read_object
-from svdexp.schema import Config, EvaluateConfig
+from svdexp.runtime.version import __version__
+from svdexp.schema import Config, EvaluateConfig, ExportConfig
 
 log = logging.getLogger("svdexp")
 
+CONFIGS: dict[type, str] = {Config: "config", EvaluateConfig: "evaluate", ExportConfig: "export"}  # by their schemas
 BUSY = os.EX_TEMPFAIL  # exit code of a single run whose folder another process holds
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)
@@ -158,7 +161,23 @@ def cli(main: Callable[[], object], schema: type) -> int:
     sys.argv[1:] = [without_plus(word) for word in sys.argv[1:]]
     if sibling():
         sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
-    return interruptible(lambda: explained(main))
+    return interruptible(lambda: explained(lambda: tell(sys.argv[1:], CONFIGS[schema]) or main()))
+
+
+def tell(words: Sequence[str], config: str) -> bool:
+    """Whether the words ask for help, the version or a list of choices, which is printed.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    asked = next((word for word in words if word in ("--help", "-h", "--version", "--list")), None)
+    if asked == "--version":
+        print(f"svdexp {__version__}")
+    elif asked == "--list":
+        print(listing(*words[words.index("--list") + 1 :][:1]))
+    elif asked:
+        print(page(config))
+    return asked is not None
 
 
 def without_plus(word: str) -> str:

@@ -1,8 +1,9 @@
 """What went wrong as one sentence for the user, whichever library raised it."""
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from svdexp.cells.unknown import unknown
 from svdexp.runtime.disk import OUTSIDE
 from svdexp.runtime.errors import UserError
 
@@ -17,10 +18,12 @@ MOVED = {
 def as_mistake(error: Exception) -> Exception:
     """The error; one of the disk, or of memory that is not there, which has many types, as a sentence for the user.
 
-    So is a choice that moved.
+    So is a choice that moved, and a group, choice or key that there is not, with one that was perhaps meant.
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file in MOVED:
         return UserError(MOVED[error.missing_cfg_file])
+    if isinstance(error, ConfigCompositionException) and (sentence := unknown(error)):
+        return UserError(sentence)
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")
     words = " ".join(str(error).split())

@@ -8,7 +8,7 @@ from svdexp.schema import Config, EvaluateConfig
 
 
 def check_cell(config: Config | EvaluateConfig) -> None:
-    """Raise UserError for what a run, or an evaluation, refuses before it looks at its device: parts, paths, options."""
+    """Raise UserError for what a run or an evaluation refuses before it looks at its device: parts, paths, options."""
     if isinstance(config, Config):
         build(config.tracker, "tracker")
         check_inputs(config, build_method(config))

@@ -16,13 +16,21 @@ def command(name: str = MAIN) -> str:
     return f"python -m {SCRIPT}" if name == MAIN else f"python -m {SCRIPT}.{name}"
 
 
+def module() -> str:
+    """What stands behind `python -m` to start what this process runs."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return str(spec.name).removesuffix(".__main__") if spec else SCRIPT
+
+
+def subcommand() -> str:
+    """The subcommand that this process runs."""
+    package, _, name = module().partition(".")
+    return name if package == SCRIPT and name else MAIN
+
+
 def this_command() -> str:
     """The program that this process runs, as `command` gives it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    module = spec.name.removesuffix(".__main__") if spec else SCRIPT
-    if module == SCRIPT:
-        return command()
-    return command(module.removeprefix(f"{SCRIPT}.")) if module.startswith(f"{SCRIPT}.") else f"python -m {module}"
+    return command(subcommand()) if module().partition(".")[0] == SCRIPT else f"python -m {module()}"
 
 
 def same_again(words: Sequence[str], folder: Path, key: str) -> str:

@@ -1,12 +1,14 @@
 """Options as the fields of a dataclass, which is their schema."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.nearest import did_you_mean
 
 
 def fill(part: type, values: Mapping[str, Any], knob: str) -> Any:
@@ -19,4 +21,6 @@ def fill(part: type, values: Mapping[str, Any], knob: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(part), values))
     except OmegaConfBaseException as error:
         key = f".{error.key}" if error.key is not None else ""
-        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}") from error
+        misspelt = isinstance(error, ConfigKeyError) and error.key is not None
+        near = did_you_mean(str(error.key), [field.name for field in fields(part)]) if misspelt else ""
+        raise UserError(f"{knob}{key}: {str(error).splitlines()[0]}{near}") from error

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from svdexp.cells import RESULTS
 from svdexp.record import Record
+from svdexp.record.kinds import NUMBER
 from svdexp.record.results import ACC, AVERAGE, BYTES, PPL, RATIO
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.invocation import command
@@ -40,11 +41,12 @@ def show_sweep(lines: Sequence[Line], sweep: Path) -> None:
     console = Console()
     console.print(table_of(lines))
     shown = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
-    console.print(f"tables and pictures: {command('report')} {shown} --to {shown}/report", soft_wrap=True, highlight=False)
+    line = f"tables and pictures: {command('report')} {shown} --to {shown}/report"
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def table_of(lines: Sequence[Line]) -> Table:
-    """What tells cells apart, then ratio, perplexities, mean accuracy and size where a cell has them, then its state."""
+    """What tells cells apart, then ratio, perplexities, mean accuracy and size where cells have them, and states."""
     apart = list(dict.fromkeys(key for line in lines for key in line.apart))
     records = [line.results for line in lines]
     figures = [key for key in figures_of(records) if key not in apart]
@@ -55,7 +57,7 @@ def table_of(lines: Sequence[Line]) -> Table:
         table.add_column(key, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for line, results in zip(lines, records, strict=True):
-        shown = [number(key, results[key]) if key in results else "" for key in figures]
+        shown = [number(key, NUMBER.checked(key, results[key])) if key in results else "" for key in figures]
         table.add_row(*(Text(line.apart.get(key, "")) for key in apart), *shown, Text(line.state))
     return table
 

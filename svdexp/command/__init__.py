@@ -1,0 +1,1 @@
+"""The console script `svdexp`: one name for all commands, and what a shell asks it."""

@@ -1,0 +1,15 @@
+"""What somebody who misspelt a name may have meant."""
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+
+
+def did_you_mean(word: str, names: Collection[str]) -> str:
+    """`; did you mean NAME?`, to end a sentence with; nothing where no name is near.
+
+    A key without what stands before it (`samples`) is near to those that end in it (calibration.samples).
+    """
+    ends = [name for name in names if re.split(r"[./]", name)[-1] == word]
+    near = ends[:3] or get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
