@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from svdexp.runtime.invocation import this_command
+from svdexp.runtime.invocation import command
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print every ratio."""
     parser = argparse.ArgumentParser(
-        prog=this_command(), description="Measures speed as ratios: above 1, svdexp's way is faster."
+        prog=command("bench"), description="Measures speed as ratios: above 1, svdexp's way is faster."
     )
     parser.parse_args(words)
     show()

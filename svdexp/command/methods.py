@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from svdexp.cells.catalogue import choices
 from svdexp.cells.choices import own_parts
-from svdexp.runtime.invocation import this_command
+from svdexp.runtime.invocation import command
 
 PARTS = ("weighting", "allocation", "update")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print two lines for each."""
-    argparse.ArgumentParser(prog=this_command(), description="Every method: its parts, and what it is.").parse_args(
+    argparse.ArgumentParser(prog=command("methods"), description="Every method: its parts, and what it is.").parse_args(
         words
     )
     found = choices("method")

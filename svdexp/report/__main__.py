@@ -19,13 +19,13 @@ from svdexp.report.collect import Missing, Record, standalone, survey
 from svdexp.report.published import published
 from svdexp.report.tables import PUBLISHED, beside_published, every_run, without_results
 from svdexp.runtime.errors import UserError
-from svdexp.runtime.invocation import this_command
+from svdexp.runtime.invocation import command
 from svdexp.runtime.markdown import numbered, table
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Report on the folders on the command line."""
-    parser = argparse.ArgumentParser(prog=this_command(), description="Tables and pictures of many runs.")
+    parser = argparse.ArgumentParser(prog=command("report"), description="Tables and pictures of many runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="of runs and sweeps; searched to any depth")
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="write report.html, report.md, tables and pictures here"
