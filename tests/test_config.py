@@ -24,6 +24,8 @@ GROUPS = {
     "calibration": 9,
     "eval": 7,
     "experiment": 12,
+    "hydra/hydra_logging": 1,
+    "hydra/job_logging": 2,
     "hydra/launcher": 3,
     "hydra/sweeper": 1,
     "method": 13,

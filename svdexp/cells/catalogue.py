@@ -55,9 +55,10 @@ def choices(group: str) -> list[Entry]:
 
 
 def all_groups() -> list[str]:
-    """The folders of conf/ that hold choices, as a command line names them."""
+    """The folders of conf/ that hold choices, as a command line names them; how logs look is nobody's choice."""
     root = Path(config_dir())
-    return sorted({str(path.parent.relative_to(root)) for path in root.rglob("*/*.yaml")})
+    found = {str(path.parent.relative_to(root)) for path in root.rglob("*/*.yaml")}
+    return sorted(group for group in found if not group.endswith("_logging"))
 
 
 def comment_of(path: Path) -> list[str]:

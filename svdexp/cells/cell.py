@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from svdexp.record.results import CELL, RELOAD
@@ -106,6 +107,11 @@ def agreed(decide: Callable[[], Decision]) -> Decision:
 
     processes = Processes()
     return processes.agree(decide()) if processes.main else processes.agree(cast(Decision, None))
+
+
+def in_sweep() -> bool:
+    """Whether this is a cell of a sweep that this process, or the one that launched it, goes on with."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is not RunMode.RUN
 
 
 @contextmanager

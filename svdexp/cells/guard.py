@@ -23,7 +23,7 @@ from svdexp.cells.traces import is_dry, one_dry_run, remove_traces
 from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible
-from svdexp.runtime.invocation import same_again
+from svdexp.runtime.invocation import same_again, shown
 from svdexp.runtime.masking import masked_words
 from svdexp.runtime.reading import read_object
 from svdexp.runtime.version import __version__
@@ -66,6 +66,7 @@ def guarded(
         config = check(cfg)
         if dry:
             return work(config, folder)
+        log.info("%s, in %s", what(config), shown(folder))
         carry_out(cfg, config, folder, work, complete)
         return None
     except KeyboardInterrupt:
@@ -86,6 +87,13 @@ def guarded(
         failure = error if isinstance(error, HeldError) else UserError(one_sentence(error))
     # Raised here, not above: the error's traceback would keep the model's tensors alive as long as the sweep lasts.
     raise failure.with_traceback(None)
+
+
+def what(config: Config | EvaluateConfig) -> str:
+    """What is begun, in a few words."""
+    if isinstance(config, Config):
+        return f"svdexp {__version__}: {config.model.name} by {config.method.name} to ratio {config.ratio:g}"
+    return f"svdexp {__version__}: {config.model.name} measured by eval={config.eval.name}"
 
 
 def refuse_half_a_sweep() -> None:
@@ -157,6 +165,10 @@ def cli(main: Callable[[], object], schema: type) -> int:
     register_names()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach us; Hydra would print its own excerpt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of what it warns, svdexp checks what matters
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and transformers, which fill log files
+    logging.captureWarnings(True)  # Python's warnings, too, go where logs go
     logging.raiseExceptions = False  # a log on a full disk loses lines, and prints no tracebacks
     sys.argv[1:] = [without_plus(word) for word in sys.argv[1:]]
     if sibling():

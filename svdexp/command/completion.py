@@ -6,7 +6,7 @@ from enum import Enum
 
 from omegaconf import DictConfig, OmegaConf
 
-from svdexp.command.dispatch import MODULES, OPTIONS
+from svdexp.command.subcommands import MODULES, OPTIONS
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.nearest import did_you_mean
 

@@ -3,28 +3,24 @@
 from svdexp.runtime.interruption import interruptible
 
 # isort: split
+import os
 import runpy
 import sys
 from collections.abc import Sequence
 
+from svdexp.command.subcommands import MODULES
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.nearest import did_you_mean
 from svdexp.runtime.version import __version__
 
-MODULES = {
-    "compress": "svdexp",
-    "evaluate": "svdexp.evaluate",
-    "export": "svdexp.export",
-    "report": "svdexp.report",
-    "bench": "svdexp.bench",
-    "methods": "svdexp.command.methods",
-}
-OPTIONS = ("--help", "--version", "--list", "--completion")
-
 
 def main() -> int:
     """The console script."""
-    return interruptible(lambda: dispatch(sys.argv[1:]))
+    try:
+        return interruptible(lambda: dispatch(sys.argv[1:]))
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again when it ends
+        return 0
 
 
 def dispatch(words: Sequence[str]) -> int:

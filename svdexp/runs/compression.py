@@ -1,13 +1,13 @@
 """One run, top-down: texts → model → dense evaluation → compress → evaluation → save → record."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.cells.cell import in_sweep
 from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import resolve_device
@@ -31,9 +31,7 @@ from svdexp.runtime.model_names import CHECKPOINT
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Config, Save
-from svdexp.tracking import Findings, NoTracker, Telling, commit, layer_rows, record, show, tracked
-
-log = logging.getLogger(__name__)
+from svdexp.tracking import Findings, NoTracker, Telling, commit, layer_rows, narrate, record, show, tracked
 
 
 def run(config: Config, run_dir: Path) -> Results | None:
@@ -63,7 +61,8 @@ def experiment(
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     forget_peak()
-    clock = StageClock(telling.stage)
+    story = narrate(method, config.save)
+    clock = StageClock(telling.stage, began=story.begins)
 
     with clock("load"):
         model, weights, tokenizer, windows, lessons, texts, exams = read(config, method, device)
@@ -72,7 +71,7 @@ def experiment(
     counts = [len(part) for part in texts.values()]
     machine = this_machine(device, model.dtype, planned.layers)
     found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
-    log.info("\n%s", found.text)
+    story.expect(found)
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
@@ -105,6 +104,7 @@ def experiment(
             checkpoint.save(model, tokenizer, run_dir / CHECKPOINT, compression.ranks, compression.elastic)
             compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, windows[:1], config.model.trust_remote_code)
 
+    story.ends(clock.seconds)
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {
         **keys.CELL.says(cell),
         **keys.TRACKER_URL.says(telling.url),
@@ -118,7 +118,7 @@ def experiment(
     findings.leave(run_dir)
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
     telling.findings(findings)
-    show(results)
+    show(results, saved=config.save is not Save.none, last=not in_sweep())
     return results
 
 

@@ -32,7 +32,7 @@ from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import EvaluateConfig, ModelConfig
-from svdexp.tracking import circumstances, commit, identified, show_one
+from svdexp.tracking import Narration, circumstances, commit, identified, show_one
 
 
 def run(config: EvaluateConfig, run_dir: Path) -> Results:
@@ -49,7 +49,8 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     cell = identity_of(config)  # of the files that are read now
     torch.manual_seed(config.seed)
     forget_peak()
-    clock = StageClock()
+    story = Narration(("load", "evaluate"), labels={"evaluate": "model evaluated"})
+    clock = StageClock(began=story.begins)
 
     with clock("load"):
         tokenizer = tokenizer_of(source, config.cache)
@@ -66,6 +67,7 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer, weights)
         said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
 
+    story.ends(clock.seconds)
     results: Results = keys.CELL.says(cell) | identified(config.model, weights) | keys.EVAL.says(asdict(config.eval))
     results |= figures | file_bytes(source) | circumstances(config.seed, run_dir, clock, model)
     results |= keys.PROTOCOL.says(protocols(texts)) | keys.TASKS.says({exam.name: exam.describe() for exam in exams})

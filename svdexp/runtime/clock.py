@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ class StageClock:
 
     Args:
         ended: is called with the clock whenever a stage ends, however it ends.
+        began: is called with a stage's name whenever it begins, and the seconds of all by then.
 
     Attributes:
         seconds: by stage.
@@ -28,8 +29,13 @@ class StageClock:
         device: by stage, the most memory that tensors held meanwhile on the fullest CUDA device; empty without one.
     """
 
-    def __init__(self, ended: "Callable[[StageClock], None] | None" = None) -> None:
-        self._ended = ended
+    def __init__(
+        self,
+        ended: "Callable[[StageClock], None] | None" = None,
+        *,
+        began: Callable[[str, Mapping[str, float]], object] | None = None,
+    ) -> None:
+        self._ended, self._began = ended, began
         self.seconds: dict[str, float] = {}
         self.rss: dict[str, int] = {}
         self.device: dict[str, int] = {}
@@ -40,6 +46,8 @@ class StageClock:
     def __call__(self, stage: str) -> Iterator[None]:
         """Time spent inside this context belongs to `stage`."""
         self._lap()
+        if self._began:
+            self._began(stage, self.seconds)
         self._running.append(stage)
         try:
             yield

@@ -35,6 +35,10 @@ def this_command() -> str:
 
 def same_again(words: Sequence[str], folder: Path, key: str) -> str:
     """The line that starts this program with the same words in the same folder, which `key` names."""
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    place = [] if any(word.startswith(f"{key}=") for word in words) else [f"{key}={shown}"]
+    place = [] if any(word.startswith(f"{key}=") for word in words) else [f"{key}={shown(folder)}"]
     return f"{this_command()} {shlex.join([*words, *place])}"
+
+
+def shown(folder: Path) -> Path:
+    """A folder as whoever sits here would type it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

@@ -8,6 +8,7 @@ from svdexp.tracking.console import show, show_one
 from svdexp.tracking.csv_tracker import CsvTracker
 from svdexp.tracking.findings import Findings
 from svdexp.tracking.layers import layer_rows
+from svdexp.tracking.narration import Narration, narrate
 from svdexp.tracking.none import NoTracker
 from svdexp.tracking.provenance import commit
 from svdexp.tracking.record import circumstances, identified, record
@@ -18,6 +19,7 @@ from svdexp.tracking.wandb_tracker import WandbTracker
 __all__ = [
     "CsvTracker",
     "Findings",
+    "Narration",
     "NoTracker",
     "Results",
     "Telling",
@@ -29,6 +31,7 @@ __all__ = [
     "complete",
     "identified",
     "layer_rows",
+    "narrate",
     "record",
     "show",
     "show_one",

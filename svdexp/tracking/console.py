@@ -1,10 +1,13 @@
-"""The tables at the end of a run. Every row carries the name of its key in results.json."""
+"""The tables at the end of a run, and what to do next. Every row carries the name of its key in results.json."""
 
+import logging
 import math
 from collections.abc import Collection
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +21,17 @@ from svdexp.record.results import (
     DAMPED_LAYERS,
     DEVICE,
     DTYPE,
+    FLOPS_PER_TOKEN,
     GENERATION,
+    GENERATION_BYTES,
+    LATENCY,
     METHOD,
     MODEL,
     PARAMS,
     PEAK_DEVICE,
+    PEAK_DEVICE_BY_STAGE,
     PEAK_RSS,
+    PEAK_RSS_BY_STAGE,
     PHASES,
     PPL,
     RATIO,
@@ -31,43 +39,112 @@ from svdexp.record.results import (
     RUN_DIR,
     SECONDS,
     SPEED,
+    SPEED_SPREAD,
+    TARGET_BITS,
 )
+from svdexp.runtime.invocation import command, shown
+from svdexp.runtime.words import FILE_ONLY
+
+log = logging.getLogger(__name__)
 
 SHARES = (ACC, ACC_NORM)  # with a standard error; their change is a difference
 STAGES = (RATIO, ACHIEVED_RATIO, SECONDS, PEAK_RSS, PEAK_DEVICE, RELOAD, DAMPED_LAYERS)
 FIGURES = (PPL, *SHARES, SPEED, PARAMS, BYTES)
+LABELS: dict[Entry[Any], str] = {
+    TARGET_BITS: "bits of the compressed layers",
+    PPL: "perplexity",
+    ACC: "accuracy",
+    ACC_NORM: "accuracy by length",
+    SPEED: "tokens per second",
+    LATENCY: "latency in ms",
+    GENERATION_BYTES: "memory while generating",
+    FLOPS_PER_TOKEN: "FLOPs a token",
+    PARAMS: "parameters",
+    BYTES: "stored size",
+    RATIO: "ratio asked for",
+    ACHIEVED_RATIO: "ratio achieved",
+    DAMPED_LAYERS: "layers whose moment was damped",
+    RELOAD: "logits after loading again, at most off by",
+    SECONDS: "seconds",
+    PEAK_RSS: "peak memory",
+    PEAK_RSS_BY_STAGE: "peak memory",
+    PEAK_DEVICE: "peak memory of the device",
+    PEAK_DEVICE_BY_STAGE: "peak memory of the device",
+}
 
 
-def show(results: Record) -> None:
-    """Print dense beside compressed, then how the run went."""
-    console = Console()
-    console.print(_comparison(results))
-    for sentence in slowdowns(results):
-        console.print(sentence, highlight=False)
-    _show_rest(console, results, ("dense", "compressed"))
+def show(results: Record, *, saved: bool = False, last: bool = True) -> None:
+    """Print dense beside compressed, then how the run went and what to do next; the log file has it, too.
+
+    Args:
+        results: the record.
+        saved: whether there is a checkpoint.
+        last: whether nothing comes after this run, as in a sweep.
+    """
+    rest = _rest(results, ("dense", "compressed"))
+    _print([_comparison(results), *map(Text, verdicts(results)), *rest, *(following(results, saved) if last else [])])
 
 
 def show_one(results: Record) -> None:
     """Print the figures of one model, then how the run went."""
-    console = Console()
     table = Table(title=f"{MODEL.of(results)} · {_where(results)}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right", no_wrap=True)
     for key in results:
         if is_one_of(key, FIGURES):
-            table.add_row(key, figure(results, key))
-    console.print(table)
-    _show_rest(console, results, ("continuation",))
+            table.add_row(label(key), figure(results, key))
+    _print([table, *_rest(results, ("continuation",))])
 
 
-def slowdowns(results: Record) -> list[str]:
-    """One sentence for each speed at which the compressed model loses to the dense one."""
+def label(key: str) -> Text:
+    """What people call a figure, and behind it its key: `perplexity, pydoc  (ppl/pydoc)`."""
+    found = place(key)
+    if found is None or found.entry not in LABELS:
+        return Text(key)
+    member = key.partition("/")[2].replace("_", " ")
+    said = f"{LABELS[found.entry]}, {member}" if member else LABELS[found.entry]
+    return Text.assemble(said, "  ", (f"({key})", "dim"))
+
+
+def verdicts(results: Record) -> list[str]:
+    """One sentence for each speed at which the compressed model loses to the dense one, or that comes to the same.
+
+    A difference inside what repeats of one measurement differ by is none.
+    """
     sentences = []
     here, there = SPEED.of(results), SPEED.of_dense(results)
+    spreads = SPEED_SPREAD.of(results), SPEED_SPREAD.of_dense(results)
     for phase in PHASES:
-        if phase in here and here[phase] < there[phase]:
-            sentences.append(f"The compressed model is slower in {phase}: {here[phase] / there[phase]:.2f} × dense.")
+        if phase in here:
+            factor, spread = here[phase] / there[phase], max(found.get(phase, 0.0) for found in spreads)
+            if abs(factor - 1) <= spread:
+                sentences.append(f"Even in {phase}: {factor:.2f} × dense, and repeats differ by {spread:.0%}.")
+            elif factor < 1:
+                sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
     return sentences
+
+
+def following(results: Record, saved: bool) -> list[Text]:
+    """Lines that say what can be done with a finished run."""
+    folder = shown(Path(RUN_DIR.of(results)))
+    lines = [(f"{command('report')} {folder} --to report", "tables and pictures")]
+    if saved:
+        lines = [
+            (f"{command('export')} path={folder} to=FOLDER", "a checkpoint for others"),
+            (f'svdexp.load("{folder}")', "in Python: the model and its tokenizer"),
+            *lines,
+        ]
+    width = max(len(line) for line, _ in lines)
+    return [Text("next:"), *(Text(f"  {line:{width}}  {says}") for line, says in lines)]
+
+
+def _print(pieces: Collection[RenderableType]) -> None:
+    """Print on standard output, and as plain text into the log file."""
+    file = StringIO()
+    for console in (Console(), Console(file=file, width=120)):
+        for piece in pieces:
+            console.print(piece, soft_wrap=isinstance(piece, Text), highlight=False)
+    log.info("\n%s", file.getvalue().rstrip(), **FILE_ONLY)
 
 
 def number(key: str, value: float) -> str:
@@ -94,7 +171,10 @@ def change(key: str, dense: float, value: float) -> str:
     """What became of a figure: a factor, which there is not of zero, or a difference of shares."""
     if is_one_of(key, SHARES):
         return f"{value - dense:+.3f}"
-    return f"{value / dense:.3f} ×" if dense else ""
+    if not dense:
+        return ""
+    factor = value / dense
+    return f"{factor:.3f} ×" if not factor >= 1000 else f"{factor:,.0f} ×"
 
 
 def beside_dense(results: Record, key: str, dense: str) -> list[str]:
@@ -123,21 +203,21 @@ def _comparison(results: Record) -> Table:
         title_justify="left",
     )
     for heading in ("", "dense", "compressed", "change"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     for key, dense in compared(results).items():
-        table.add_row(*beside_dense(results, key, dense))
+        table.add_row(label(key), *beside_dense(results, key, dense)[1:])
     return table
 
 
-def _show_rest(console: Console, results: Record, speakers: tuple[str, ...]) -> None:
+def _rest(results: Record, speakers: tuple[str, ...]) -> list[RenderableType]:
     """Continuations of prompts, if there are any; stages; where the record is."""
+    pieces: list[RenderableType] = []
     if sayings := GENERATION.of(results):
         said = Table("prompt", *speakers, title="generation", title_justify="left", show_lines=True)
         for entry in sayings:
             said.add_row(*(Text(entry[column]) for column in ("prompt", *speakers)))
-        console.print(said)
-    console.print(_run(results))
-    console.print(f"{RUN_DIR.of(results)}/results.json", soft_wrap=True, highlight=False)
+        pieces.append(said)
+    return [*pieces, _run(results), Text(f"{RUN_DIR.of(results)}/results.json")]
 
 
 def _run(results: Record) -> Table:
@@ -146,5 +226,5 @@ def _run(results: Record) -> Table:
     table.add_column(justify="right")
     for key in results:
         if is_one_of(key, STAGES):
-            table.add_row(key, number(key, _number(results, key)))
+            table.add_row(label(key), number(key, _number(results, key)))
     return table

@@ -14,7 +14,7 @@ from svdexp.record import Record
 from svdexp.record.kinds import NUMBER
 from svdexp.record.results import ACC, AVERAGE, BYTES, PPL, RATIO
 from svdexp.runtime.errors import UserError
-from svdexp.runtime.invocation import command
+from svdexp.runtime.invocation import command, shown
 from svdexp.runtime.reading import read_object
 from svdexp.tracking.console import number
 
@@ -40,8 +40,7 @@ def show_sweep(lines: Sequence[Line], sweep: Path) -> None:
     """Print the cells of a sweep's folder, and how to report on them."""
     console = Console()
     console.print(table_of(lines))
-    shown = sweep.relative_to(Path.cwd()) if sweep.is_relative_to(Path.cwd()) else sweep
-    line = f"tables and pictures: {command('report')} {shown} --to {shown}/report"
+    line = f"tables and pictures: {command('report')} {shown(sweep)} --to {shown(sweep)}/report"
     console.print(line, soft_wrap=True, highlight=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from svdexp.cells.catalogue import all_groups, choices, groups, keys
 from svdexp.cells.page import page
-from svdexp.command.dispatch import MODULES
+from svdexp.command.subcommands import MODULES
 from tests.end_to_end.forked import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,11 @@
+"""What the console script can be told first: a subcommand is one line here."""
+
+MODULES = {
+    "compress": "svdexp",
+    "evaluate": "svdexp.evaluate",
+    "export": "svdexp.export",
+    "report": "svdexp.report",
+    "bench": "svdexp.bench",
+    "methods": "svdexp.command.methods",
+}
+OPTIONS = ("--help", "--version", "--list", "--completion")

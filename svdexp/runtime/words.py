@@ -1,0 +1,24 @@
+"""What of a program's log people read on the console, and how; the log file has all of it."""
+
+import logging
+
+OURS = ("svdexp", "hydra_plugins")  # loggers whose words are for whoever sits there
+FILE_ONLY = {"extra": {"file_only": True}}  # log.info(…, **FILE_ONLY): what the console shows otherwise, or in short
+
+
+class Ours(logging.Filter):
+    """Lets our own words pass, and others' errors: their warnings are nothing that a user of svdexp can mend."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the console shows it."""
+        ours = record.name.partition(".")[0] in OURS
+        return not getattr(record, "file_only", False) and (ours or record.levelno >= logging.ERROR)
+
+
+class Words(logging.Formatter):
+    """A line as it is; before a warning or an error stands what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        said = super().format(record)
+        return said if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {said}"

@@ -1,0 +1,32 @@
+"""What of the log people read on the console."""
+
+import logging
+
+import pytest
+
+from svdexp.runtime.words import FILE_ONLY, Ours, Words
+
+
+def record(name: str, level: int, **extra: object) -> logging.LogRecord:
+    return logging.getLogger(name).makeRecord(name, level, "file", 1, "words", (), None, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "seen"),
+    [
+        ("svdexp", logging.INFO, True),
+        ("svdexp.cells.cell", logging.WARNING, True),
+        ("bitsandbytes.backends", logging.WARNING, False),
+        ("py.warnings", logging.WARNING, False),
+        ("svdexpert", logging.WARNING, False),
+        ("bitsandbytes.backends", logging.ERROR, True),
+    ],
+)
+def test_whose_words_are_seen(name: str, level: int, seen: bool) -> None:
+    assert Ours().filter(record(name, level)) is seen
+    assert not Ours().filter(record("svdexp", logging.INFO, **FILE_ONLY["extra"]))
+
+
+def test_a_warning_says_that_it_is_one() -> None:
+    assert Words().format(record("svdexp", logging.INFO)) == "words"
+    assert Words().format(record("svdexp", logging.WARNING)) == "warning: words"
