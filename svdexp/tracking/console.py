@@ -37,7 +37,6 @@ from svdexp.record.results import (
     RATIO,
     RELOAD,
     RUN_DIR,
-    SECONDS,
     SPEED,
     SPEED_SPREAD,
     TARGET_BITS,
@@ -48,7 +47,8 @@ from svdexp.runtime.words import FILE_ONLY
 log = logging.getLogger(__name__)
 
 SHARES = (ACC, ACC_NORM)  # with a standard error; their change is a difference
-STAGES = (RATIO, ACHIEVED_RATIO, SECONDS, PEAK_RSS, PEAK_DEVICE, RELOAD, DAMPED_LAYERS)
+# How the run went; its stages' seconds were said when they ended.
+RUN = (RATIO, ACHIEVED_RATIO, PEAK_RSS, PEAK_DEVICE, RELOAD, DAMPED_LAYERS)
 FIGURES = (PPL, *SHARES, SPEED, PARAMS, BYTES)
 LABELS: dict[Entry[Any], str] = {
     TARGET_BITS: "bits of the compressed layers",
@@ -65,7 +65,6 @@ LABELS: dict[Entry[Any], str] = {
     ACHIEVED_RATIO: "ratio achieved",
     DAMPED_LAYERS: "layers whose moment was damped",
     RELOAD: "logits after loading again, at most off by",
-    SECONDS: "seconds",
     PEAK_RSS: "peak memory",
     PEAK_RSS_BY_STAGE: "peak memory",
     PEAK_DEVICE: "peak memory of the device",
@@ -225,6 +224,6 @@ def _run(results: Record) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for key in results:
-        if is_one_of(key, STAGES):
+        if is_one_of(key, RUN):
             table.add_row(label(key), number(key, _number(results, key)))
     return table

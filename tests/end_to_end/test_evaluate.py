@@ -110,4 +110,4 @@ def test_mistakes_get_one_sentence(
 def test_help(evaluate_command: Svdexp) -> None:
     shown = evaluate_command("--help")
     assert shown.returncode == 0
-    assert "path: ???" in shown.stdout
+    assert "path=???" in shown.stdout

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from svdexp.tracking.console import FIGURES, LABELS, STAGES, change, label, number, show, verdicts
+from svdexp.tracking.console import FIGURES, LABELS, RUN, change, label, number, show, verdicts
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_people_read_labels_and_find_keys() -> None:
     assert label("ppl/pydoc").plain == "perplexity, pydoc  (ppl/pydoc)"
     assert label("tokens_per_second/decode").plain == "tokens per second, decode  (tokens_per_second/decode)"
     assert label("peak_rss_bytes").plain == "peak memory  (peak_rss_bytes)"
-    assert {*FIGURES, *STAGES} <= LABELS.keys()
+    assert {*FIGURES, *RUN} <= LABELS.keys()
 
 
 @pytest.mark.parametrize(
