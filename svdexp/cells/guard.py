@@ -109,12 +109,13 @@ def refuse_half_a_sweep() -> None:
 
 
 def kept(cfg: DictConfig) -> list[str]:
-    """What an interrupted job leaves for the next start, and the line that starts it, unless a sweep has one."""
+    """What an interrupted job leaves for the next start, and the line that starts it."""
     cache = OmegaConf.select(cfg, "cache")
     if sibling():
         return []
+    alone = HydraConfig.get().mode is RunMode.RUN and int(os.environ.get("WORLD_SIZE", "1")) == 1
     words = [f"finished stages are in {cache} and will be reused"] if cache else []
-    if HydraConfig.get().mode is RunMode.RUN:
+    if alone:  # a sweep, and what started several processes, have a line of their own
         again = same_again(sys.argv[1:], Path(HydraConfig.get().runtime.output_dir), "hydra.run.dir")
         words.append(f"the run goes on with\n  {again}")
     return words

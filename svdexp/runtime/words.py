@@ -1,6 +1,9 @@
 """What of a program's log people read on the console, and how; the log file has all of it."""
 
 import logging
+import sys
+from contextlib import nullcontext
+from typing import TextIO
 
 OURS = ("svdexp", "hydra_plugins")  # loggers whose words are for whoever sits there
 FILE_ONLY = {"extra": {"file_only": True}}  # log.info(…, **FILE_ONLY): what the console shows otherwise, or in short
@@ -22,3 +25,13 @@ class Words(logging.Formatter):
         """The line."""
         said = super().format(record)
         return said if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {said}"
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """Writes lines between progress bars, not into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line; a bar that is there goes away before and comes back after it."""
+        bars = sys.modules.get("tqdm")
+        with bars.tqdm.external_write_mode(file=self.stream) if bars else nullcontext():
+            super().emit(record)
