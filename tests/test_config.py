@@ -148,8 +148,11 @@ def test_an_evaluation_composes() -> None:
         ("eval.prompts=['']", r"eval\.prompts has an empty prompt"),
         ("eval.efficiency.generate=0", r"eval\.efficiency\.generate"),
         ("targets.include=[]", r"targets\.include"),
-        ("+targets.rank={a:3}", r"there is no key targets\.rank$"),
-        ("+eval.efficiency.prompts=3", r"there is no key eval\.efficiency\.prompts$"),
+        ("+targets.rank={a:3}", r"there is no key targets\.rank; did you mean targets\.ranks\?$"),
+        (
+            "+eval.efficiency.prompts=3",
+            r"there is no key eval\.efficiency\.prompts; did you mean eval\.efficiency\.prompt",
+        ),
         ("+method.weighting.alpha=1", r"method\.weighting.*alpha"),
         ("method.weighting._target_=svdexp.factorisation.Nothing", r"method\.weighting\._target_"),
         ("method.allocation._target_=os.system", r"method\.allocation\._target_=os\.system"),
