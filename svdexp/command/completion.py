@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from enum import Enum
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -94,8 +95,8 @@ def values_of(schema: DictConfig, key: str) -> list[str]:
     """The values of a key that takes one of a few; none for others."""
     part, _, last = key.rpartition(".")
     parent = OmegaConf.select(schema, part) if part else schema
-    node = parent._get_node(last) if isinstance(parent, DictConfig) and last in parent else None
-    kind = getattr(node, "_metadata", None) and node._metadata.ref_type
+    node: Any = parent._get_node(last) if isinstance(parent, DictConfig) and last in parent else None
+    kind = node._metadata.ref_type if node is not None else None
     if kind is bool:
         return ["true", "false"]
     return [str(one.value) for one in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TextIO
 
 OURS = ("svdexp", "hydra_plugins")  # loggers whose words are for whoever sits there
-FILE_ONLY = {"extra": {"file_only": True}}  # log.info(…, **FILE_ONLY): what the console shows otherwise, or in short
+FILE_ONLY = {"file_only": True}  # log.info(…, extra=FILE_ONLY): what the console shows otherwise, or in short
 
 
 class Ours(logging.Filter):

@@ -143,7 +143,7 @@ def _print(pieces: Collection[RenderableType]) -> None:
     for console in (Console(), Console(file=file, width=120)):
         for piece in pieces:
             console.print(piece, soft_wrap=isinstance(piece, Text), highlight=False)
-    log.info("\n%s", file.getvalue().rstrip(), **FILE_ONLY)
+    log.info("\n%s", file.getvalue().rstrip(), extra=FILE_ONLY)
 
 
 def number(key: str, value: float) -> str:

@@ -30,14 +30,14 @@ class Narration:
     def __init__(
         self, order: Sequence[str], alternating: Sequence[str] = (), labels: Mapping[str, str] | None = None
     ) -> None:
-        self.order, self.alternating, self.labels = list(order), frozenset(alternating), LABELS | (labels or {})
+        self.order, self.alternating, self.labels = list(order), frozenset(alternating), {**LABELS, **(labels or {})}
         self.expected: dict[str, float] = {}
         self.told: set[str] = set()
 
     def expect(self, forecast: Forecast) -> None:
         """Compare from here on with an estimate, which is told: in full in the log file, in one line on the console."""
         self.expected = {row.name: forecast.machine.speed.seconds(row.work) for row in forecast.rows}
-        log.info("%s", forecast.text, **FILE_ONLY)
+        log.info("%s", forecast.text, extra=FILE_ONLY)
         whole, peak = duration(forecast.seconds), gigabytes(forecast.bytes)
         log.info("estimated: %s and %s on %s, less what the cache spares", whole, peak, forecast.machine.name)
 
