@@ -7,5 +7,6 @@ MODULES = {
     "report": "svdexp.report",
     "bench": "svdexp.bench",
     "methods": "svdexp.command.methods",
+    "sync": "svdexp.tracking.sync",
 }
 OPTIONS = ("--help", "--version", "--list", "--completion")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 SCRIPT = "svdexp"  # the console script's name, and the package's
 MAIN = "compress"  # the subcommand that `python -m svdexp` is
+ELSEWHERE = {"methods": "command.methods", "sync": "tracking.sync"}  # those that are no module of the package's top
 
 
 def command(name: str = MAIN) -> str:
     """A subcommand as it is called here: `svdexp NAME`, or `python -m svdexp.NAME` where no script called us."""
     if Path(sys.orig_argv[1] if len(sys.orig_argv) > 1 else "").name == SCRIPT:
         return f"{SCRIPT} {name}"
-    return f"python -m {SCRIPT}" if name == MAIN else f"python -m {SCRIPT}.{name}"
+    return f"python -m {SCRIPT}" if name == MAIN else f"python -m {SCRIPT}.{ELSEWHERE.get(name, name)}"
 
 
 def module() -> str:
@@ -24,8 +25,8 @@ def module() -> str:
 
 def subcommand() -> str:
     """The subcommand that this process runs."""
-    package, _, name = module().partition(".")
-    return name if package == SCRIPT and name else MAIN
+    package, *below = module().split(".")
+    return below[-1] if package == SCRIPT and below else MAIN
 
 
 def this_command() -> str:

@@ -25,6 +25,7 @@ from svdexp.cells import RESULTS, UNTRACKED, HeldError
 from svdexp.cells.cell import held
 from svdexp.method import build
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.invocation import command
 from svdexp.schema import Config, validate
 from svdexp.tracking.tracker import Tracker, complete, note_url
 from svdexp.tracking.wandb_tracker import WandbMode, WandbTracker, lacking_login
@@ -38,7 +39,7 @@ VIEW = re.compile(r"View run .*?\bat (\S+/runs/([^\s/]+))")  # what `wandb sync`
 
 def main(words: Sequence[str] | None = None) -> int:
     """Send what the folders on the command line have."""
-    parser = argparse.ArgumentParser(prog="python -m svdexp.tracking.sync", description="Send what runs kept for W&B.")
+    parser = argparse.ArgumentParser(prog=command("sync"), description="Send what runs kept for W&B.")
     parser.add_argument("folders", nargs="+", type=Path, help="of runs and sweeps; searched to any depth")
     options = parser.parse_args(words)
     logging.basicConfig(format="%(message)s")

@@ -16,6 +16,7 @@ from typing import Any
 from svdexp.record import Results
 from svdexp.record.results import TRAINING
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.invocation import command
 from svdexp.schema import Config
 from svdexp.tracking.depth import over_depth
 from svdexp.tracking.findings import Findings
@@ -81,7 +82,7 @@ class WandbTracker:
         """W&B's run. One that should be online is kept offline where there is no login or W&B does not answer."""
         import wandb
 
-        later = f"`python -m svdexp.tracking.sync {to_sync(run_dir)}` sends it"
+        later = f"`{command('sync')} {to_sync(run_dir)}` sends it"
         if mode in OFFLINE:
             unasked = self.mode is WandbMode.online
             log.log(logging.WARNING if unasked else logging.INFO, "W&B: offline, %s; %s", reason, later)

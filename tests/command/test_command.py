@@ -4,12 +4,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from svdexp.cells.catalogue import all_groups, choices, groups, keys
 from svdexp.cells.page import page
 from svdexp.command.subcommands import MODULES
+from svdexp.runtime.invocation import command, this_command
 from tests.end_to_end.forked import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +55,18 @@ def test_help_names_commands_as_they_are_called(script: Path) -> None:
     assert "python -m" not in shown.stdout
     assert start(script, "compress", "--help").stdout == shown.stdout == start(script, "--help").stdout
     assert start(script, "report", "-h").stdout.startswith("usage: svdexp report ")
+    assert start(script, "methods", "-h").stdout.startswith("usage: svdexp methods ")
+
+
+def test_a_command_is_named_after_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "svdexp"])
+    assert {name: command(name) for name in MODULES} == {name: f"python -m {path}" for name, path in MODULES.items()}
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/usr/bin/svdexp", "sync"])
+    assert [command(name) for name in ("compress", "sync")] == ["svdexp compress", "svdexp sync"]
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="svdexp.tracking.sync"))
+    assert this_command() == "svdexp sync"
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="svdexp.__main__"))
+    assert this_command() == "svdexp compress"
 
 
 def test_the_scripts_own_words(script: Path) -> None:
