@@ -97,7 +97,7 @@ def compress(
     words, values = model_keys(model, revision, trust_remote_code)
     asked.overrides += words
     if experiment is not None:
-        asked.overrides.append(f"+experiment={experiment}")
+        asked.overrides.append(f"experiment={experiment}")
     if isinstance(method, str):
         asked.overrides.append(f"method={method}")
     else:
