@@ -29,7 +29,8 @@ CSS = """
 .svdexp-summary .facts td:first-child { opacity: .65; white-space: nowrap; vertical-align: top; }
 .svdexp-summary .figures tbody tr, .svdexp-summary .layers tbody tr {
   border-top: 1px solid color-mix(in srgb, currentColor 18%, transparent); background: none; }
-.svdexp-summary .bars { font-family: monospace; text-align: left; letter-spacing: 0; }
+.svdexp-summary .bars { text-align: left; }
+.svdexp-summary td.bars { font-family: monospace; }
 """.strip()
 
 
@@ -147,11 +148,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType
 
 
 def _html(kind: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    names = "".join(_cell(name, name, "th") for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, head, row))}</tr>" for row in rows)
     return f'<table class="{kind}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _cell(column: str, value: str) -> str:
+def _cell(column: str, value: str, tag: str = "td") -> str:
     kind = ' class="bars"' if column == "by block" else ""
-    return f"<td{kind}>{escape(value)}</td>"
+    return f"<{tag}{kind}>{escape(value)}</{tag}>"
