@@ -92,6 +92,14 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
+class Residency(StrEnum):
+    """Where the weights of the model are while a run works on it."""
+
+    auto = "auto"  # streamed where the estimate says that the whole does not fit the device, and it can be
+    whole = "whole"  # all of them on the device
+    streamed = "streamed"  # those of one block; the others wait in the model's files
+
+
 class Save(StrEnum):
     """What a run leaves on disk beside its figures."""
 
@@ -320,6 +328,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.auto
+    residency: Residency = Residency.auto
     save: Save = Save.checkpoint
     cache: str | None = MISSING  # folder for statistics and decompositions; null: keep them in memory
     objective: str | None = None  # the key of results.json that a searching sweeper is told

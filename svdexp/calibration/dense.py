@@ -1,17 +1,20 @@
 """All statistics from the dense model, in one pass over the calibration windows."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.calibration.collector import Collector, needs_of_gradients, shared_inputs
+from svdexp.calibration.loss import next_token_loss
 from svdexp.calibration.statistics import Statistics, pack, unpack
+from svdexp.calibration.streamed import sweep
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
+from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
@@ -29,7 +32,7 @@ class DenseStatistics:
     """Every statistic from the model as it is when the first one is asked for.
 
     `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is
-    collected, all of it in one pass.
+    collected, all of it in one pass. Of a streamed model that takes sweeps, whose states wait in the folder `states`.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class DenseStatistics:
         layers: Sequence[Matrix],
         windows: torch.Tensor,
         shelves: Mapping[str, Shelf],
+        states: Path | None = None,
     ):
         self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
+        self.states = states
 
     def statistics(self, group: str) -> dict[str, Statistics]:
         """Reads one group; whatever no run left, or left damaged, is collected first, for all groups at once."""
@@ -74,6 +79,10 @@ class DenseStatistics:
     def _collect_missing(self) -> None:
         if not all(layer.is_dense(self.model) for layer in self.layers):
             raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
+        if residency_of(self.model):
+            assert self.states is not None, "a streamed model's statistics need a folder"
+            sweep(self.model, self.layers, self.windows, self.shelves, self.states)
+            return
         missing = self._missing()
         self._put(missing, collect(self.model, self.layers, self.windows, missing))
 
@@ -130,9 +139,7 @@ def forward_and_backward(model: Any, batch: torch.Tensor) -> None:
     """One backward pass of the summed next-token loss; gradients start at the embeddings, no parameter has any."""
 
     with gradients_from_embeddings(model):
-        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
-        loss = nn.functional.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
+        next_token_loss(model(batch, use_cache=False).logits, batch).backward()  # type: ignore[no-untyped-call]
 
 
 def smallest_model(model: PreTrainedModel, layers: Sequence[Matrix]) -> Any:

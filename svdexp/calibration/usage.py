@@ -16,6 +16,8 @@ from svdexp.calibration.dense import forward, forward_and_backward, smallest_mod
 from svdexp.models.behaviour import frozen
 from svdexp.models.hooks import call_hooks, gradient_hooks, output_hooks, submodules
 from svdexp.models.matrices import Matrix, layers_of
+from svdexp.models.path import BlockPath
+from svdexp.models.residency import at_hand, residency_of
 
 # Why a layer stays dense, after its name.
 NEVER = "never ran, though what holds them did: their weights are used by hand"
@@ -33,13 +35,44 @@ def left_dense(
     expert; for them further ones run, all of them if need be.
     """
     observer = Observer(model, {layer.name: layer for layer in layers})
+    if residency_of(model):
+        watch_streamed(observer, windows, gradients)
+        return faults(observer, gradients)
     run, body = (forward_and_backward, model) if gradients else (forward, smallest_model(model, layers))
     with observer.listen(), frozen(model):
         for window in windows:
             run(body, window[None].to(model.device))
             if not observer.waiting():
                 break
-    reasons = {layer.name: observer.fault(layer.name, gradients) for layer in layers}
+    return faults(observer, gradients)
+
+
+def watch_streamed(observer: "Observer", windows: torch.Tensor, gradients: bool) -> None:
+    """Show the observer as many of the windows (N, L) as it needs, block by block.
+
+    Whether a layer is reached by `gradients` does not depend on their values: here they are those of sums.
+    """
+    model, seen = observer.model, 0
+    while seen == 0 or (seen < len(windows) and observer.waiting()):
+        path = BlockPath(model, windows[seen : max(2 * seen, 1)])
+        for name in path.blocks:
+            with at_hand(model, name), observer.listen(), frozen(model), torch.set_grad_enabled(gradients):
+                for index, state in enumerate(path.states):
+                    output = path.run(name, state.requires_grad_(gradients).clone())
+                    if gradients:
+                        output.sum().backward()  # type: ignore[no-untyped-call]
+                    path.states[index] = output.detach().cpu()
+        with observer.listen(), frozen(model), torch.set_grad_enabled(gradients):
+            for window, state in zip(windows[seen:], path.states, strict=False):
+                logits = path.leave(window, state.requires_grad_(gradients)).logits
+                if gradients:
+                    logits.sum().backward()
+        seen += len(path.states)
+
+
+def faults(observer: "Observer", gradients: bool) -> dict[str, list[str]]:
+    """What `left_dense` gives, from what was seen."""
+    reasons = {name: observer.fault(name, gradients) for name in observer.matrices}
     return {
         reason: [name for name, found in reasons.items() if found == reason]
         for reason in dict.fromkeys(filter(None, reasons.values()))

@@ -16,6 +16,7 @@ from svdexp.runtime.model_names import name_of
 INCIDENTAL = (
     "cache",  # where finished stages lie
     "objective",  # which figure a sweeper looks at
+    "residency",  # whether all weights are in memory at once
     "dry_run",  # a dry run has no results
     "save",  # a checkpoint beside the figures; whether it is there is looked at apart
     "tracker",  # where the figures are sent

@@ -9,6 +9,8 @@ asvd.py).
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from svdexp.checkpoints import asvd, dobi
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.checkpoints.shards import write_streamed
+from svdexp.checkpoints.streaming import streamed, tensor_files
 from svdexp.models.matrices import Ranks, found_in
 from svdexp.models.portable.modeling_svdexp import (
     VERSION,
@@ -31,6 +35,7 @@ from svdexp.models.portable.modeling_svdexp import (
     reference,
 )
 from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.residency import at_hand, residency_of
 from svdexp.models.structure import first_not_finite
 from svdexp.runtime.disk import whole_folder
 from svdexp.runtime.errors import UserError, require
@@ -60,7 +65,10 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, ranks: Ranks, ela
 
 def write(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """What transformers writes of both."""
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    if residency := residency_of(model):
+        write_streamed(model, residency, folder)
+    else:
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
@@ -142,20 +150,38 @@ def load(
         UserError: the folder is no checkpoint, its tensors and its tables disagree, its numbers are not finite, it has
             no such ratio, or it cannot be loaded without its own code.
     """
+    return load_as(folder, dtype, device, ratio, trust_remote_code)
+
+
+def load_as(
+    folder: str | Path,
+    dtype: torch.dtype | str,
+    device: torch.device | str,
+    ratio: float | None,
+    trust_remote_code: bool,
+    blocks: Path | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """`load`; streamed (models/residency.py) given `blocks`, a folder of its own."""
     folder = checkpoint_of(Path(folder))
     try:
         config, architecture = configuration(folder, trust_remote_code)
         compressed: Any = _class(architecture)
         source = _source(folder, config, architecture, dtype, ratio)
         recipe = None if ratio is None else read_recipe(folder, config.svdexp, ratio)
-        model, report = compressed.from_pretrained(**source, output_loading_info=True)
+        complete = partial(_require_complete, folder)
+        if blocks is None:
+            model, report = compressed.from_pretrained(**source, output_loading_info=True)
+            complete(report)
+        else:
+            skeleton, files = empty_model(architecture, config), tensor_files(weight_files(folder))
+            how = compressed.from_pretrained, source
+            model = streamed(*how, skeleton, torch.device(device), blocks, files, complete)
         tokenizer = _tokenizer(folder, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # damaged JSON or safetensors surface as many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"checkpoint {folder} cannot be read: {reason}") from error
-    _require_complete(folder, report)
     layers = config.svdexp["layers"]
     _validate(folder, model, layers)
     ranks = {name: entry["rank"] for name, entry in layers.items()}
@@ -163,7 +189,7 @@ def load(
         ranks |= resize(model, empty_model(architecture, config), folder, recipe, ratio)
     _require_finite(folder, model)
     label(model, ranks)  # what is saved from here is one size
-    return model.to(device).eval(), tokenizer
+    return model.eval() if blocks else model.to(device).eval(), tokenizer
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -255,14 +281,16 @@ def empty_model(architecture: type[PreTrainedModel], config: Any) -> PreTrainedM
 
 def _validate(folder: Path, model: PreTrainedModel, layers: Table) -> None:
     """Let layers that can check what they were given do so."""
-    modules = dict(model.named_modules())
-    for name in layers:
-        layer: Any = modules[name]
-        if hasattr(layer, "validate"):
-            try:
-                layer.validate()
-            except ValueError as error:
-                raise UserError(f"checkpoint {folder}: {name} is damaged: {error}") from error
+    blocks = residency.blocks if (residency := residency_of(model)) else ()
+    for block, names in groupby(layers, lambda name: next((x for x in blocks if name.startswith(f"{x}.")), "")):
+        with at_hand(model, block):
+            for name in names:
+                layer: Any = model.get_submodule(name)
+                try:
+                    if hasattr(layer, "validate"):
+                        layer.validate()
+                except ValueError as error:
+                    raise UserError(f"checkpoint {folder}: {name} is damaged: {error}") from error
 
 
 def architecture_of(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -61,7 +61,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         UserError: it cannot be loaded.
     """
     source = locate(config)
-    with _readable_errors(config, "tokenizer"):
+    with readable_errors(config, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
         if source.gguf_file is not None:
             amend_tokenizer(tokenizer, Path(source.location) / source.gguf_file)
@@ -75,7 +75,7 @@ def load_config(config: ModelConfig, *, here: bool = False) -> Any:
         UserError: it cannot be loaded, or is of no causal language model.
     """
     source = locate(config)
-    with _readable_errors(config, "model"):
+    with readable_errors(config, "model"):
         options = {**source.options, "gguf_file": source.gguf_file, "local_files_only": here}
         found = AutoConfig.from_pretrained(source.location, **options)
         _require_decoder(found)
@@ -93,7 +93,7 @@ def rope_scaling(config: ModelConfig) -> Scaling:
     source = locate(config)
     if source.gguf_file is None:
         return {}
-    with _readable_errors(config, "model"):
+    with readable_errors(config, "model"):
         return scaling_in(Path(source.location) / source.gguf_file)
 
 
@@ -133,14 +133,14 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
             options["config"] = load_config(config)
     else:
         dense_config(config)  # refuses what is no decoder, or compressed
-    # Mismatched shapes are told by `_require_whole`, in one sentence.
+    # Mismatched shapes are told by `require_whole`, in one sentence.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _readable_errors(config, "model"), _sized(config, source):
+    with readable_errors(config, "model"), _sized(config, source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.location, **options)
     model: PreTrainedModel
     model, report = loaded
-    _require_whole(config, report)
-    _believe_weights(model)
+    require_whole(config, report)
+    believe_weights(model)
     model.requires_grad_(False)
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
@@ -162,7 +162,7 @@ def skeleton_of(config: ModelConfig, found: Any, dtype: torch.dtype) -> PreTrain
     Raises:
         UserError: it is of no causal language model.
     """
-    with _readable_errors(config, "model"), torch.device("meta"):
+    with readable_errors(config, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             found, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
@@ -238,7 +238,7 @@ def _sized(config: ModelConfig, source: Source) -> AbstractContextManager[None]:
     return at_most(len(header_shapes(weights)), f"model.path={config.path}") if weights else nullcontext()
 
 
-def _require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
+def require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
     """Raise UserError for tensors that the model has and its files do not, which transformers fills at random.
 
     Those that it finds elsewhere, tied or made of others, are not among them, and a file may hold more.
@@ -254,7 +254,7 @@ def _require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
         )
 
 
-def _believe_weights(model: Any) -> None:
+def believe_weights(model: Any) -> None:
     """Where config.json ties the head to the embedding, but the files hold two that differ, transformers takes both:
     so what is saved may not say that they are tied."""
     promised = model.get_expanded_tied_weights_keys(all_submodels=True).keys()
@@ -268,7 +268,7 @@ def _require_decoder(config: Any) -> None:
 
 
 @contextmanager
-def _readable_errors(config: ModelConfig, what: str) -> Iterator[None]:
+def readable_errors(config: ModelConfig, what: str) -> Iterator[None]:
     """Turn whatever from_pretrained raises into one sentence; files may be missing, damaged or foreign."""
     try:
         yield

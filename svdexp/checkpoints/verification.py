@@ -10,6 +10,7 @@ import torch.utils.deterministic
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
+from svdexp.models.residency import residency_of, running
 from svdexp.models.spreading import is_spread, settled
 from svdexp.record import Results
 from svdexp.record.results import RELOAD
@@ -28,19 +29,27 @@ def verify_checkpoint(
         RuntimeError: they differ by more than rounding, or by nobody knows how much.
     """
 
+    residency = residency_of(model)
+    blocks = residency.folder / "reloaded" if residency else None
+
     def load(device: torch.device) -> PreTrainedModel:
         with unfilled_memory_shows():
-            return checkpoint.load(folder, device=device, trust_remote_code=trust_remote_code)[0]
+            return checkpoint.load_as(folder, "auto", device, None, trust_remote_code, blocks)[0]
+
+    def logits(model: PreTrainedModel) -> torch.Tensor:
+        with running(model):
+            found: torch.Tensor = model(tokens).logits
+        return found
 
     tokens = windows.to(model.device)
-    expected = model(tokens).logits
+    expected = logits(model)
     if not all_finite(expected):
         wider = "" if model.dtype is torch.float32 else "precision=float32, "
         raise UserError(
             f"the compressed model computes NaN or infinity in {model.dtype}, so {folder} cannot be verified: try "
             f"{wider}a larger ratio or another method"
         )
-    found = settled(load, model.device, is_spread(model))(tokens).logits
+    found = logits(settled(load, model.device, is_spread(model)))
     difference = float((expected - found).abs().max())
     # NaN fails the comparison as well.
     if not difference <= 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max()):

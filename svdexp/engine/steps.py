@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +22,15 @@ from svdexp.method import Method
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix, Ranks, layers_of
+from svdexp.models.residency import at_hand
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
-from svdexp.runtime.shelves import Cache
+from svdexp.runtime.shelves import Cache, shelf_folder
 from svdexp.storage import largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
-from svdexp.update import place_all
+from svdexp.update import Repair, place_all
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,16 @@ def begin(
     return Job(model, windows, method, layers, cache, clock, seed, texts, elastic, source)
 
 
+def states_folder(job: Job) -> Path | None:
+    """Where states of the dense model wait, should it be a streamed one; None: there is no cache."""
+    return job.cache.folder and shelf_folder(job.cache.folder, "states", **job.source)
+
+
 def dense_bench(job: Job, weighting: Weighting) -> Workbench:
     """Decompositions under the dense model's statistics, shared between ratios and allocations."""
     method = job.method
     shelves = {need: job.cache.shelf("statistics", statistic=need, **job.source) for need in weighting.needs}
-    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves)
+    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job))
     shelf = job.cache.shelf("decompositions", **method.decomposition, **job.source)
     how = weighting, method.numerics, method.storage
     return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock)
@@ -163,28 +170,37 @@ def truncate(job: Job, bench: Workbench | None, ranks: Ranks, known: Mapping[str
 
     Components are read of these layers alone, and spectra only where they are not `known`.
     """
-    method, update = job.method, job.method.update
-    stage = "update" if update else "storage"
-    with job.clock(stage):
+    update = job.method.update
+    with job.clock("update" if update else "storage"):
         repair = update.start(job.model, job.layers, job.windows, ranks) if update else place_all
     done = Truncated(dict(known), {}, {})
     for group in progress(job.groups, "truncation"):
-        members = [matrix for matrix in job.of(group) if ranks[matrix.name] is not None]
-        read = [matrix.name for matrix in (job.of(group) if job.elastic else members)]
-        parts = bench.decompositions(group, read) if bench else {}
-        done.spectra.update(bench.spectra(group) if bench and not known else {})
-        done.components.update(extra_components(job, group, parts, ranks) if job.elastic else {})
-        dense = {matrix: matrix.layer(job.model) for matrix in members}
-        factors = {
-            name: part.truncate(rank, method.sigma_fuse)
-            for name, part in parts.items()
-            if (rank := ranks[name]) is not None
-        }
-        targets = {matrix.name: method.storage.target(matrix.weight(job.model))[0] for matrix in members}
-        with job.clock(stage):
-            repair(group, targets, factors, partial(place, job, dense))
-        done.dense.update(dense if method.training else {})
+        with at_hand(job.model, group, changes=True):
+            truncate_group(job, group, bench, ranks, repair, done)
     return done
+
+
+def truncate_group(
+    job: Job, group: str, bench: Workbench | None, ranks: Ranks, repair: Repair, done: Truncated
+) -> None:
+    """`truncate` of one group; what is found goes into `done`, spectra where they are not there."""
+    method = job.method
+    members = [matrix for matrix in job.of(group) if ranks[matrix.name] is not None]
+    read = [matrix.name for matrix in (job.of(group) if job.elastic else members)]
+    parts = bench.decompositions(group, read) if bench else {}
+    if bench and not all(matrix.name in done.spectra for matrix in job.of(group)):
+        done.spectra.update(bench.spectra(group))
+    done.components.update(extra_components(job, group, parts, ranks) if job.elastic else {})
+    dense = {matrix: matrix.layer(job.model) for matrix in members}
+    factors = {
+        name: part.truncate(rank, method.sigma_fuse)
+        for name, part in parts.items()
+        if (rank := ranks[name]) is not None
+    }
+    targets = {matrix.name: method.storage.target(matrix.weight(job.model))[0] for matrix in members}
+    with job.clock("update" if method.update else "storage"):
+        repair(group, targets, factors, partial(place, job, dense))
+    done.dense.update(dense if method.training else {})
 
 
 def place(job: Job, dense: Mapping[Matrix, nn.Module], name: str, factors: Factors, *, trial: bool = False) -> None:
@@ -242,10 +258,13 @@ def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str
 def finish(job: Job, ranks: Ranks) -> None:
     """What storage does when all factors stand: matrices without, and what waits for the finished model."""
     storage = job.method.storage
-    for matrix in (matrix for matrix in job.layers if ranks[matrix.name] is None):
-        whole = storage.whole(matrix.weight(job.model), matrix.bias(job.model))
-        if whole is not None:
-            matrix.put(job.model, whole)
+    left = [matrix for matrix in job.layers if ranks[matrix.name] is None]
+    for group in dict.fromkeys(matrix.group for matrix in left):
+        with at_hand(job.model, group, changes=True):
+            for matrix in (matrix for matrix in left if matrix.group == group):
+                whole = storage.whole(matrix.weight(job.model), matrix.bias(job.model))
+                if whole is not None:
+                    matrix.put(job.model, whole)
     storage.finish(job.model, job.layers, job.windows)
 
 

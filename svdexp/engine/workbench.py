@@ -9,6 +9,7 @@ from svdexp.calibration import StatisticsSource
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Weighting
 from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.residency import at_hand
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
@@ -53,7 +54,7 @@ class Workbench:
         with self.clock("calibration"):
             statistics = self.source.statistics(group)
         tensors: dict[str, torch.Tensor] = {}
-        with self.clock("factorisation"):
+        with self.clock("factorisation"), at_hand(self.model, group):
             for matrix in (matrix for matrix in self.layers if matrix.name in statistics):
                 rest, _ = self.storage.target(matrix.weight(self.model))
                 done = decompose(rest, self.weighting(statistics[matrix.name]), numerics=self.numerics)

@@ -18,8 +18,8 @@ from svdexp.schema import Traversal
 META = torch.device("meta")
 
 
-def calibration(workload: Workload, method: Method, weighting: Weighting) -> Work:
-    """All windows through the model, and their statistics.
+def calibration(workload: Workload, method: Method, weighting: Weighting, streamed: bool = False) -> Work:
+    """All windows through the model, and their statistics; `streamed`, those of one block at a time.
 
     Blockwise, every block runs twice, to measure and to move on, and one block's statistics are alive; where the
     allocation needs spectra, the dense model has been measured before.
@@ -28,8 +28,9 @@ def calibration(workload: Workload, method: Method, weighting: Weighting) -> Wor
     sums = statistics_flops(workload, needs)
     work = Work()
     if measures_dense(method):
-        alive = statistics_bytes(workload.layers, needs, workload)
-        passes = dense_passes(workload, needs)
+        together = by_group(workload.layers) if streamed else [workload.layers]
+        alive = max(statistics_bytes(layers, needs, workload) for layers in together)
+        passes = swept(workload, needs) if streamed else dense_passes(workload, needs)
         work += Work(passes.model, sums, bytes=alive + passes.bytes)
     if method.traversal is Traversal.blockwise:
         alive = max(statistics_bytes(block, needs, workload) for block in by_group(workload.layers))
@@ -45,6 +46,15 @@ def dense_passes(workload: Workload, needs: Sequence[str]) -> Work:
         return workload.forward_backward(workload.windows)
     batch = min(workload.windows, max(1, TOKENS_PER_BATCH // workload.length))
     return workload.forward(workload.windows, batch=batch, head=False)
+
+
+def swept(workload: Workload, needs: Sequence[str]) -> Work:
+    """The windows through a streamed model, one by one: forward, and for gradients once more, with the way back.
+
+    In each block one window more shows which layers share an input; two record the blocks' arguments.
+    """
+    forward = workload.forward(workload.windows + 3, head=False)
+    return forward + workload.forward_backward(workload.windows) if needs_of_gradients(needs) else forward
 
 
 def statistics_flops(workload: Workload, needs: Sequence[str]) -> float:

@@ -63,21 +63,37 @@ def forecast(
     fixed: Ranks,
     texts: Sequence[int],
     machine: Machine,
+    streamed: bool = False,
 ) -> Forecast:
-    """What the run will take on `machine`.
+    """What the run will take on `machine`, its model whole or `streamed`.
 
     `model` may be on the meta device; `budget` and `fixed` are the plan's; `texts` are the numbers of windows that each
     text is evaluated on.
     """
     beside = beside_tensors(model) if machine.shared else 0
+    rows = foreseen(config, method, model, layers, budget, fixed, texts, streamed)
+    rows = [replace(row, bytes=row.bytes + beside) for row in rows]
+    name = str(model.dtype).removeprefix("torch.")
+    what = f"{config.model.name}, {method.name}, {name}{', streamed,' if streamed else ''} on {machine.name}"
+    return Forecast(what, rows, machine, beside, shared_stages(config, method) if config.cache else {})
+
+
+def foreseen(
+    config: Config,
+    method: Method,
+    model: PreTrainedModel,
+    layers: Sequence[Matrix],
+    budget: Budget,
+    fixed: Ranks,
+    texts: Sequence[int],
+    streamed: bool,
+) -> list[Stage]:
+    """The stages of a run, their bytes without what Python and its libraries take; arguments are `forecast`'s."""
     part = config.calibration
     ranks = expected_ranks(method.allocation, budget, fixed)
     workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
-    rows = stages(workload, method, config.eval, texts, save=config.save, cached=config.cache is not None)
-    rows = [replace(row, bytes=row.bytes + beside) for row in rows]
-    name = str(model.dtype).removeprefix("torch.")
-    what = f"{config.model.name}, {method.name}, {name} on {machine.name}"
-    return Forecast(what, rows, machine, beside, shared_stages(config, method) if config.cache else {})
+    cached = config.cache is not None
+    return stages(workload, method, config.eval, texts, save=config.save, cached=cached, streamed=streamed)
 
 
 def shared_stages(config: Config, method: Method) -> dict[str, str]:

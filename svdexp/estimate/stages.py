@@ -5,7 +5,7 @@ earlier runs: the estimate assumes an empty one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
@@ -32,7 +32,14 @@ class Stage:
 
 
 def stages(
-    workload: Workload, method: Method, evaluation: EvalConfig, texts: Sequence[int], *, save: Save, cached: bool
+    workload: Workload,
+    method: Method,
+    evaluation: EvalConfig,
+    texts: Sequence[int],
+    *,
+    save: Save,
+    cached: bool,
+    streamed: bool = False,
 ) -> list[Stage]:
     """One row per stage.
 
@@ -43,8 +50,12 @@ def stages(
         texts: how many windows each text is evaluated on.
         save: what is left on disk; an elastic checkpoint gathers in memory until all is truncated.
         cached: whether finished stages go to disk; without a cache they stay in memory.
+        streamed: whether one block is in memory at a time, a dense one at most; windows then go one by one.
     """
-    dense, small = workload.model_bytes, workload.compressed_bytes
+    dense, small = float(workload.model_bytes), workload.compressed_bytes
+    if streamed:
+        workload, evaluation = of_one_block(workload), replace(evaluation, batch_size=1)
+        dense = small = workload.model_bytes
     held = 0.0 if cached or method.weighting is None else components_bytes(workload.layers)
     if not cached and method.weighting and measures_dense(method):
         held += statistics_bytes(workload.layers, method.weighting.needs, workload)
@@ -60,7 +71,7 @@ def stages(
     add("usage", workload.forward_backward(1) if method.needs_gradients else workload.forward(1, head=False), dense)
     if method.weighting:
         if method.weighting.needs:
-            add("calibration", calibration(workload, method, method.weighting), dense)
+            add("calibration", calibration(workload, method, method.weighting, streamed), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
     add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, save))
@@ -73,6 +84,13 @@ def stages(
     if save is not Save.none:  # the checkpoint is loaded again and both run one window
         add("save", workload.forward(2, compressed=True), 2 * small)
     return rows
+
+
+def of_one_block(workload: Workload) -> Workload:
+    """The same work, with what a backward pass keeps of one block, and in memory one block and what is in none."""
+    stored, blocks = workload.body * workload.itemsize, workload.blocks
+    outside = workload.model_bytes - stored
+    return replace(workload, model_bytes=outside + stored // blocks, stored=workload.stored // blocks)
 
 
 def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool) -> Work:

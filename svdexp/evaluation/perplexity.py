@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.data import batch_windows, batches, scored_tokens
+from svdexp.models.path import BlockPath
+from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
@@ -86,6 +88,8 @@ def window_losses(
     Raises:
         NotFiniteError, UserError: as `perplexity`.
     """
+    if residency_of(model):
+        return streamed_losses(model, windows, scored, mine, what)
     size = batch_size or batch_windows(windows.shape[1])
     losses: list[float] = []
     while len(losses) < len(mine):
@@ -99,6 +103,37 @@ def window_losses(
             size //= 2
             log.info("%s: out of memory, going on with %d windows at a time", what or "perplexity", size)
     return losses
+
+
+def streamed_losses(
+    model: PreTrainedModel, windows: torch.Tensor, scored: torch.Tensor, mine: Sequence[int], what: str | None
+) -> list[float]:
+    """`window_losses` of a streamed model: all windows go through one block after the other, one at a time."""
+    path = BlockPath(model, windows[list(mine)])
+    while path.waiting:
+        path.advance(what)
+    losses = []
+    for index, state in zip(mine, path.states, strict=True):
+        logits = path.leave(windows[index], state).logits[0]
+        losses.append(window_loss(logits, windows[index].to(logits.device), scored[index], index, what))
+    return losses
+
+
+def window_loss(
+    logits: torch.Tensor, tokens: torch.Tensor, scored: torch.Tensor, index: int, what: str | None
+) -> float:
+    """The summed loss of a window's logits (L, v): of those of its tokens (L,) that count.
+
+    Raises:
+        NotFiniteError: it is not finite; `index` says which window's it is.
+    """
+    chosen = scored[1:].to(logits.device)
+    nll = nn.functional.cross_entropy(logits[:-1][chosen].float(), tokens[1:][chosen], reduction="none")
+    loss = float(nll.cpu().double().sum())
+    if not math.isfinite(loss):
+        name = what or "perplexity"
+        raise NotFiniteError(f"{name}: the loss of window {index} is {loss}; try precision=float32")
+    return loss
 
 
 def summarise(losses: torch.Tensor, counts: torch.Tensor, what: str | None = None) -> Perplexity:
@@ -135,10 +170,4 @@ def _measure(
         logits = model(batch, use_cache=False).logits
         for row, tokens in zip(logits, batch, strict=True):
             index = mine[len(losses)]
-            chosen = scored[index, 1:].to(row.device)
-            nll = nn.functional.cross_entropy(row[:-1][chosen].float(), tokens[1:][chosen], reduction="none")
-            loss = float(nll.cpu().double().sum())
-            if not math.isfinite(loss):
-                name = what or "perplexity"
-                raise NotFiniteError(f"{name}: the loss of window {index} is {loss}; try precision=float32")
-            losses.append(loss)
+            losses.append(window_loss(row, tokens, scored[index], index, what))

@@ -4,7 +4,7 @@ import json
 
 from transformers import PreTrainedModel
 
-from svdexp.models.structure import stored_tensors
+from svdexp.models.residency import readable_tensors
 from svdexp.runtime.shelves import fingerprint, identity
 
 # Keys of a model's config that do not change what it computes; its number format shows in its tensors.
@@ -14,4 +14,5 @@ INCIDENTAL = ("_name_or_path", "architectures", "auto_map", "dtype", "svdexp", "
 def model_fingerprint(model: PreTrainedModel) -> str:
     """A hash of all that a model stores and of its config: equal weights under another RoPE base differ."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in INCIDENTAL}
-    return identity(weights=fingerprint(stored_tensors(model)), config=json.dumps(config, sort_keys=True, default=str))
+    weights = fingerprint(readable_tensors(model))
+    return identity(weights=weights, config=json.dumps(config, sort_keys=True, default=str))

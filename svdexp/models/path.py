@@ -4,10 +4,11 @@ Between blocks the hidden states of all windows wait on the CPU. A block's other
 recorded once and replayed, after a check that they do not depend on the window.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -16,12 +17,46 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.hooks import call_hooks, output_hooks
-from svdexp.models.structure import named_blocks
+from svdexp.models.residency import at_hand, blocks_of, instead, running
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
 
 
-class BlockPath:
+class Replay:
+    """A model's blocks, each to be run on its own as in the model's own pass, and what follows the last one.
+
+    Whether gradients are recorded is up to the caller. Of a streamed model a block must be at hand for `run`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor):
+        """Record how blocks are called for windows (N, L).
+
+        Raises:
+            UserError: as `recorded_calls`.
+        """
+        self.model, self.blocks = model, blocks_of(model)
+        with running(model):
+            self._calls = recorded_calls(model, windows)
+
+    def run(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        """What the block called `name` makes of hidden states (1, L, d), where the model stands."""
+        return hidden_states(self.blocks[name](state.to(self.model.device), **self._calls[name].arguments))
+
+    def leave(self, window: torch.Tensor, state: torch.Tensor) -> Any:
+        """What the model makes of a window (L,) whose hidden states (1, L, d) have left its last block: its output.
+
+        The blocks do not run for it.
+        """
+        device = self.model.device
+        state = state.to(device)
+        with ExitStack() as stack:  # what all blocks but the last one give does not matter
+            for name, block in self.blocks.items():
+                stack.enter_context(instead(block, partial(_given, self._calls[name].wrapped(state))))
+            return self.model(window[None].to(device), use_cache=False)
+
+
+class BlockPath(Replay):
     """The hidden states of all windows at the entrance of one block after the other.
 
     They take each block as it is when they go through. `model` may be changed in between, but not before its first
@@ -37,11 +72,10 @@ class BlockPath:
         """Bring the windows (N, L) to the entrance of the first block.
 
         Raises:
-            UserError: as `recorded_arguments`.
+            UserError: as `recorded_calls`.
         """
-        self.model, self.blocks = model, named_blocks(model)
+        super().__init__(model, windows)
         self.waiting = list(self.blocks)
-        self._arguments = recorded_arguments(model, windows)
         self.states = first_states(model, windows)
 
     def fork(self) -> "BlockPath":
@@ -50,17 +84,14 @@ class BlockPath:
         other.waiting, other.states = list(self.waiting), list(self.states)
         return other
 
-    def run(self, name: str, state: torch.Tensor) -> torch.Tensor:
-        """What the block called `name` makes of hidden states (1, L, d), where the model stands."""
-        return hidden_states(self.blocks[name](state.to(self.model.device), **self._arguments[name]))
-
     @torch.no_grad()
     def advance(self, what: str | None = None) -> None:
         """Take the states through the next block, behind a progress bar where it is said for `what`."""
         name = self.waiting.pop(0)
         items = list(enumerate(self.states))
-        for index, state in progress(items, f"{what} {name}") if what else items:
-            self.states[index] = self.run(name, state).cpu()
+        with at_hand(self.model, name):
+            for index, state in progress(items, f"{what} {name}") if what else items:
+                self.states[index] = self.run(name, state).cpu()
 
     def reach(self, name: str, what: str | None = None) -> None:
         """Bring the states to the entrance of the block called `name`, which they have not gone through."""
@@ -71,36 +102,57 @@ class BlockPath:
 
 @dataclass
 class Pass:
-    """One pass through a block: what came in, all else that it was given, and what came out."""
+    """One pass through a block.
+
+    Attributes:
+        block: its name.
+        state, output: the hidden states that came in, and that came out.
+        arguments: all else that it was given.
+        beside: all else that it gave, in the tuple or list that it gave; None: the hidden states came bare.
+    """
 
     block: str
     state: torch.Tensor
     arguments: Mapping[str, Any]
     output: torch.Tensor
+    beside: Sequence[Any] | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a block is given and gives beside hidden states: `arguments` and `beside` of a `Pass`."""
+
+    arguments: Mapping[str, Any]
+    beside: Sequence[Any] | None
+
+    def wrapped(self, state: torch.Tensor) -> Any:
+        """The block's output with `state` in it."""
+        return state if self.beside is None else type(self.beside)([state, *self.beside])  # type: ignore[call-arg]
 
 
 @contextmanager
 def block_passes(model: nn.Module, see: Callable[[Pass], object]) -> Iterator[None]:
     """Call `see` after every pass through a block, while the model runs as a whole."""
-    blocks = named_blocks(model)
+    blocks = blocks_of(model)
 
     def keep(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        see(Pass(name, *split_arguments(blocks[name], args, kwargs), hidden_states(output)))
+        beside = output[1:] if isinstance(output, tuple | list) else None
+        see(Pass(name, *split_arguments(blocks[name], args, kwargs), hidden_states(output), beside))
 
     with output_hooks(blocks, keep):
         yield
 
 
-def recorded_arguments(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, Mapping[str, Any]]:
-    """The arguments of every block besides the hidden states, the same for all windows of one length.
+def recorded_calls(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, Call]:
+    """What every block is given and gives besides the hidden states, the same for all windows of one length.
 
     Raises:
-        UserError: they differ between two windows, so replaying them would be wrong.
+        UserError: arguments differ between two windows, so replaying them would be wrong.
     """
-    first, last = _arguments(model, windows[0]), _arguments(model, windows[-1])
-    for name, arguments in first.items():
-        for key, value in arguments.items():
-            if not _equal(value, last[name].get(key)):
+    first, last = _calls(model, windows[0]), _calls(model, windows[-1])
+    for name, call in first.items():
+        for key, value in call.arguments.items():
+            if not _equal(value, last[name].arguments.get(key)):
                 raise UserError(f"{name} cannot be replayed alone: its argument {key} depends on the text")
     return first
 
@@ -108,7 +160,7 @@ def recorded_arguments(model: PreTrainedModel, windows: torch.Tensor) -> dict[st
 def first_states(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Tensor]:
     """The hidden states (1, L, d) that enter the first block, one per window, on the CPU; no block runs for them."""
     states: list[torch.Tensor] = []
-    name, block = next(iter(named_blocks(model).items()))
+    name, block = next(iter(blocks_of(model).items()))
 
     def stop(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states.append(split_arguments(block, args, kwargs)[0].cpu())
@@ -143,11 +195,15 @@ def hidden_states(output: Any) -> torch.Tensor:
     return hidden
 
 
-def _arguments(model: PreTrainedModel, window: torch.Tensor) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
+def _given(output: Any, *_: Any, **__: Any) -> Any:
+    return output
+
+
+def _calls(model: PreTrainedModel, window: torch.Tensor) -> dict[str, Call]:
+    found: dict[str, Call] = {}
 
     def keep(one: Pass) -> None:
-        found[one.block] = one.arguments
+        found[one.block] = Call(one.arguments, one.beside)
 
     with block_passes(model, keep):
         _run(model, window)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ from svdexp.record import Results
 from svdexp.record import results as keys
 from svdexp.runs.checks import check_inputs
 from svdexp.runs.inputs import calibration_bos, read
+from svdexp.runs.residency import room_for_blocks, skeleton_to_stream
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.model_names import CHECKPOINT
@@ -49,12 +51,27 @@ def run(config: Config, run_dir: Path) -> Results | None:
     cell = identity_of(config)  # of the files that are read now
     if not Processes().main:
         tracker = NoTracker()
-    with tracked(tracker, config, run_dir, cell) as telling:
-        return experiment(config, method, device, run_dir, telling, cell)
+    skeleton = skeleton_to_stream(config, method, device)
+    with tracked(tracker, config, run_dir, cell) as telling, room_for_blocks(run_dir) as blocks:
+        streamed = Streamed(skeleton, blocks) if skeleton else None
+        return experiment(config, method, device, run_dir, telling, cell, streamed)
+
+
+class Streamed(NamedTuple):
+    """What it takes to stream a model: it without weights, and a folder for blocks that were changed."""
+
+    skeleton: PreTrainedModel
+    blocks: Path
 
 
 def experiment(
-    config: Config, method: Method, device: torch.device, run_dir: Path, telling: Telling, cell: str
+    config: Config,
+    method: Method,
+    device: torch.device,
+    run_dir: Path,
+    telling: Telling,
+    cell: str,
+    streamed: Streamed | None = None,
 ) -> Results | None:
     """`run`, after what can be checked at once; the tracker is told of stages as they end, and of what was found."""
     main, prompts = Processes().main, config.eval.prompts
@@ -65,12 +82,15 @@ def experiment(
     clock = StageClock(telling.stage, began=story.begins)
 
     with clock("load"):
-        model, weights, tokenizer, windows, lessons, texts, exams = read(config, method, device)
-    targets = Targets(**vars(config.targets))
-    planned = plan(model, method, config.ratio, targets)  # refuses what cannot be compressed
+        model, weights, tokenizer, windows, lessons, texts, exams = read(
+            config, method, device, streamed and streamed.blocks
+        )
+    targets, shapes = Targets(**vars(config.targets)), streamed.skeleton if streamed else model
+    planned = plan(shapes, method, config.ratio, targets)  # refuses what cannot be compressed
+    layers, budget, fixed, *_ = planned
     counts = [len(part) for part in texts.values()]
-    machine = this_machine(device, model.dtype, planned.layers)
-    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
+    machine = this_machine(device, model.dtype, layers)
+    found = forecast(config, method, shapes, layers, budget, fixed, counts, machine, bool(streamed))
     story.expect(found)
 
     with clock("evaluate_dense"):

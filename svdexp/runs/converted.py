@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.checkpoints import gguf_tokenizer
 from svdexp.checkpoints.loading import Source, load_model, load_tokenizer, locate, rope_scaling
+from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.runs.foreseen import note_weights, noted_weights
 from svdexp.runtime.contents import digest
@@ -77,8 +78,10 @@ class Dense(NamedTuple):
     weights: str
 
 
-def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> Dense:
+def dense_model(config: Config, dtype: torch.dtype, device: torch.device, blocks: Path | None = None) -> Dense:
     """The dense model of a run, from the cache if its GGUF file was converted before; its fingerprint is noted there.
+
+    Given `blocks`, a folder of its own, it is streamed.
 
     Raises:
         UserError: as `load_model`.
@@ -86,7 +89,7 @@ def dense_model(config: Config, dtype: torch.dtype, device: torch.device) -> Den
     source = locate(config.model)
     if source.gguf_file is not None and config.cache:
         return _converted(config, Path(config.cache), source, dtype, device)
-    model = load_model(config.model, dtype, device)
+    model = load_streamed(config.model, dtype, device, blocks) if blocks else load_model(config.model, dtype, device)
     weights = model_fingerprint(model)
     note_weights(config, dtype, weights)
     return Dense(model, weights)

@@ -1,5 +1,6 @@
 """What a run reads: the model, and texts as token windows."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from svdexp.runs.checks import (
     window_lengths,
 )
 from svdexp.runs.converted import Dense, dense_model, tokenizer_of
-from svdexp.schema import Config, EvaluateConfig, Sampling
+from svdexp.runtime.errors import require
+from svdexp.schema import Config, EvaluateConfig, Residency, Sampling
 
 
 class Material(NamedTuple):
@@ -44,14 +46,14 @@ class Material(NamedTuple):
     exams: list[Exam]
 
 
-def read(config: Config, method: Method, device: torch.device) -> Material:
-    """Everything that a run needs from files; the model last, because it takes longest."""
+def read(config: Config, method: Method, device: torch.device, blocks: Path | None = None) -> Material:
+    """Everything that a run needs from files; the model last, because it takes longest, and streamed given `blocks`."""
     tokenizer = tokenizer_of(config.model, config.cache)
     windows = calibration_windows(config, tokenizer)
     lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
-    model, weights = placed_model(config, device)
+    model, weights = placed_model(config, device, blocks)
     check_lengths(model, window_lengths(config, method) | prompt_lengths(config.eval.prompts, tokenizer))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}
     warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
@@ -60,14 +62,17 @@ def read(config: Config, method: Method, device: torch.device) -> Material:
     return Material(model, weights, tokenizer, windows, lessons, texts, exams)
 
 
-def placed_model(config: Config, device: torch.device) -> Dense:
-    """The dense model on `device`, or spread over all, and its fingerprint.
+def placed_model(config: Config, device: torch.device, blocks: Path | None = None) -> Dense:
+    """The dense model on `device`, spread over all, or streamed given `blocks`; and its fingerprint.
 
     Raises:
-        UserError: as `dense_model`.
+        UserError: as `dense_model`, and where it shall be streamed by a caller that cannot.
     """
+    able = blocks is not None or config.residency is not Residency.streamed
+    require(able, "residency=streamed leaves a checkpoint and no model in memory: use it with python -m svdexp")
     spread = config.device == BALANCED
-    dense = dense_model(config, resolve_dtype(config.precision, device), torch.device("cpu") if spread else device)
+    place = torch.device("cpu") if spread else device
+    dense = dense_model(config, resolve_dtype(config.precision, device), place, blocks)
     if spread:
         spread_out(dense.model)
     return dense

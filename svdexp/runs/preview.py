@@ -25,6 +25,7 @@ from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.foreseen import cached_stages
 from svdexp.runs.inputs import calibration_windows
+from svdexp.runs.residency import room, streams, why_not_read
 from svdexp.runtime.errors import UserError
 from svdexp.schema import THIS, Config, ModelConfig, Precision, dry_device
 
@@ -67,10 +68,13 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     counts, notes = window_counts(config, offline=bool(known.note))
     said = [*planned.warnings, *filter(None, [known.note]), *notes]
     print(*said, sep="\n", end="\n" if said else "")
-    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine)
+    here = asked == THIS and not known.note
+    memory, fault = (room(device), why_not_read(config.model)) if here else (machine.memory, None)
+    streamed = streams(config, method, model, planned, memory, fault)
+    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine, streamed)
     print(found.text)
     print(state_of(config, run_dir))
-    if not known.note and asked == THIS:
+    if here:
         print(in_the_cache(config, method, model, planned.layers))
     return found
 

@@ -46,7 +46,8 @@ def shelf_folder(cache: Path, stage: str, **ingredients: Any) -> Path:
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """A hash of names, types, shapes and every byte."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]  # one at a time: not all need be in memory
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()

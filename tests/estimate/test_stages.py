@@ -185,3 +185,20 @@ def test_statistics_of_one_size_are_made_once(workload: Workload, monkeypatch: p
     for _ in range(2):
         assert statistics_bytes(workload.layers, ["gram"], workload) == GRAMS
     assert sorted(made) == [32, 48]
+
+
+def test_of_a_streamed_model_one_block_is_in_memory(workload: Workload) -> None:
+    """Its weights, its statistics and what it keeps for a backward pass; the windows go forward twice for gradients."""
+    method = replace(METHOD, weighting=TwoSided())
+    whole, found = rows(workload, method), rows(workload, method, streamed=True)
+    gone = BLOCKS - 1
+    weights = workload.body * workload.itemsize // BLOCKS
+    assert whole["factorisation"].bytes - found["factorisation"].bytes == gone * weights
+    assert found["factorisation"].work == whole["factorisation"].work
+    gradients = BLOCKS * 4 * (32**2 + 16**2 + 16**2 + 32**2 + 48**2 + 48**2 + 32**2)
+    statistics = (GRAMS + gradients) // BLOCKS
+    kept = LENGTH * workload.stored * workload.itemsize // BLOCKS
+    assert whole["calibration"].bytes - found["calibration"].bytes == gone * (weights + statistics + kept)
+    more = found["calibration"].work.model - whole["calibration"].work.model
+    assert more == workload.forward(WINDOWS + 3, head=False).model
+    assert found["calibration"].work.float32 == whole["calibration"].work.float32

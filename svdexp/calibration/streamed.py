@@ -1,0 +1,206 @@
+"""All statistics of a dense model that is streamed: two sweeps over its blocks, one of them in memory at a time.
+
+Forward, from the first block to the last, all windows go through one block after the other, and the statistics of its
+inputs are summed on the way. Backward, from the last to the first, each block runs again from the hidden states that
+entered it, and the gradient of what left it is taken through it: to its layers, for their statistics, and to what
+entered, for the block before. These states, and the gradients at one block's exit, wait in files.
+
+A block's statistics are left on the shelves as soon as they are whole. A sweep that was killed goes on at the block
+that it was at.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+from svdexp.calibration.collector import Collector, needs_of_gradients, needs_of_inputs, shared_inputs
+from svdexp.calibration.loss import next_token_loss
+from svdexp.calibration.states import States
+from svdexp.calibration.statistics import pack
+from svdexp.models.behaviour import frozen
+from svdexp.models.matrices import Matrix, layers_of
+from svdexp.models.path import Replay, first_states
+from svdexp.models.residency import at_hand
+from svdexp.runtime.errors import require
+from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Shelf
+
+log = logging.getLogger(__name__)
+
+# Stands behind the last block for all that follows it: the norm, the head, the loss.
+EXIT = "exit"
+
+
+def sweep(
+    model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, shelves: Mapping[str, Shelf], folder: Path
+) -> None:
+    """Leave on the shelves, which map statistics, what is missing there of `layers` over the windows (N, L).
+
+    `folder` is where states wait. A second process that has the same to do waits until the first one is done.
+
+    Raises:
+        UserError: an activation or a gradient is not finite, or the disk has no room.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        Sweep(model, layers, windows, shelves, folder).carry_out()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within this context no other process is at what waits in `folder`."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("calibration: another run takes the same statistics; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Sweep:
+    """The windows on their way, in both directions. Places are the blocks by their names, in order, and EXIT."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[Matrix],
+        windows: torch.Tensor,
+        shelves: Mapping[str, Shelf],
+        folder: Path,
+    ):
+        self.model, self.windows, self.shelves = model, windows, shelves
+        self.replay = Replay(model, windows)
+        self.places = [*self.replay.blocks, EXIT]
+        self.members: dict[str, list[Matrix]] = {place: [] for place in self.places}
+        for layer in layers:
+            self.members[layer.group if layer.group in self.replay.blocks else EXIT].append(layer)
+        first = first_states(model, windows[:1])[0]
+        shape = (len(windows), *first.shape[1:])
+        self.entering = States(folder / "entering", shape, first.dtype)
+        self.gradients = States(folder / "gradients", shape, first.dtype)  # at the exit of a block
+
+    def carry_out(self) -> None:
+        """Both sweeps, as far as something is missing."""
+        inputs, gradients = needs_of_inputs(list(self.shelves)), needs_of_gradients(list(self.shelves))
+        forward = [k for k in range(len(self.places)) if self._lacks(k, inputs)]
+        backward = [k for k in range(len(self.places)) if self._lacks(k, gradients)]
+        known = [k for k in range(max(backward, default=0), len(self.blocks)) if self.places[k] in self.gradients]
+        start = min(known, default=len(self.blocks))
+        wanted = range(min(backward), start + 1) if backward else range(0)
+        self._require_room(len(wanted))
+        self._forward(forward, inputs, wanted)
+        if backward:
+            self._backward(range(start, min(backward) - 1, -1), gradients)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The places but for EXIT."""
+        return self.places[:-1]
+
+    def _lacks(self, k: int, needs: Sequence[str]) -> bool:
+        groups = {layer.group for layer in self.members[self.places[k]]}
+        return any(group not in self.shelves[need] for need in needs for group in groups)
+
+    def _require_room(self, kept: int) -> None:
+        """Raise UserError where the disk is too small for the states at `kept` places, and what is under way."""
+        folder = self.entering.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sum(place in self.entering for place in self.places)
+        needed, free = (max(kept - there, 0) + 3) * self.entering.bytes, shutil.disk_usage(folder).free
+        require(
+            free >= needed,
+            f"cache: {folder} has {free / 1e9:.2f} GB left, but the hidden states of all windows take "
+            f"{needed / 1e9:.2f}; name another folder with cache=FOLDER, or take fewer calibration.samples",
+        )
+
+    @torch.no_grad()
+    def _forward(self, measured: Sequence[int], needs: Sequence[str], wanted: Sequence[int]) -> None:
+        """Take statistics at the places `measured`, and leave the states that enter those `wanted`."""
+        todo = {*measured, *(k for k in wanted if self.places[k] not in self.entering)}
+        if not todo:
+            return
+        known = [k for k in range(min(todo) + 1) if self.places[k] in self.entering]
+        if not known:
+            with self.entering.write(self.places[0]) as states:
+                for index, window in enumerate(self.windows):
+                    states[index] = first_states(self.model, window[None])[0][0]
+        for k in range(max(known, default=0), max(todo) + 1):
+            self._pass(k, needs if k in measured else [], on=k < max(todo))
+            if k not in wanted:
+                self.entering.drop(self.places[k])
+
+    def _pass(self, k: int, needs: Sequence[str], on: bool) -> None:
+        """All windows through the block at place `k`, with statistics of its inputs, `on` to the next one or not."""
+        place = self.places[k]
+        if not needs and not on:
+            return
+        states = self.entering.read(place)
+        with at_hand(self.model, place):
+            members = self.members[place] if needs else []
+            leaders = shared_inputs(layers_of(self.model, members), lambda: self._run(place, 0, states[:1]))
+            collector = Collector(self.model, members, leaders, needs)
+            with collector.listen(), self.entering.write(self.places[k + 1]) if on else nullcontext() as following:
+                for collector.window in progress(range(len(self.windows)), f"calibration {place}"):
+                    output = self._run(place, collector.window, states[collector.window][None])
+                    if following is not None:
+                        following[collector.window] = output[0]
+            self._put(members, needs, collector)
+
+    def _run(self, place: str, index: int, state: torch.Tensor) -> torch.Tensor:
+        """What becomes of a window's state (1, L, d) in a block, or at EXIT, where it is logits (1, L, v).
+
+        Of a copy: some blocks change in place what enters, be it a file, or what gradients start at.
+        """
+        state = state.to(self.model.device).clone()
+        if place != EXIT:
+            return self.replay.run(place, state)
+        logits: torch.Tensor = self.replay.leave(self.windows[index], state).logits
+        return logits
+
+    def _backward(self, way: Sequence[int], needs: Sequence[str]) -> None:
+        """Gradients from place to place along `way`, downwards, with their statistics where they are missing."""
+        for k in way:
+            place = self.places[k]
+            taken = needs if self._lacks(k, needs) else []
+            members = self.members[place] if taken else []
+            below = self.gradients.write(self.places[k - 1]) if k > way[-1] else nullcontext()
+            with at_hand(self.model, place), below as following:
+                collector = Collector(self.model, members, {layer.name: layer.name for layer in members}, taken)
+                with collector.listen(), frozen(self.model), torch.enable_grad():
+                    for collector.window in progress(range(len(self.windows)), f"calibration {place}, backwards"):
+                        gradient = self._gradient(place, collector.window)
+                        if following is not None:
+                            following[collector.window] = gradient[0]
+                self._put(members, taken, collector)
+            self.entering.drop(place)
+            self.gradients.drop(place)
+
+    def _gradient(self, place: str, index: int) -> torch.Tensor:
+        """The gradient (1, L, d) of the loss of a window at the entrance of a place."""
+        state = self.entering.read(place)[index][None].requires_grad_()
+        output = self._run(place, index, state)
+        if place == EXIT:
+            next_token_loss(output, self.windows[index][None].to(output.device)).backward()  # type: ignore[no-untyped-call]
+        else:
+            gradient = self.gradients.read(place)[index][None].to(output.device)
+            output.backward(gradient)  # type: ignore[no-untyped-call]
+        assert state.grad is not None
+        return state.grad
+
+    def _put(self, members: Sequence[Matrix], needs: Sequence[str], collector: Collector) -> None:
+        results = collector.results()
+        for group in dict.fromkeys(layer.group for layer in members):
+            for need in needs:
+                tensors = {layer.name: results[layer.name][need] for layer in members if layer.group == group}
+                self.shelves[need].put(group, pack(tensors))

@@ -1,0 +1,133 @@
+"""Whether a run streams its model (models/residency.py), and what it then cannot do."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from svdexp.allocation import REPEATABLE, FromFile, FromGamma, Whole
+from svdexp.checkpoints.loading import load_skeleton, locate, resolve_dtype
+from svdexp.checkpoints.loading_streamed import streamable_files
+from svdexp.engine.plan import Plan, plan
+from svdexp.estimate.forecast import foreseen
+from svdexp.estimate.table import gigabytes
+from svdexp.method import Method
+from svdexp.models.behaviour import why_not_replayed
+from svdexp.models.spreading import BALANCED
+from svdexp.models.structure import Targets
+from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.processes import Processes
+from svdexp.schema import Config, ModelConfig, Residency, Save, Traversal
+
+log = logging.getLogger(__name__)
+
+# A run takes less than this many times the model's bytes, so that no estimate is made where they are few.
+MOST = 20
+
+
+def skeleton_to_stream(config: Config, method: Method, device: torch.device) -> PreTrainedModel | None:
+    """The model without weights where the run streams it; None where it shall be whole.
+
+    Raises:
+        UserError: `residency=streamed` asks for what cannot be streamed.
+    """
+    if config.residency is Residency.whole or (config.residency is Residency.auto and fits_surely(config, device)):
+        return None
+    skeleton = load_skeleton(config.model, resolve_dtype(config.precision, device))
+    planned = plan(skeleton, method, config.ratio, Targets(**vars(config.targets)))
+    return skeleton if streams(config, method, skeleton, planned, room(device), why_not_read(config.model)) else None
+
+
+def fits_surely(config: Config, device: torch.device) -> bool:
+    """Whether the model's files are small beside the memory of `device`, or none that could be streamed."""
+    source = locate(config.model)
+    files = [] if source.gguf_file else list(Path(source.location).glob("*.safetensors"))
+    return MOST * sum(path.stat().st_size for path in files) <= room(device)
+
+
+def streams(
+    config: Config, method: Method, model: PreTrainedModel, planned: Plan, memory: float, fault: str | None = None
+) -> bool:
+    """Whether the run streams `model`, which may be on the meta device; where that was not asked for, the log says why.
+
+    `memory` are the bytes that its tensors may take; `fault` is what is wrong with its files, where these count.
+
+    Raises:
+        UserError: `residency=streamed` asks for what cannot be streamed.
+    """
+    if config.residency is Residency.whole:
+        return False
+    reason = obstacle(config, method, model) or fault
+    if config.residency is Residency.streamed:
+        require(reason is None, f"residency=streamed has one block in memory at a time, but {reason}")
+        return True
+    layers, budget, fixed, *_ = planned
+    rows = foreseen(config, method, model, layers, budget, fixed, [1] * len(config.eval.texts), streamed=False)
+    needed = max(row.bytes for row in rows)
+    if needed <= memory:
+        return False
+    sizes = f"the whole run's tensors are estimated to take {gigabytes(needed)}, and there are {gigabytes(memory)}"
+    if reason is None:
+        log.info("residency: the model is streamed, because %s", sizes)
+        return True
+    log.warning("residency: %s; the model cannot be streamed, for %s", sizes, reason)
+    return False
+
+
+def why_not_read(model: ModelConfig) -> str | None:
+    """Why blocks cannot be read from a model's files one by one, if they cannot."""
+    try:
+        streamable_files(model)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def room(device: torch.device) -> int:
+    """The bytes of memory that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | None:
+    """Why the run cannot stream the model, with the knob to turn; None: it can."""
+    evaluation, allocation = config.eval, type(method.allocation)
+    whole = "needs the whole model"
+    known = (*REPEATABLE.values(), FromFile, FromGamma, Whole)
+    reasons = {
+        f"device={BALANCED} spreads the whole model over several GPUs": config.device == BALANCED,
+        "processes that share a run hold a whole model each": Processes().count > 1,
+        "its statistics wait on disk: set cache=FOLDER": config.cache is None,
+        f"method.training {whole}; leave it out": bool(method.training),
+        f"method.update={type(method.update).__name__} {whole}; use method.update=null": method.update is not None,
+        f"method.allocation={allocation.__name__} {whole}; choose another method/allocation": allocation not in known,
+        "method.traversal=blockwise changes blocks on the way; use method.traversal=dense": method.traversal
+        is Traversal.blockwise,
+        f"storage={type(method.storage).__name__} {whole}; use one that looks at no inputs": method.storage.waits,
+        "save=elastic gathers what was truncated in memory; use save=checkpoint": config.save is Save.elastic,
+        f"generation speed {whole}; set eval.efficiency=null": evaluation.efficiency is not None,
+        f"eval.tasks {whole} for now; leave it out": bool(evaluation.tasks),
+        f"eval.prompts {whole}; leave it out": bool(evaluation.prompts),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    fault = why_not_replayed(model)
+    return fault and f"blocks of {type(model).__name__} do not run alone: {fault}; use residency=whole"
+
+
+@contextmanager
+def room_for_blocks(run_dir: Path) -> Iterator[Path]:
+    """A folder for blocks that a run changed, which ends with it; those of a run that was killed are removed."""
+    folder = run_dir / ".blocks"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""Whether a run streams its model, and the sentences where it cannot."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from svdexp.cells.guard import config_dir
+from svdexp.method import build_method
+from svdexp.runs import residency
+from svdexp.runs.residency import room_for_blocks, skeleton_to_stream
+from svdexp.runtime.errors import UserError
+from svdexp.schema import Config, validate
+
+CPU = torch.device("cpu")
+PLAIN = ["method=svd_llm", "calibration.samples=2", "calibration.seq_len=16"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra() -> Iterator[None]:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        yield
+
+
+def streams(folder: Path, *words: str) -> bool:
+    """Whether a run of these words does; its speed is measured where they choose an evaluation."""
+    quiet = [] if any(word.startswith("eval=") for word in words) else ["eval.efficiency=null"]
+    config = validate(compose("config", [f"model.path={folder}", *PLAIN, *quiet, *words]))
+    return skeleton_to_stream(config, build_method(config), CPU) is not None
+
+
+OBSTACLES = {
+    "cache=null": "its statistics wait on disk: set cache=FOLDER",
+    "device=balanced": "device=balanced spreads the whole model over several GPUs",
+    "method/training=distill": r"method.training needs the whole model; leave it out",
+    "method=svd_llm_update": r"method.update=RefitOutput needs the whole model; use method.update=null",
+    "method/allocation=sensitivity": r"method.allocation=Sensitivity needs the whole model",
+    "method/allocation=learned": r"method.allocation=Learned needs the whole model",
+    "method.traversal=blockwise": r"method.traversal=blockwise changes blocks on the way; use method.traversal=dense",
+    "storage=gptq4": r"storage=\w+ needs the whole model; use one that looks at no inputs",
+    "save=elastic": "save=elastic gathers what was truncated in memory; use save=checkpoint",
+    "eval=quick": "generation speed needs the whole model; set eval.efficiency=null",
+    "eval.tasks=[arc_easy]": "eval.tasks needs the whole model for now; leave it out",
+    "eval.prompts=[a]": "eval.prompts needs the whole model; leave it out",
+}
+
+
+@pytest.mark.parametrize("word", OBSTACLES)
+def test_what_needs_the_whole_model_is_refused_by_its_knob(word: str, model_folder: Path) -> None:
+    words = [word, "storage=factors"] if "elastic" in word else [word]
+    sentence = rf"^residency=streamed has one block in memory at a time, but {OBSTACLES[word]}"
+    with pytest.raises(UserError, match=sentence):
+        streams(model_folder, "residency=streamed", *words)
+
+
+def test_the_estimate_chooses(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert streams(model_folder, "residency=streamed")
+    assert not streams(model_folder)
+    monkeypatch.setattr(residency, "room", lambda device: 1000)
+    assert not streams(model_folder, "residency=whole")
+    assert not caplog.records
+    assert streams(model_folder)
+    assert "the model is streamed, because the whole run is estimated to take" in caplog.records[-1].getMessage()
+    assert not streams(model_folder, "eval.prompts=[a]")
+    assert "the model cannot be streamed, for eval.prompts needs" in caplog.records[-1].getMessage()
+
+
+def test_files_that_are_small_need_no_estimate(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "load_skeleton", lambda *_: pytest.fail("a model was made"))
+    assert not streams(model_folder)
+
+
+def test_blocks_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".blocks").mkdir()
+    (tmp_path / ".blocks" / "a").touch()
+    with room_for_blocks(tmp_path) as folder:
+        assert not folder.exists()
+        folder.mkdir()
+    assert not folder.exists()
