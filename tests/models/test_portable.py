@@ -1,5 +1,6 @@
 """Checkpoints where svdexp is not installed: every architecture and storage; compiled, with adapters, in parts."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.models.portable import modeling_svdexp
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
 from tests.conftest import tiny_model
-from tests.support.shrunk import RANKS, shrunk, truncated
+from tests.support.shrunk import shrunk, truncated
 
 STORAGES = {
     "factors": FactorStorage(),
@@ -130,17 +132,21 @@ def test_other_classes_of_the_file(folders: Path) -> None:
             getattr(modeling_svdexp, name)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
-def test_compiled(storage: str, folders: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        folders / f"llama_gqa-{storage}", trust_remote_code=True, dtype=torch.float32
-    )
-    del model.model.layers[1:]  # each takes as long to compile; the first has every rank
-    model.config.num_hidden_layers = 1
-    assert {layer["rank"] for name, layer in model.config.svdexp["layers"].items() if ".0." in name} == set(RANKS)
+def test_compiled(tokenizer: Any, tmp_path: Path) -> None:
+    """One block, in which every format is: each graph takes as long as a hundred other tests."""
+    dense, (model, ranks) = tiny_model("llama_gqa"), shrunk("llama_gqa", FactorStorage())
+    for matrix, storage in zip(find_matrices(dense, Targets()), itertools.cycle(STORAGES.values()), strict=False):
+        W = matrix.weight(dense).bfloat16()
+        matrix.put(model, storage.layer(truncated(W, ranks[matrix.name]), None, W))
+    checkpoint.save(model, tokenizer, tmp_path, ranks)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, dtype=torch.float32)
+    del loaded.model.layers[1:]
+    loaded.config.num_hidden_layers = 1
+    kinds = {type(module).__module__.rpartition("_")[2] for module in loaded.modules() if hasattr(module, "rank")}
+    assert kinds == set(STORAGES)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model)(tokens).logits, model(tokens).logits)
+        torch.testing.assert_close(torch.compile(loaded)(tokens).logits, loaded(tokens).logits)
 
 
 @pytest.mark.parametrize(
