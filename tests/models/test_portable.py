@@ -142,8 +142,7 @@ def test_compiled(tokenizer: Any, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True, dtype=torch.float32)
     del loaded.model.layers[1:]
     loaded.config.num_hidden_layers = 1
-    kinds = {type(module).__module__.rpartition("_")[2] for module in loaded.modules() if hasattr(module, "rank")}
-    assert kinds == set(STORAGES)
+    assert {type(module).__module__.rpartition(".svdexp_")[2] for module in loaded.modules()} >= set(STORAGES)
     tokens = torch.arange(16)[None]
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(loaded)(tokens).logits, loaded(tokens).logits)
