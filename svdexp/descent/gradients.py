@@ -51,5 +51,5 @@ def _seed(number: int) -> None:
     tiny model's step.
     """
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
