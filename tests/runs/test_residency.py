@@ -68,7 +68,7 @@ def test_the_estimate_chooses(
     assert not streams(model_folder, "residency=whole")
     assert not caplog.records
     assert streams(model_folder)
-    assert "the model is streamed, because the whole run is estimated to take" in caplog.records[-1].getMessage()
+    assert "the model is streamed, because the whole run's tensors are estimated" in caplog.records[-1].getMessage()
     assert not streams(model_folder, "eval.prompts=[a]")
     assert "the model cannot be streamed, for eval.prompts needs" in caplog.records[-1].getMessage()
 
