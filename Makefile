@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install gptq demo test lint types check bench clean
+.PHONY: help install gptq demo test lint types docs check bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,10 +41,13 @@ lint: $(READY)  ## ruff: style and common mistakes
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test  ## everything that must be green before a commit
+docs: $(READY)  ## the documentation as a site, in site/; a link that leads nowhere is an error
+	$(BIN)/mkdocs build --quiet --strict
+
+check: lint types docs test  ## everything that must be green before a commit
 
 bench: $(READY)  ## speed as ratios measured in one run
 	$(BIN)/python -m svdexp.bench
 
 clean:  ## remove the environment and what tools leave; runs and their cache, in outputs/, stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
