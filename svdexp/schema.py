@@ -17,10 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio, require_seed, require_tokens
 from svdexp.runtime.model_names import name_of
 from svdexp.runtime.nearest import did_you_mean
+from svdexp.runtime.sizes import parse_size
 
 OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
 LARGEST_INTEGER = 2**63 - 1
+MIXTURE = "mixture"  # the text that is made of others
 THIS = "this"  # the device of a dry run that is for this machine
 
 
@@ -196,6 +198,12 @@ class CalibrationConfig:
 
     text: str = MISSING
     files: list[str] = field(default_factory=list)
+    dataset: str | None = None  # of calibration=hub: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    subset: str | None = None  # its configuration, where it has several
+    split: str = "train"
+    column: str = "text"
+    parts: list[str] = field(default_factory=list)  # of calibration=mixture: texts by name
+    shares: list[float] = field(default_factory=list)  # of the windows, one for each part; none: all the same
     samples: int = 32
     seq_len: int = 1024
     sampling: Sampling = Sampling.first
@@ -205,9 +213,26 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         require_positive("calibration.samples", self.samples)
         require_tokens("calibration.seq_len", self.seq_len)
+        mixed = self.text == MIXTURE
         require(
-            (self.text == "files") == bool(self.files),
+            mixed == bool(self.parts),
+            "calibration=mixture and calibration.parts=[TEXT,…] go together: give both or neither",
+        )
+        require(MIXTURE not in self.parts, "calibration.parts: a mixture is no part of one")
+        require(len(set(self.parts)) == len(self.parts), "calibration.parts names a text twice: give it a larger share")
+        require(
+            not self.shares or len(self.shares) == len(self.parts),
+            f"calibration.shares has {len(self.shares)} numbers for the {len(self.parts)} texts of calibration.parts",
+        )
+        require(all(share > 0 for share in self.shares), "calibration.shares must be above 0")
+        texts = self.parts if mixed else [self.text]
+        require(
+            ("files" in texts) == bool(self.files),
             "calibration=files and calibration.files=[…] go together: give both or neither",
+        )
+        require(
+            ("hub" in texts) == (self.dataset is not None),
+            "calibration=hub and calibration.dataset=… go together: give both or neither",
         )
 
 
@@ -234,6 +259,10 @@ class EvalConfig:
     name: str = MISSING
     texts: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    dataset: str | None = None  # of eval.texts=[hub]: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    subset: str | None = None  # its configuration, where it has several
+    split: str = "test"
+    column: str = "text"
     windows: int | None = None
     windows_by_text: dict[str, int | None] = field(default_factory=dict)  # where it differs from `windows`
     seq_len: int = 2048
@@ -246,9 +275,10 @@ class EvalConfig:
     rows_by_text: dict[str, int] = field(default_factory=dict)
     cut_by_text: dict[str, Cut] = field(default_factory=dict)  # contiguous, where nothing is said
     batch_size: int | None = None  # windows or requests per forward pass; null: what the device's memory allows
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # any that lm-eval knows, and the suite commonsense
+    include_path: str | None = None  # folder with tasks of one's own in lm-eval's YAML
     tasks_dir: str | None = None  # of NAME/test.jsonl; null: $SVDEXP_DATA/tasks where it has the task, else the hub
-    num_fewshot: int | None = None  # null: lm-eval's own, which is none for all of these tasks
+    num_fewshot: int | None = None  # null: lm-eval's own, none for the commonsense tasks, mmlu and boolq
     limit: int | None = None  # rows of each task, drawn with the run's seed; null: all
     prompts: list[str] = field(default_factory=list)
     efficiency: EfficiencyConfig | None = None
@@ -286,6 +316,10 @@ class EvalConfig:
         require(
             ("files" in self.texts) == bool(self.files),
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
+        )
+        require(
+            ("hub" in self.texts) == (self.dataset is not None),
+            "eval.texts=[hub] and eval.dataset=… go together: give both or neither",
         )
 
     def body(self, bos: Bos) -> int:
@@ -325,6 +359,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracker: dict[str, Any] = field(default_factory=dict)
     ratio: float = MISSING
+    bytes: str | None = None  # of the whole model, in place of `ratio`: 300MB, or a fraction of the dense model's
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.auto
@@ -340,6 +375,8 @@ class Config:
         dry_device(self.dry_run)
         if self.save is Save.auto:
             self.save = Save.checkpoint
+        if self.bytes is not None:
+            parse_size(self.bytes, "bytes")
         wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
         require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 

@@ -61,6 +61,7 @@ def guarded(
     sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
     try:
         refuse_half_a_sweep()
+        refuse_two_sizes()
         if dry := is_dry(cfg):
             remove_traces(folder)
         config = check(cfg)
@@ -106,6 +107,14 @@ def refuse_half_a_sweep() -> None:
         chosen = hydra.runtime.choices.get("experiment")
         name = f"experiment={chosen}" if chosen else "this configuration"
         raise UserError(f"{name} is a sweep: add -m, or give one value for each of {', '.join(open_keys)}")
+
+
+def refuse_two_sizes() -> None:
+    """Raise UserError where a command line gives both a ratio and what the whole model may take."""
+    words = HydraConfig.get().overrides.task
+    given = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(words)}
+    if "ratio" in given and "bytes" in given and given["bytes"].value() is not None:
+        raise UserError("ratio and bytes both say how small the model shall be: give one of them")
 
 
 def kept(cfg: DictConfig) -> list[str]:

@@ -105,6 +105,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def register_names() -> None:
-    """Make ${cell:WORD,…} and ${words:WORD,…} known to configurations."""
+    """Make ${cell:WORD,…}, ${words:WORD,…} and ${size:RATIO,BYTES} known to configurations."""
     OmegaConf.register_new_resolver("cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("words", joined, replace=True)
+    OmegaConf.register_new_resolver("size", lambda ratio, whole: ratio if whole is None else whole, replace=True)

@@ -1,11 +1,13 @@
 """Text by name, and the token windows cut from it."""
 
 from svdexp.data.bos import Beginning, resolve_bos, warn_without_bos
+from svdexp.data.collections import Collection
 from svdexp.data.draws import draw_from_rows, draw_from_text
 from svdexp.data.excerpt import Excerpt
 from svdexp.data.instructions import Row, chat_tokens
 from svdexp.data.sources import TEXTS
 from svdexp.data.texts import (
+    NAMES,
     Reading,
     Split,
     characters_of,
@@ -23,8 +25,10 @@ from svdexp.data.texts import (
 from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize, with_first
 
 __all__ = [
+    "NAMES",
     "TEXTS",
     "Beginning",
+    "Collection",
     "Excerpt",
     "Reading",
     "Row",

@@ -1,17 +1,19 @@
 """Windows of a text to learn from: what calibration and every training with a text of its own ask for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from svdexp.data.bos import Beginning
+from svdexp.data.collections import Collection
 from svdexp.data.instructions import chat_tokens
-from svdexp.data.texts import Split, check_text, files_of, read_rows, read_text, require_rows, whole_files
+from svdexp.data.mixture import apportioned, interleaved
+from svdexp.data.texts import Reading, Split, check_text, files_of, read_rows, read_text, require_rows, whole_files
 from svdexp.data.windows import cut_windows, tokenize
-from svdexp.schema import CalibrationConfig
+from svdexp.schema import MIXTURE, CalibrationConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Excerpt:
         chat: instruction data as conversations in the tokenizer's chat template.
         samples: how many windows; None is all.
         seq_len: tokens a window.
+        collection: the data set behind the name `hub`.
+        shares: of the texts that the name `mixture` stands for, by name.
     """
 
     text: str
@@ -31,15 +35,39 @@ class Excerpt:
     chat: bool
     samples: int | None
     seq_len: int
+    collection: Collection | None = None
+    shares: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, part: CalibrationConfig) -> "Excerpt":
         """What calibrates."""
-        return cls(part.text, part.files, part.chat, part.samples, part.seq_len)
+        found = None
+        if part.dataset is not None:
+            found = Collection(part.dataset, part.subset, part.split, part.column)
+        shares = tuple(zip(part.parts, part.shares or [1.0] * len(part.parts), strict=True))
+        return cls(part.text, part.files, part.chat, part.samples, part.seq_len, found, shares)
+
+    @property
+    def members(self) -> "list[Excerpt]":
+        """The excerpts that a mixture is made of, each with its share of the windows; of another text, itself."""
+        if self.text != MIXTURE:
+            return [self]
+        counts = apportioned([share for _, share in self.shares], self.samples or 0)
+        names = [name for name, _ in self.shares]
+        parts = zip(names, counts, strict=True)
+        return [replace(self, text=name, samples=count, shares=()) for name, count in parts if count]
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(collection=self.collection)
 
     def check(self) -> None:
         """Raise UserError now for a mistake that reading would find later: cheap, and never downloads."""
-        check_text(self.text, Split.calibration, self.files)
+        if self.text == MIXTURE:
+            for member in self.members:
+                member.check()
+            return
+        check_text(self.text, Split.calibration, self.files, self._reading)
         if self.chat:
             require_rows(self.text, Split.calibration, self.files)
 
@@ -49,12 +77,16 @@ class Excerpt:
         Raises:
             UserError: as `check`.
         """
-        return files_of(self.text, Split.calibration, self.files)
+        if self.text == MIXTURE:
+            return [path for member in self.members for path in member.read_from()]
+        return files_of(self.text, Split.calibration, self.files, self._reading)
 
     def whole_files(self, knob: str) -> dict[str, list[Path]]:
         """Those of them whose whole text is learnt, by the key below `knob` that names them."""
+        if self.text == MIXTURE:
+            return {key: paths for member in self.members for key, paths in member.whole_files(knob).items()}
         key = f"{knob}.files" if self.text == "files" else f"{knob}.text={self.text}"
-        return {key: whole_files(self.text, Split.calibration, self.files)}
+        return {key: whole_files(self.text, Split.calibration, self.files, self._reading)}
 
     def windows(
         self, tokenizer: Any, bos: Beginning, knob: str, generator: torch.Generator | None = None
@@ -64,6 +96,8 @@ class Excerpt:
         Raises:
             UserError: the text cannot be read, or is too short for what `knob`.samples asks for.
         """
+        if self.text == MIXTURE:
+            return interleaved([member.windows(tokenizer, bos, knob, generator) for member in self.members])
         of_windows = bos.of_windows
         stream, knob = self._tokens(tokenizer, bos), f"{knob}.samples"
         return cut_windows(stream, self.seq_len, self.samples, knob=knob, bos=of_windows, generator=generator)
@@ -72,6 +106,6 @@ class Excerpt:
         """All tokens of the text, (T,); with the one at its start, if `bos` has one there."""
         source = (self.text, Split.calibration, self.files)
         if not self.chat:
-            return bos.begun(tokenize(read_text(*source), tokenizer))
+            return bos.begun(tokenize(read_text(*source, self._reading), tokenizer))
         stream = chat_tokens(read_rows(*source), tokenizer)
         return bos.begun(stream[1:] if bos.token is not None and stream[:1].tolist() == [bos.token] else stream)

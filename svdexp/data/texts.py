@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from svdexp.data.collections import Collection
 from svdexp.data.instructions import Row, parse_rows, plain_rows
 from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, pydoc_path, read_file
 from svdexp.runtime.errors import UserError
@@ -13,6 +14,8 @@ from svdexp.runtime.errors import UserError
 FILES = Text("files", lambda split: [], "all", ("all",))
 # Files with these endings hold rows: one object a line in .jsonl, one array of objects in .json.
 ROW_FILES = (".jsonl", ".json")
+# All texts: `files` are the user's own, `hub` any data set.
+NAMES = (*TEXTS, "files", "hub")
 
 
 class Split(StrEnum):
@@ -30,11 +33,13 @@ class Reading:
         split: the data set's own name of the split, `validation` for instance.
         separator: what stands between two rows.
         rows: how many, from the first; None is all.
+        collection: the data set behind the name `hub`.
     """
 
     split: str | None = None
     separator: str | None = None
     rows: int | None = None
+    collection: Collection | None = None
 
 
 AS_IS = Reading()
@@ -58,6 +63,8 @@ def read_documents(name: str, split: Split, files: Sequence[str] = (), reading: 
     knob = _knob(split)
     if name == "files":
         rows = [row for file in files for row in _file_texts(file, f"{knob}.files")]
+    elif name == "hub":
+        rows = _collection(reading, knob).rows(knob)
     else:
         rows = _text(name, knob).read(split_of(name, split, reading))
     if reading.rows is not None:
@@ -76,6 +83,8 @@ def split_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
         UserError: the text has no such split, or it is the one that calibrates.
     """
     knob = _knob(split)
+    if name == "hub":
+        return _collection(reading, knob).split
     text = FILES if name == "files" else _text(name, knob)
     if split is Split.calibration:
         return text.calibrates
@@ -93,8 +102,10 @@ def separator_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
     return TEXTS[name].calibration_separator if name in TEXTS and split is Split.calibration else "\n\n"
 
 
-def dataset_of(name: str, files: Sequence[str] = ()) -> str:
+def dataset_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS) -> str:
     """What the text called `name` is where it comes from: a hub id with its configuration, or files."""
+    if name == "hub":
+        return _collection(reading, "eval").name
     return ", ".join(files) if name == "files" else _text(name, "eval").dataset
 
 
@@ -123,6 +134,8 @@ def check_text(name: str, split: Split, files: Sequence[str] = (), reading: Read
         for file in files:
             if not Path(file).is_file():
                 raise UserError(f"{knob}.files: {file} is not a file")
+    elif name == "hub":
+        _collection(reading, knob).check(knob)
     elif name in LOCAL:
         local_path(name, wanted)
 
@@ -136,6 +149,8 @@ def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Readin
     check_text(name, split, files, reading)
     if name == "files":
         return [Path(file) for file in files]
+    if name == "hub":
+        return _collection(reading, _knob(split)).files
     if name in LOCAL:
         return [local_path(name, split_of(name, split, reading))]
     return [pydoc_path()] if name == "pydoc" else []
@@ -154,9 +169,10 @@ def characters_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS
     return characters * min(reading.rows or rows, rows) // rows
 
 
-def whole_files(name: str, split: Split, files: Sequence[str] = ()) -> list[Path]:
-    """Those of `files_of` that are one split alone; pydoc's file holds both."""
-    return [] if name == "pydoc" else files_of(name, split, files)
+def whole_files(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[Path]:
+    """Those of `files_of` that are one split alone; pydoc's file holds both, and so may those of a data set."""
+    shared = name == "pydoc" or (name == "hub" and not _collection(reading, _knob(split)).is_one_file)
+    return [] if shared else files_of(name, split, files, reading)
 
 
 def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
@@ -170,6 +186,13 @@ def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
             )
 
 
+def _collection(reading: Reading, knob: str) -> Collection:
+    if reading.collection is None:
+        where = "calibration=hub" if knob == "calibration" else "eval.texts=[hub]"
+        raise UserError(f"{where} needs {knob}.dataset: a hub id, a folder or a file")
+    return reading.collection
+
+
 def _knob(split: Split) -> str:
     return "calibration" if split is Split.calibration else "eval"
 
@@ -177,7 +200,7 @@ def _knob(split: Split) -> str:
 def _text(name: str, knob: str) -> Text:
     if name not in TEXTS:
         where = "calibration.text" if knob == "calibration" else "eval.texts"
-        raise UserError(f"{where}: no text is called {name!r}; choose from {', '.join([*TEXTS, 'files'])}")
+        raise UserError(f"{where}: no text is called {name!r}; choose from {', '.join(NAMES)}")
     return TEXTS[name]
 
 

@@ -21,7 +21,7 @@ from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import Targets
 from svdexp.runs.checks import check_ids, check_inputs, check_lengths, window_lengths
 from svdexp.runs.converted import Dense, tokenizer_of
-from svdexp.runs.inputs import calibration_bos, calibration_windows, placed_model, training_windows
+from svdexp.runs.inputs import calibration_bos, calibration_windows, placed_model, size_of, training_windows
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import Cache
@@ -141,7 +141,7 @@ def compress(
         dense.model,
         tokens,
         built,
-        config.ratio,
+        size_of(config),
         targets=Targets(**vars(config.targets)),
         cache=store,
         clock=clock,

@@ -13,6 +13,7 @@ from svdexp.checkpoints.elastic import Elastic, Recipe
 from svdexp.engine import steps
 from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
+from svdexp.engine.size import WholeModel
 from svdexp.method import Method
 from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import Targets
@@ -30,7 +31,7 @@ def compress(
     model: PreTrainedModel,
     windows: torch.Tensor,
     method: Method,
-    ratio: float,
+    ratio: float | WholeModel,
     *,
     targets: Targets | None = None,
     cache: Cache | None = None,
@@ -51,7 +52,7 @@ def compress(
         model: any causal language model whose blocks hold linear layers, on any device.
         windows: calibration token ids, (N, L).
         method: the stages.
-        ratio: kept fraction of the targeted layers' stored bits, in (0, 1].
+        ratio: kept fraction of the targeted layers' stored bits, in (0, 1]; or how large the whole model may be.
         targets: which layers, and the ranks that are fixed; by default all linear layers of the blocks, and none.
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
@@ -73,7 +74,7 @@ def compress(
     planned = planned or plan(model, method, ratio, targets)
     with clock("usage"):  # a stage of its own: no cache can spare it
         idle = Processes().agree(left_dense(model, planned.layers, windows, method.needs_gradients))
-    layers, budget, fixed, _, left = planned = without(planned, idle, method, ratio, targets)
+    layers, budget, fixed, _, left = planned = without(planned, idle, model, method, ratio, targets)
     for warning in planned.warnings:
         log.warning("%s", warning)
     job = steps.begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
@@ -95,9 +96,10 @@ def compress(
     with clock("storage"):
         steps.finish(job, ranks)
     label(model, ranks)
-    recipe = Recipe.of(method.allocation, ratio, windows.numel(), list(budget.shapes)) if elastic else None
+    recipe = Recipe.of(method.allocation, budget.ratio, windows.numel(), list(budget.shapes)) if elastic else None
     return Compression(
         layers=layers,
+        ratio=budget.ratio,
         ranks=ranks,
         errors={name: part.error(ranks[name]) for name, part in done.spectra.items()},
         damping={name: float(part.damping.max()) for name, part in done.spectra.items()},

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
+from svdexp.engine.size import WholeModel, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.matrices import Matrix, Ranks
@@ -37,7 +38,7 @@ class Plan(NamedTuple):
         return [*self.notes, *said(self.left_dense)]
 
 
-def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets) -> Plan:
+def plan(model: PreTrainedModel, method: Method, ratio: float | WholeModel, targets: Targets) -> Plan:
     """The plan for `model`, which may be on the meta device.
 
     Raises:
@@ -50,7 +51,7 @@ def plan(model: PreTrainedModel, method: Method, ratio: float, targets: Targets)
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
-    budget, fixed = shares(layers, method, ratio, targets)
+    budget, fixed = shares(layers, method, ratio_of(ratio, model, layers), targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
     left = shared_matrices(model, targets) | other_stacks(model, targets)
     return Plan(layers, budget, fixed, notes, left)
@@ -72,8 +73,15 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
     return budget, fixed
 
 
-def without(plan: Plan, idle: dict[str, list[str]], method: Method, ratio: float, targets: Targets) -> Plan:
-    """The plan without layers that do not work as linear ones: `ratio` then counts the others alone.
+def without(
+    plan: Plan,
+    idle: dict[str, list[str]],
+    model: PreTrainedModel,
+    method: Method,
+    ratio: float | WholeModel,
+    targets: Targets,
+) -> Plan:
+    """The plan for `model` without layers that do not work as linear ones: `ratio` then counts the others alone.
 
     Raises:
         UserError: there are no others, or as `shares`.
@@ -86,7 +94,7 @@ def without(plan: Plan, idle: dict[str, list[str]], method: Method, ratio: float
         raise UserError(f"no layer to compress is left: {'; '.join(said(idle))}")
     # a pattern that fixed ranks of these alone has nothing to fix any more
     ranks = {key: rank for key, rank in targets.ranks.items() if any(matches(layer.name, [key]) for layer in rest)}
-    budget, fixed = shares(rest, method, ratio, replace(targets, ranks=ranks))
+    budget, fixed = shares(rest, method, ratio_of(ratio, model, rest), replace(targets, ranks=ranks))
     return plan._replace(layers=rest, budget=budget, fixed=fixed, left_dense=plan.left_dense | idle)
 
 

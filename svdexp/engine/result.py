@@ -17,6 +17,7 @@ class Compression:
 
     Attributes:
         layers: the targeted layers, in the model's order.
+        ratio: the kept fraction of their bits that was asked for.
         ranks: per layer; None was not factorised.
         errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1], W what the
             storage wants decomposed; empty where there is no weighting.
@@ -30,6 +31,7 @@ class Compression:
     """
 
     layers: Sequence[Matrix]
+    ratio: float
     ranks: Ranks
     errors: dict[str, float]
     damping: dict[str, float]

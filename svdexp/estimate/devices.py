@@ -15,7 +15,8 @@ import torch
 from svdexp.estimate.speed import Speed
 from svdexp.runtime.errors import require
 
-REACHED = {"half": 0.6, "float32": 0.8, "float64": 0.7}
+REACHED = {"half": 0.6, "float32": 0.8, "float64": 0.7, "bandwidth": 0.8}
+LAUNCH = 10e-6  # seconds from one small operation to the next, the host's part; assumed
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,20 @@ class Machine:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Published peaks in FLOP/s, `eigen` as assumed, and bytes of memory."""
+    """Published peaks in FLOP/s, `eigen` as assumed, bytes of memory, and bytes/s that it gives or takes."""
 
     half: float
     float32: float
     float64: float
     eigen: float
     memory: float
+    bandwidth: float
 
 
 SHEETS = {
-    "h100-80gb": Sheet(989e12, 67e12, 67e12, 0.4e12, 84.9e9),
-    "a100-80gb": Sheet(312e12, 19.5e12, 19.5e12, 0.3e12, 84.9e9),
-    "rtx4090": Sheet(165e12, 82.6e12, 1.29e12, 0.1e12, 25.3e9),
+    "h100-80gb": Sheet(989e12, 67e12, 67e12, 0.4e12, 84.9e9, 3.35e12),
+    "a100-80gb": Sheet(312e12, 19.5e12, 19.5e12, 0.3e12, 84.9e9, 2.04e12),
+    "rtx4090": Sheet(165e12, 82.6e12, 1.29e12, 0.1e12, 25.3e9, 1.01e12),
 }
 
 
@@ -63,7 +65,7 @@ def published_machine(name: str, dtype: torch.dtype) -> Machine:
     """
     require(name in SHEETS, f"dry_run.device={name} is not known; choose from {', '.join([*SHEETS, 'this'])}")
     sheet = SHEETS[name]
-    products = {kind: REACHED[kind] * getattr(sheet, kind) for kind in REACHED}
-    model = products["float32" if dtype is torch.float32 else "half"]
-    speed = Speed(model, products["float32"], products["float64"], sheet.eigen)
+    reached = {kind: share * getattr(sheet, kind) for kind, share in REACHED.items()}
+    model = reached["float32" if dtype is torch.float32 else "half"]
+    speed = Speed(model, reached["float32"], reached["float64"], sheet.eigen, reached["bandwidth"], LAUNCH)
     return Machine(name, sheet.memory, speed, "from published peaks, see docs/estimates.md")

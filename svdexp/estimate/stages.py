@@ -18,9 +18,6 @@ from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import EvalConfig, Save, Traversal
 from svdexp.storage import largest_rank
 
-# A step of decoding reads all weights for one token; on CPUs and GPUs it takes about as long as this many of a prompt.
-DECODE_TOKENS = 32
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -97,7 +94,7 @@ def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *
     """Perplexities, accuracies and the speed measurement of one model; sizes of tasks are those of the hub's data."""
     length, batch = evaluation.seq_len, evaluation.batch_size or batch_windows(evaluation.seq_len)
     work = workload.forward(sum(texts), length=length, batch=batch, compressed=compressed) if texts else Work()
-    for task in (TASKS[name] for name in expand(evaluation.tasks)):
+    for task in (TASKS[name] for name in expand(evaluation.tasks, evaluation.include_path) if name in TASKS):
         requests = min(evaluation.limit or task.rows, task.rows) * task.passes
         tokens = task.tokens * (1 + (evaluation.num_fewshot or 0))
         work += workload.forward(requests, length=tokens, batch=batch, compressed=compressed)
@@ -105,7 +102,7 @@ def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *
         return work
     prompts = workload.forward((1 + shape.repeats) * shape.batch_size, length=shape.prompt, compressed=compressed)
     steps = shape.repeats * shape.generate + min(4, shape.generate)
-    decoding = workload.forward(steps, length=max(shape.batch_size, DECODE_TOKENS), compressed=compressed)
+    decoding = workload.decoding(steps, shape.batch_size, compressed=compressed)
     return work + prompts + decoding
 
 

@@ -36,7 +36,7 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
         f"{printed(table)}"
         f"{fitting(stages, machine)}\n"
         f"speed of the device, {machine.known_from}: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
-        f"{rounded(speed.eigen / 1e9)} in eigendecompositions\n"
+        f"{rounded(speed.eigen / 1e9)} in eigendecompositions, {rounded(speed.bandwidth / 1e9)} GB/s\n"
         f"{own}"
         "not counted: reading and writing files, and what a cache spares"
     )

@@ -1,10 +1,10 @@
-"""Accuracies on multiple-choice tasks, by lm-eval, on the model in memory."""
+"""Accuracies and other scores on lm-eval's tasks, by lm-eval, on the model in memory."""
 
 import copy
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.evaluation.tasks.exam import quiet
 from svdexp.record import Record, Results
-from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE
+from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE, SCORE, SCORE_STDERR
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, identity
 
@@ -38,6 +38,8 @@ def accuracies(
 ) -> Results:
     """acc/TASK and acc_norm/TASK with acc_stderr/TASK, acc_norm_stderr/TASK and acc_rows/TASK, and acc/average.
 
+    Of other metrics score/TASK/METRIC and score_stderr/TASK/METRIC.
+
     Args:
         model: on its device, in evaluation mode.
         tokenizer: the model's; it is not changed.
@@ -55,15 +57,26 @@ def accuracies(
         shelf = cache.shelf("accuracy", model=weights, device=model.device.type, **asked(exam, tokenizer))
         answers = shelf.remember("answers", partial(answer, model, tokenizer, exam, batch_size or REQUESTS))
         for metric, right in answers.items():
-            shares, errors = METRICS[metric]
-            figures |= shares.says({exam.name: right.mean().item()}) | errors.says({exam.name: standard_error(right)})
-        figures |= ACC_ROWS.says({exam.name: len(answers["acc"])})
-        log.info("%s of the %s model: %.4f", exam.name, what, ACC.of(figures)[exam.name])
+            figures |= told(exam.name, metric, right)
+        figures |= ACC_ROWS.says({exam.name: sum(map(len, exam.rows.values()))})
+        said = ", ".join(f"{metric} {right.mean().item():.4f}" for metric, right in answers.items())
+        log.info("%s of the %s model: %s", exam.name, what, said)
     return figures | average(figures)
+
+
+def told(task: str, metric: str, values: torch.Tensor) -> Results:
+    """The figures of what `answer` gives of one metric: mean and standard error, or the one figure that it is."""
+    shares, errors, member = SCORE, SCORE_STDERR, f"{task}/{metric}"
+    if metric in METRICS:
+        (shares, errors), member = METRICS[metric], task
+    found = shares.says({member: values.mean().item()})
+    return found | (errors.says({member: standard_error(values)}) if values.ndim else {})
 
 
 def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) -> dict[str, torch.Tensor]:
     """1.0 for each row that the model gets right, else 0.0, float64 (rows,), by metric; rows in the exam's order.
+
+    Of tasks that only lm-eval knows, what its metrics give by row; (), the figure alone, where that is no mean of rows.
 
     Raises:
         UserError: a log-likelihood is not finite.
@@ -75,15 +88,36 @@ def answer(model: PreTrainedModel, tokenizer: Any, exam: Exam, batch_size: int) 
     with quiet():
         wrapped = language_model(model, tokenizer, batch_size)
         found = evaluate(wrapped, {"tasks": dict(exam.parts), "groups": {}}, samples=dict(exam.rows), bootstrap_iters=0)
+    assert found is not None
     samples = [sample for part in exam.rows for sample in found["samples"][part]]
-    for sample in samples:
+    for sample in samples if exam.asks_likelihoods else []:
         if not all(math.isfinite(likelihood) for likelihood, _ in sample["filtered_resps"]):
             raise UserError(f"eval: a log-likelihood in {exam.name} is not finite; try precision=float32")
+    if exam.recipe is not None:
+        return scores(found, exam.name)
     return {
         metric: torch.tensor([sample[metric] for sample in samples], dtype=torch.float64)
         for metric in METRICS
         if metric in samples[0]
     }
+
+
+def scores(found: Mapping[str, Any], task: str) -> dict[str, torch.Tensor]:
+    """What lm-eval found of one task, by metric: METRIC, or METRIC,FILTER where it filters answers in several ways."""
+    samples, results = found["samples"][task], found["results"][task]
+    filters = dict.fromkeys(sample["filter"] for sample in samples)
+    by_metric: dict[str, torch.Tensor] = {}
+    for key, value in results.items():
+        metric, comma, filtered = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        rows = [sample[metric] for sample in samples if sample["filter"] == filtered and metric in sample]
+        figure = torch.tensor(value, dtype=torch.float64)
+        if rows and all(isinstance(row, int | float) for row in rows):
+            each = torch.tensor(rows, dtype=torch.float64)
+            figure = each if torch.isclose(each.mean(), figure, rtol=1e-9, atol=0.0) else figure
+        by_metric[metric if len(filters) == 1 else key] = figure
+    return by_metric
 
 
 def language_model(model: PreTrainedModel, tokenizer: Any, batch_size: int) -> Any:
@@ -104,7 +138,8 @@ def asked(exam: Exam, tokenizer: Any) -> dict[str, Any]:
     texts = [json.dumps([task.eval_docs[row] for row in rows], default=str) for task, rows in parts]
     if exam.num_fewshot:
         texts += [json.dumps(list(task.fewshot_docs()), default=str) for task in exam.parts.values()]
-    return {
+    recipe = {"recipe": json.dumps(exam.recipe, default=str)} if exam.recipe is not None else {}
+    return recipe | {
         "task": exam.name,
         "version": exam.version,
         "lm_eval": version("lm-eval"),

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from svdexp.data import (
-    TEXTS,
+    NAMES,
     Beginning,
+    Collection,
     Reading,
     Split,
     check_text,
@@ -88,7 +89,7 @@ def passage(name: str, part: EvalConfig, tokenizer: Any) -> Passage:
         part,
         tokenizer,
         separator=separator_of(name, Split.evaluation, reading),
-        dataset=dataset_of(name, part.files),
+        dataset=dataset_of(name, part.files, reading),
         split=split_of(name, Split.evaluation, reading),
     )
 
@@ -130,8 +131,8 @@ def check_texts(part: EvalConfig) -> None:
     """
     for key in ("separator_by_text", "split_by_text", "rows_by_text", "cut_by_text"):
         for name in getattr(part, key):
-            if name not in TEXTS and name != "files":
-                raise UserError(f"eval.{key}: no text is called {name!r}; choose from {', '.join([*TEXTS, 'files'])}")
+            if name not in NAMES:
+                raise UserError(f"eval.{key}: no text is called {name!r}; choose from {', '.join(NAMES)}")
     for name in part.texts:
         check_text(name, Split.evaluation, part.files, reading_of(name, part))
 
@@ -157,7 +158,11 @@ def _windows(
 
 def reading_of(name: str, part: EvalConfig) -> Reading:
     """Which rows of the text called `name` evaluate, and how they are joined."""
+    found = None
+    if part.dataset is not None:
+        found = Collection(part.dataset, part.subset, part.split_by_text.get("hub", part.split), part.column)
     return Reading(
+        collection=found,
         split=part.split_by_text.get(name),
         separator=part.separator_by_text.get(name, part.separator),
         rows=part.rows_by_text.get(name),

@@ -3,22 +3,30 @@
 Counts are FLOPs of leading order; a multiplication and an addition are two.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from svdexp.models.matrices import Matrix
 
+# Norms, rotations, activations and residuals read and write what stands between two products about so many times,
+BETWEEN = 4
+# in about so many operations a block.
+BLOCK_LAUNCHES = 45
+
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs, apart by how fast a device does them, and memory.
+    """FLOPs, apart by how fast a device does them, what is done beside products, and memory.
 
     Attributes:
         model: products in the model's number format.
         float32: products in float32, in which statistics are summed.
         float64: products, triangular solutions and Cholesky factors in float64.
         eigen: what is far slower than products of as many FLOPs: eigendecompositions, SVDs, QR and LU in float64.
+        moved: bytes that are read or written outside of products.
+        launches: small operations, each of which takes as long as it takes to start one.
         bytes: the most that is alive at once on the model's device, beyond the model.
     """
 
@@ -27,6 +35,8 @@ class Work:
     float64: float = 0.0
     eigen: float = 0.0
     bytes: float = 0.0
+    moved: float = 0.0
+    launches: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -34,18 +44,28 @@ class Work:
         return self.model + self.float32 + self.float64 + self.eigen
 
     def __add__(self, other: "Work") -> "Work":
-        """Both, one after the other: FLOPs add up, of bytes the larger counts."""
+        """Both, one after the other: all adds up, but of bytes the larger counts."""
         return Work(
             self.model + other.model,
             self.float32 + other.float32,
             self.float64 + other.float64,
             self.eigen + other.eigen,
             max(self.bytes, other.bytes),
+            self.moved + other.moved,
+            self.launches + other.launches,
         )
 
     def __mul__(self, times: float) -> "Work":
-        """The same again and again: FLOPs grow, bytes do not."""
-        return Work(self.model * times, self.float32 * times, self.float64 * times, self.eigen * times, self.bytes)
+        """The same again and again: all grows, but bytes do not."""
+        return Work(
+            self.model * times,
+            self.float32 * times,
+            self.float64 * times,
+            self.eigen * times,
+            self.bytes,
+            self.moved * times,
+            self.launches * times,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,13 +139,26 @@ class Workload:
         """`windows` forward passes, `batch` windows of `length` tokens (by default the calibration's) at a time.
 
         2 FLOPs per token and entry of a matrix, and 4 · length · width per token and block for attention. Bytes are
-        the widest activation, in and out, and with `head` the logits beside their float32 copy and softmax.
+        the widest activation, in and out, and with `head` the logits beside their float32 copy and softmax. Between
+        products each of their inputs and outputs is read or written BETWEEN times, and a block is BLOCK_LAUNCHES
+        operations.
         """
         length = length or self.length
         per_token = 2 * self._entries(head, compressed) + self._attention(length)
         widest = max(layer.m + layer.n for layer in self.layers)
         logits = self.vocabulary * (self.itemsize + 8) if head else 0
-        return Work(model=windows * length * per_token, bytes=batch * length * (2 * self.itemsize * widest + logits))
+        return Work(
+            model=windows * length * per_token,
+            bytes=batch * length * (2 * self.itemsize * widest + logits),
+            moved=windows * length * self._moved(head),
+            launches=math.ceil(windows / batch) * self.blocks * BLOCK_LAUNCHES,
+        )
+
+    def decoding(self, steps: float, rows: int, *, compressed: bool = False) -> Work:
+        """`steps` steps that each read all weights for one token of `rows` sequences."""
+        step = self.forward(rows, length=1, batch=rows, compressed=compressed)
+        weights = self._entries(head=True, compressed=compressed) * self.itemsize
+        return (step + Work(moved=weights)) * steps
 
     def forward_backward(self, windows: float, *, compressed: bool = False) -> Work:
         """`windows` passes forward and backward of one calibration window each, without gradients of parameters.
@@ -136,10 +169,19 @@ class Workload:
         """
         per_token = 4 * self._entries(head=True, compressed=compressed) + 3 * self._attention(self.length)
         kept = self.stored * self.itemsize + self.vocabulary * (3 * self.itemsize + 8)
-        return Work(model=windows * self.length * per_token, bytes=self.length * kept)
+        return Work(
+            model=windows * self.length * per_token,
+            bytes=self.length * kept,
+            moved=3 * windows * self.length * self._moved(head=True),
+            launches=3 * windows * self.blocks * BLOCK_LAUNCHES,
+        )
 
     def _entries(self, head: bool, compressed: bool) -> float:
         return self.body + (self.head if head else 0) - (self.entries - self.kept_entries if compressed else 0)
+
+    def _moved(self, head: bool) -> float:
+        """Bytes per token that a pass reads or writes outside of products; of the logits, what their loss takes."""
+        return BETWEEN * self.stored * self.itemsize + (self.vocabulary * (self.itemsize + 16) if head else 0)
 
     def _attention(self, length: int) -> int:
         return 4 * length * self.width * self.blocks

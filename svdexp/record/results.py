@@ -72,6 +72,8 @@ ACC_NORM = Family(
     twin=True,
     error=ACC_NORM_STDERR,
 )
+SCORE_STDERR = Family("score_stderr", NUMBER, "its standard error", member="TASK/METRIC", twin=True, is_support=True)
+SCORE = Family("score", NUMBER, "by lm-eval's metric of that name", member="TASK/METRIC", twin=True, error=SCORE_STDERR)
 AVERAGE = "average"  # a member of ACC and of ACC_STDERR that is no task: the mean of the seven commonsense ones
 TASKS = Key("tasks", TABLES, "by task, how it was asked")
 GENERATION = Key("generation", SAYINGS, "prompts, and how the models continue them")

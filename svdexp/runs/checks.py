@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from svdexp.checkpoints.loading import load_config, locate, require_dense
 from svdexp.data import Excerpt, Split, whole_files
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
-from svdexp.evaluation import check_tasks, check_texts, require_context
+from svdexp.evaluation import check_tasks, check_texts, reading_of, require_context
 from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.positions import positions_of
@@ -31,6 +31,7 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
     for excerpt in excerpts(config, method).values():
         excerpt.check()
     check_evaluation(config.eval, config.model, found)
+    refuse_equal_rows(config, method)
     refuse_equal_files(files_learnt(config, method), files_asked(config.eval))
     check_windows(config, method)
 
@@ -39,6 +40,19 @@ def excerpts(config: Config, method: Method) -> dict[str, Excerpt]:
     """What calibrates, and what trainings learn from instead, by the keys that configure them."""
     own = {f"method.training.{name}": excerpt for name, excerpt in method.excerpts.items()}
     return {"calibration": Excerpt.of(config.calibration)} | own
+
+
+def refuse_equal_rows(config: Config, method: Method) -> None:
+    """Raise UserError where the rows of one data set calibrate or train, and evaluate too."""
+    if "hub" not in config.eval.texts:
+        return
+    asked = reading_of("hub", config.eval).collection
+    for knob, excerpt in excerpts(config, method).items():
+        if asked in [member.collection for member in excerpt.members if member.text == "hub"]:
+            raise UserError(
+                f"{knob}.split and eval.split are both {config.calibration.split} of {config.eval.dataset}: what "
+                "calibrates or trains cannot evaluate, because its figures would be too good"
+            )
 
 
 def files_learnt(config: Config, method: Method) -> dict[str, list[Path]]:
@@ -52,7 +66,9 @@ def files_learnt(config: Config, method: Method) -> dict[str, list[Path]]:
 def files_asked(part: EvalConfig) -> dict[str, list[Path]]:
     """The files whose whole text evaluates, by the key that names them."""
     return {
-        "eval.files" if name == "files" else f"eval.texts ({name})": whole_files(name, Split.evaluation, part.files)
+        "eval.files" if name == "files" else f"eval.texts ({name})": whole_files(
+            name, Split.evaluation, part.files, reading_of(name, part)
+        )
         for name in part.texts
     }
 

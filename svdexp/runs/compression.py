@@ -25,7 +25,7 @@ from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
 from svdexp.runs.checks import check_inputs
-from svdexp.runs.inputs import calibration_bos, read
+from svdexp.runs.inputs import calibration_bos, read, size_of
 from svdexp.runs.residency import room_for_blocks, skeleton_to_stream
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
@@ -86,7 +86,8 @@ def experiment(
             config, method, device, streamed and streamed.blocks
         )
     targets, shapes = Targets(**vars(config.targets)), streamed.skeleton if streamed else model
-    planned = plan(shapes, method, config.ratio, targets)  # refuses what cannot be compressed
+    size = size_of(config)
+    planned = plan(shapes, method, size, targets)  # refuses what cannot be compressed
     layers, budget, fixed, *_ = planned
     counts = [len(part) for part in texts.values()]
     machine = this_machine(device, model.dtype, layers)
@@ -100,7 +101,7 @@ def experiment(
         model,
         windows,
         method,
-        config.ratio,
+        size,
         targets=targets,
         cache=cache,
         clock=clock,

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints.loading import resolve_dtype
 from svdexp.data import Beginning, Excerpt, resolve_bos, warn_without_bos
+from svdexp.engine.size import WholeModel
 from svdexp.evaluation import Exam, Passage, load_exams, passage
 from svdexp.method import Method
 from svdexp.models.spreading import BALANCED, spread_out
@@ -21,6 +22,7 @@ from svdexp.runs.checks import (
 )
 from svdexp.runs.converted import Dense, dense_model, tokenizer_of
 from svdexp.runtime.errors import require
+from svdexp.runtime.sizes import parse_size
 from svdexp.schema import Config, EvaluateConfig, Residency, Sampling
 
 
@@ -110,3 +112,8 @@ def calibration_bos(config: Config, tokenizer: Any) -> Beginning:
         UserError: the tokenizer has no beginning-of-sequence token.
     """
     return resolve_bos(config.calibration.bos, tokenizer, "calibration.bos")
+
+
+def size_of(config: Config) -> float | WholeModel:
+    """How small the model shall be."""
+    return config.ratio if config.bytes is None else WholeModel(parse_size(config.bytes, "bytes"))

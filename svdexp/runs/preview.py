@@ -19,12 +19,13 @@ from svdexp.engine.plan import plan
 from svdexp.estimate.devices import published_machine
 from svdexp.estimate.forecast import Forecast, forecast, this_machine
 from svdexp.evaluation import passage, reading_of
+from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.method import Method, build, build_method
 from svdexp.models.structure import Targets
 from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.foreseen import cached_stages
-from svdexp.runs.inputs import calibration_windows
+from svdexp.runs.inputs import calibration_windows, size_of
 from svdexp.runs.residency import room, streams, why_not_read
 from svdexp.runtime.errors import UserError
 from svdexp.schema import THIS, Config, ModelConfig, Precision, dry_device
@@ -64,8 +65,11 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     check_inputs(config, method, known.config)
     model = skeleton_of(config.model, known.config, dtype)
     check_lengths(model, window_lengths(config, method))
-    planned = plan(model, method, config.ratio, Targets(**vars(config.targets)))
+    planned = plan(model, method, size_of(config), Targets(**vars(config.targets)))
     counts, notes = window_counts(config, offline=bool(known.note))
+    uncounted = [name for name in expand(config.eval.tasks, config.eval.include_path) if name not in TASKS]
+    if uncounted:
+        notes.append(f"not counted: {', '.join(uncounted)}, whose rows lm-eval alone knows")
     said = [*planned.warnings, *filter(None, [known.note]), *notes]
     print(*said, sep="\n", end="\n" if said else "")
     here = asked == THIS and not known.note

@@ -42,7 +42,7 @@ def record(
         **keys.TARGETS.says(asdict(config.targets)),
         **keys.CALIBRATION.says(asdict(config.calibration)),
         **keys.EVAL.says(asdict(config.eval)),
-        **keys.RATIO.says(config.ratio),
+        **keys.RATIO.says(compression.ratio),
         **keys.ACHIEVED_RATIO.says(compression.achieved_ratio),
         **keys.TARGET_BITS.says(compression.bits),
         keys.TARGET_BITS.dense: compression.dense_bits,

@@ -139,3 +139,17 @@ def test_shared_passages_are_warned_of(caplog: pytest.LogCaptureFixture) -> None
     assert re.match(
         r"eval\.texts, files: 1 of 5 windows hold passages of 64 or more tokens that calibration holds", line
     )
+
+
+def test_one_split_does_not_calibrate_and_evaluate(model_folder: Path, files: Path) -> None:
+    def config(dataset: str, *splits: str) -> Config:
+        own = CalibrationConfig("hub", dataset=dataset, split=splits[0])
+        part = EvalConfig("tiny", texts=["hub"], dataset=dataset, split=splits[1], seq_len=8)
+        return Config(ModelConfig("t", str(model_folder)), method=MethodConfig(), calibration=own, eval=part, ratio=0.8)
+
+    with pytest.raises(UserError, match=r"calibration\.split and eval\.split are both train"):
+        check_inputs(config(str(files), "train", "train"), method_with())
+    check_inputs(config(str(files), "train", "test"), method_with())
+    with pytest.raises(UserError, match=r"calibration\.text=hub and eval\.texts \(hub\) share"):
+        check_inputs(config(str(files / "a.txt"), "train", "test"), method_with())
+    check_inputs(config(str(files / "a.txt"), "train[:1]", "train[1:]"), method_with())

@@ -104,14 +104,16 @@ def test_saving_holds_two_compressed_models(workload: Workload) -> None:
 
 
 def test_speed_takes_prompts_and_steps(workload: Workload) -> None:
-    """A warm-up and two repeats of the prompt; twice four steps after four to warm up, each as long as 32 tokens."""
+    """A warm-up and two repeats of the prompt; twice four steps after four to warm up: a token and all weights each."""
     shape = EfficiencyConfig(batch_size=1, prompt=8, generate=4, repeats=2)
-    found = rows(workload, evaluation=EvalConfig(texts=[], efficiency=shape))["evaluate_dense"].work.model
+    found = rows(workload, evaluation=EvalConfig(texts=[], efficiency=shape))["evaluate_dense"].work
 
     def forward(tokens: int) -> float:
         return tokens * (2 * (MATRICES + 96 * 32) + 4 * tokens * 32 * BLOCKS)
 
-    assert found == 3 * forward(8) + (2 * 4 + 4) * forward(32)
+    assert found.model == 3 * forward(8) + (2 * 4 + 4) * forward(1)
+    weights = workload.itemsize * (MATRICES + 96 * 32)
+    assert found.moved == workload.forward(3, length=8).moved + 12 * (workload.forward(1, length=1).moved + weights)
 
 
 def test_the_dense_model_sees_all_windows_without_its_head_in_one_batch(workload: Workload) -> None:
@@ -202,3 +204,22 @@ def test_of_a_streamed_model_one_block_is_in_memory(workload: Workload) -> None:
     more = found["calibration"].work.model - whole["calibration"].work.model
     assert more == workload.forward(WINDOWS + 3, head=False).model
     assert found["calibration"].work.float32 == whole["calibration"].work.float32
+
+
+def test_what_is_done_between_products_takes_time_too() -> None:
+    workload = workload_at(tiny_model("llama"), 0.5, windows=6, length=24)
+    stored = 3 * (4 * 32 + 2 * 48 + 32 + 32 + 32 + 32 + 48)  # outputs of all layers, and their distinct inputs
+    forward = workload.forward(4, batch=2, head=False)
+    assert forward.moved == 4 * 24 * 4 * stored * 4
+    assert forward.launches == 2 * 3 * 45
+    assert workload.forward(1).moved - workload.forward(1, head=False).moved == 24 * 96 * (4 + 16)
+    assert workload.forward_backward(2).moved == 3 * workload.forward(2).moved
+    assert workload.forward_backward(2).launches == 3 * workload.forward(2).launches
+    step = workload.decoding(1, rows=2)
+    weights = 4 * (workload.body + workload.head)
+    assert step.moved == workload.forward(2, length=1).moved + weights
+    assert workload.decoding(5, rows=2).moved == 5 * step.moved
+    assert workload.decoding(5, rows=2).launches == 5 * 3 * 45
+    speed = Speed(1.0, 1.0, 1.0, 1.0, bandwidth=10.0, launch=2.0)
+    assert speed.seconds(Work(model=1.0, moved=20.0, launches=3.0)) == 1 + 2 + 6
+    assert Work(moved=1, launches=2) + Work(moved=3, launches=4) == Work(moved=4, launches=6)

@@ -5,15 +5,18 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from svdexp.evaluation.tasks.library import definitions, library
 from svdexp.evaluation.tasks.local import find_file, local_parts
-from svdexp.evaluation.tasks.names import TASKS, expand
-from svdexp.runtime.errors import UserError
+from svdexp.evaluation.tasks.names import TASKS, expand, own_tasks
+from svdexp.runtime.errors import UserError, require
 from svdexp.schema import EvalConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Exam:
         num_fewshot: examples before each question.
         seed: draws rows and, where lm-eval draws them, examples.
         source: the file, or "hub".
+        recipe: of a task that only lm-eval knows, its configuration; its figures are lm-eval's own.
     """
 
     name: str
@@ -37,11 +41,17 @@ class Exam:
     num_fewshot: int
     seed: int
     source: str
+    recipe: Mapping[str, Any] | None = None
 
     @property
     def version(self) -> str:
         """lm-eval's version of the task."""
         return str(next(iter(self.parts.values())).VERSION)
+
+    @property
+    def asks_likelihoods(self) -> bool:
+        """Whether rows are answered by log-likelihoods, and not by what the model writes."""
+        return all(task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") for task in self.parts.values())
 
     def describe(self) -> dict[str, Any]:
         """What results.json says about it."""
@@ -56,7 +66,7 @@ class Exam:
 
 def check_tasks(part: EvalConfig) -> None:
     """Raise UserError now for a mistake that loading would find later: cheap, and never downloads."""
-    for name in expand(part.tasks):
+    for name in expand(part.tasks, part.include_path):
         source_files(name, part)
 
 
@@ -66,8 +76,17 @@ def task_files(part: EvalConfig) -> dict[str, list[Path]]:
     Raises:
         UserError: as in `source_files`.
     """
-    found = {name: source_files(name, part) for name in expand(part.tasks)}
-    return {name: [file for file in files if file] for name, files in found.items() if files}
+    found = {name: source_files(name, part) for name in expand(part.tasks, part.include_path)}
+    own = {name: own_files(part.include_path) for name in found.keys() & own_tasks(part.include_path).keys()}
+    return own | {name: [file for file in files if file] for name, files in found.items() if files}
+
+
+def own_files(include_path: str | None) -> list[Path]:
+    """All files beside the user's own tasks: definitions, functions, and data that lie there."""
+    folder = Path(str(include_path)).expanduser()
+    hidden = ("__pycache__", ".")
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if not any(part.startswith(hidden) for part in path.relative_to(folder).parts))
 
 
 def load_exams(part: EvalConfig, seed: int) -> list[Exam]:
@@ -76,23 +95,57 @@ def load_exams(part: EvalConfig, seed: int) -> list[Exam]:
     Raises:
         UserError: unknown task, missing or damaged file, too few examples, or an unreachable hub.
     """
-    return [load_exam(name, part, seed) for name in expand(part.tasks)]
+    exams = []
+    for name in expand(part.tasks, part.include_path):
+        own = own_tasks(part.include_path)
+        if name in TASKS and name not in own:
+            exams.append(load_exam(name, part, seed))
+        else:
+            exams += library_exams(name, own.get(name), part, seed)
+    for exam in exams:
+        asked = sum(map(len, exam.rows.values()))
+        log.info("%s: %s of its rows", exam.name, f"all {asked}" if asked == exam.of else f"{asked} of {exam.of}")
+    return exams
 
 
 def load_exam(name: str, part: EvalConfig, seed: int) -> Exam:
-    """The task `name`; see `load_exams`."""
+    """The task `name`, one of TASKS; see `load_exams`."""
     files = source_files(name, part)
     with quiet():
         parts = local_parts(name, *files) if files else hub_parts(name)
+    return drawn(name, parts, part, seed, part.num_fewshot or 0, str(files[0]) if files else "hub")
+
+
+def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) -> list[Exam]:
+    """What lm-eval calls `name`, by its own definition or by the user's, `defined` in a file: a group is its tasks."""
+    files = source_files(name, part)
+    with quiet():
+        found = lm_eval_tasks(name, defined, files)
+    exams = []
+    for key, task in found.items():
+        require(not getattr(task, "UNSAFE_CODE", False), f"eval.tasks: {key} runs code that a model writes; not here")
+        own = task.config.num_fewshot or 0
+        shots = own if part.num_fewshot is None else part.num_fewshot
+        source = str(files[0] if files else defined or "hub")
+        exam = drawn(key, {key: task}, part, seed, shots, source)
+        exams.append(replace(exam, recipe=task.dump_config()))
+    return exams
+
+
+def drawn(name: str, parts: Mapping[str, Any], part: EvalConfig, seed: int, shots: int, source: str) -> Exam:
+    """The rows of a task that are asked, after `shots` examples each.
+
+    Raises:
+        UserError: there are too few examples.
+    """
     sizes = {key: len(task.eval_docs) for key, task in parts.items()}
     rows = draw_rows(sizes, part.limit, Random(f"{name} {seed}"))
-    shots = part.num_fewshot or 0
     for key in rows:
         if shots and (found := len(list(parts[key].fewshot_docs()))) < shots:
             raise UserError(f"eval.num_fewshot={shots}, but {key} has {found} examples")
         parts[key].set_config(key="num_fewshot", value=shots)
     asked = {key: parts[key] for key in rows}
-    return Exam(name, asked, rows, sum(sizes.values()), shots, seed, str(files[0]) if files else "hub")
+    return Exam(name, asked, rows, sum(sizes.values()), shots, seed, source)
 
 
 def draw_rows(sizes: Mapping[str, int], limit: int | None, random: Random) -> dict[str, list[int]]:
@@ -124,13 +177,13 @@ def source_files(name: str, part: EvalConfig) -> tuple[Path, Path | None] | None
         return None
     test = find_file(folder, name, "test")
     if test is None:
-        if part.tasks_dir is None:
+        if part.tasks_dir is None or name in own_tasks(part.include_path):
             return None
         raise UserError(f"eval.tasks_dir={part.tasks_dir} has no {name}/test.jsonl and no {name}/test.jsonl.gz")
-    if not part.num_fewshot:
+    if not part.num_fewshot and name in TASKS:
         return test, None
     dev = find_file(folder, name, "dev")
-    if dev is None:
+    if dev is None and name in TASKS:
         raise UserError(f"eval.num_fewshot={part.num_fewshot} takes examples from {name}/dev.jsonl, not in {folder}")
     return test, dev
 
@@ -152,6 +205,44 @@ def hub_parts(name: str) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the task {name} cannot be loaded from the hub ({reason}); eval.tasks_dir=FOLDER reads {name}/test.jsonl"
+        ) from error
+    return found
+
+
+def lm_eval_tasks(name: str, defined: Path | None, files: tuple[Path, Path | None] | None) -> dict[str, Any]:
+    """lm-eval's task objects of any name, their rows downloaded or, in the layout of their own data set, from `files`.
+
+    Raises:
+        UserError: the data cannot be had, or a library that the task needs.
+    """
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml  # what follows `include:`, too
+
+    where = defined or definitions(library()).get(name)
+    spec: Any = name
+    if files and where:
+        test, dev = files
+        rows = {"test": str(test)} | ({"dev": str(dev)} if dev else {})
+        spec = {
+            **load_yaml(where, resolve_func=True),
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": rows},
+            "test_split": "test",
+            "validation_split": None,
+            "training_split": None,
+            "fewshot_split": "dev" if dev else None,
+        }
+    try:
+        # Its own folder alone: indexing all of lm-eval's thousands takes seconds; what stands for several needs all.
+        near = [TaskManager(include_path=str(where.parent), include_defaults=False)] if where else []
+        if not near or name not in near[0].all_subtasks:
+            near = [TaskManager(include_path=str(defined.parent) if defined else None)]
+        found: dict[str, Any] = near[0].load([spec])["tasks"]
+    except Exception as error:  # datasets raises a dozen types for an unreachable or unknown data set
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"the task {name} cannot be loaded ({reason}); eval.tasks_dir=FOLDER reads {name}/test.jsonl"
         ) from error
     return found
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 
-from svdexp.runtime.errors import UserError
+from svdexp.evaluation.tasks.library import definitions, library, tags
+from svdexp.runtime.errors import UserError, require
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where lm-eval keeps the task, and its size, from which the work is estimated.
+    """Where lm-eval keeps a task that local files can hold too, and its size, from which the work is estimated.
 
     Attributes:
         folder: below lm_eval/tasks.
@@ -41,16 +44,41 @@ SUITES = {
 }
 
 
-def expand(names: Sequence[str]) -> list[str]:
-    """The tasks behind `names`, each once, in the order given.
+def expand(names: Sequence[str], include_path: str | None = None) -> list[str]:
+    """The tasks behind `names`, each once, in the order given; groups and tags of lm-eval's stay what they are.
+
+    `include_path` is a folder with tasks of the user's own.
 
     Raises:
-        UserError: a name is neither a suite nor a task.
+        UserError: a name is neither a suite nor a task, or there is no such folder.
     """
+    own = own_tasks(include_path)
     for name in names:
-        if name not in SUITES and name not in TASKS:
+        if name not in SUITES and name not in TASKS and name not in own and not is_known(name):
+            known = [*SUITES, *TASKS, *own, *definitions(library()), *tags(library())]
+            near = get_close_matches(name, known, n=4, cutoff=0.6)
             raise UserError(
-                f"eval.tasks: no task is called {name!r}; "
-                f"choose from the suite {', '.join(SUITES)} and the tasks {', '.join(TASKS)}"
+                f"eval.tasks: no task is called {name!r}"
+                + (f"; there is {', '.join(near)}" if near else "; any of lm-eval's is one: lm-eval ls tasks")
             )
     return list(dict.fromkeys(task for name in names for task in SUITES.get(name, (name,))))
+
+
+def own_tasks(include_path: str | None) -> dict[str, Path]:
+    """The tasks in the user's folder, by name, with the files that define them.
+
+    Raises:
+        UserError: there is no such folder, or no task in it.
+    """
+    if include_path is None:
+        return {}
+    folder = Path(include_path).expanduser()
+    require(folder.is_dir(), f"eval.include_path={include_path} is not a folder")
+    found = definitions(folder)
+    require(bool(found), f"eval.include_path={include_path} has no task: a .yaml with a line `task: NAME`")
+    return found
+
+
+def is_known(name: str) -> bool:
+    """Whether lm-eval has a task, a group or a tag of this name."""
+    return name in definitions(library()) or name in tags(library())
