@@ -198,17 +198,17 @@ class CalibrationConfig:
 
     text: str = MISSING
     files: list[str] = field(default_factory=list)
+    samples: int = 32
+    seq_len: int = 1024
+    sampling: Sampling = Sampling.first
+    bos: Bos = Bos.tokenizer  # also of texts that train
+    chat: bool = False  # instruction data as conversations in the tokenizer's chat template
     dataset: str | None = None  # of calibration=hub: a hub id, a folder, or a file, as datasets.load_dataset takes it
     subset: str | None = None  # its configuration, where it has several
     split: str = "train"
     column: str = "text"
     parts: list[str] = field(default_factory=list)  # of calibration=mixture: texts by name
     shares: list[float] = field(default_factory=list)  # of the windows, one for each part; none: all the same
-    samples: int = 32
-    seq_len: int = 1024
-    sampling: Sampling = Sampling.first
-    bos: Bos = Bos.tokenizer  # also of texts that train
-    chat: bool = False  # instruction data as conversations in the tokenizer's chat template
 
     def __post_init__(self) -> None:
         require_positive("calibration.samples", self.samples)
