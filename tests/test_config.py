@@ -41,6 +41,7 @@ ELASTIC = "save=elastic storage=factors"
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 # What a choice needs from the user before it is complete.
 REQUIRED = {
+    ("calibration", "hub"): ["calibration.dataset=OWNER/NAME"],
     ("method/allocation", "whole"): ["method.weighting=null"],
     ("calibration", "files"): ["calibration.files=[some.txt]"],
     ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],
