@@ -104,7 +104,19 @@ def test_help_is_one_page_of_the_yamls_comments(tmp_path: Path) -> None:
 
 def test_every_key_of_the_page_is_there() -> None:
     assert [entry.name for entry in keys()] == [
-        *("ratio", "seed", "targets", "device", "precision", "save", "cache", "objective", "dry_run")
+        *(
+            "ratio",
+            "bytes",
+            "seed",
+            "targets",
+            "device",
+            "precision",
+            "residency",
+            "save",
+            "cache",
+            "objective",
+            "dry_run",
+        )
     ]
     assert {entry.name for entry in keys("evaluate")} == {"path", "seed", "device", "precision", "cache"}
     assert {entry.name for entry in keys("export")} == {"path", "to", "format", "trust_remote_code", "push_to_hub"}
