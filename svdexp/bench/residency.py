@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from svdexp.record.results import PEAK_RSS
 from svdexp.runtime.interruption import interruptible
 
 WIDTH, INNER, HEAD, WORDS = 2048, 512, 64, 1000
@@ -82,7 +83,7 @@ def peak(folder: Path, blocks: int, *words: str) -> int:
         *(f"eval.files=[{texts[1]}]", "eval.windows=2", "eval.seq_len=128"),
     ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return int(json.loads((run / "results.json").read_text())["peak_rss_bytes"])
+    return int(PEAK_RSS.of(json.loads((run / "results.json").read_text())))
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -15,10 +15,14 @@ from svdexp.runs import compression as experiment
 from svdexp.runs import evaluation as standalone
 from svdexp.schema import Config, EvaluateConfig, validate, validate_evaluation
 
-ON_CUDA = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE}
+# Of generative tasks, which tests/evaluation/test_library.py runs.
+SCORES = {keys.SCORE, keys.SCORE_STDERR}
+# What runs on CUDA alone have, and what evaluations alone have.
+ELSEWHERE = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE, keys.FILE_BYTES} | SCORES
 ROWS = [{"goal": "the rank of", "sol1": "a matrix", "sol2": "its rows", "label": row % 2} for row in range(4)]
 # Figures that an evaluation alone has, too.
 MEASURED = {keys.PPL, keys.PPL_STDERR, keys.PPL_TOKENS, keys.ACC, keys.SPEED, keys.LATENCY, keys.PARAMS, keys.BYTES}
+MEASURED |= {keys.FILE_BYTES}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -51,9 +55,9 @@ def test_a_compressions_record(
     record = read(tmp_path / "run")
     assert misfits(record) == []
     written = {found.entry for key in record if (found := place(key))}
-    assert set(keys.ENTRIES) - written == ON_CUDA
+    assert set(keys.ENTRIES) - written == ELSEWHERE
     twins = {found.entry for key in record if (found := place(key)) and found.of_dense}
-    assert twins == {entry for entry in keys.ENTRIES if entry.twin}
+    assert twins == {entry for entry in keys.ENTRIES if entry.twin} - SCORES
 
 
 def test_an_evaluations_record(model_folder: Path, measured: list[str], tmp_path: Path) -> None:
