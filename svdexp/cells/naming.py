@@ -22,7 +22,14 @@ INCIDENTAL = (
     "tracker",  # where the figures are sent
 )
 
-
+# Keys that came later, by group (none: the top), with the values that say what was done before there were any: so the
+# cells of earlier versions are found again.
+TEXT = {"dataset": None, "subset": None, "column": "text"}
+LATER: dict[str, dict[str, Any]] = {
+    "": {"bytes": None},
+    "calibration": {**TEXT, "split": "train", "parts": [], "shares": []},
+    "eval": {**TEXT, "split": "test", "include_path": None},
+}
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 LONGEST_LABEL = 160  # bytes of all words
 
@@ -36,7 +43,13 @@ def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in INCIDENTAL}
     kept["device"] = str(kept["device"]).partition(":")[0]
     kept["eval"] = {key: value for key, value in kept["eval"].items() if key != "batch_size"}
-    return kept
+    known = {key: _as_before(LATER[key], value) if key in LATER else value for key, value in kept.items()}
+    return _as_before(LATER[""], known)
+
+
+def _as_before(later: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group without the keys that came later and say nothing."""
+    return {key: value for key, value in group.items() if key not in later or value != later[key]}
 
 
 def cell_name(*words: object, _root_: DictConfig) -> str:
