@@ -191,8 +191,8 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
     ("options", "words"),
     [
         ({"ratio": 1.5}, r"^ratio is the kept fraction .* not 1\.5$"),
-        ({"method": "nothing"}, "Could not find 'method/nothing'.*svd_llm"),
-        ({"storage": "gptq5"}, "Could not find 'storage/gptq5'.*gptq4"),
+        ({"method": "nothing"}, "^method has no choice nothing, only .*svd_llm"),
+        ({"storage": "gptq5"}, "^storage has no choice gptq5, only .*gptq4"),
         ({"weighting": {"alpa": 1}}, r"^method\.weighting\.alpa: Key 'alpa' not in 'TwoSided'$"),
         ({"targets": {"inclde": ["*"]}}, r"^targets\.inclde: Key 'inclde' not in 'TargetsConfig'$"),
         ({"weighting": 3}, "^method.weighting=3 is no weighting: it has no needs"),
