@@ -100,9 +100,10 @@ class Grid(BasicSweeper):
         return ["save=none", *params] if self.leaves_no_checkpoints() else params
 
     def leaves_no_checkpoints(self) -> bool:
-        """Whether nothing says what cells save."""
+        """Whether nothing says what cells save, or that it be sent."""
         assert self.config is not None
-        return OmegaConf.select(self.config, "save") is Save.auto
+        sent = OmegaConf.select(self.config, "tracker.checkpoint")
+        return OmegaConf.select(self.config, "save") is Save.auto and not sent
 
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
@@ -147,7 +148,8 @@ class Grid(BasicSweeper):
                 cell.folder = cell.folder.with_name(name)
                 look.extra = [f"hydra.sweep.subdir='{name}'"]
             config = checked(composed)
-            check_cell(config)
+            if not is_dry(self.config):  # which needs no model, and says itself what is wrong
+                check_cell(config)
             look.finished = finished(config, cell.folder)
         except (UserError, HydraException) as error:
             look.mistake = one_sentence(as_mistake(error))

@@ -67,8 +67,13 @@ def guarded(
         config = check(cfg)
         if dry:
             return work(config, folder)
-        log.info("%s, in %s", what(config), shown(folder))
-        carry_out(cfg, config, folder, work, complete)
+
+        def begin(config: AnyConfig, folder: Path) -> object:
+            """The work, once the folder is the run's own: its log is there."""
+            log.info("%s, in %s", what(config), shown(folder))
+            return work(config, folder)
+
+        carry_out(cfg, config, folder, begin, complete)
         return None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*kept(cfg)) from None
@@ -93,7 +98,8 @@ def guarded(
 def what(config: Config | EvaluateConfig) -> str:
     """What is begun, in a few words."""
     if isinstance(config, Config):
-        return f"svdexp {__version__}: {config.model.name} by {config.method.name} to ratio {config.ratio:g}"
+        size = f"ratio {config.ratio:g}" if config.bytes is None else config.bytes
+        return f"svdexp {__version__}: {config.model.name} by {config.method.name} to {size}"
     return f"svdexp {__version__}: {config.model.name} measured by eval={config.eval.name}"
 
 

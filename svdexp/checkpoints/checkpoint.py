@@ -23,6 +23,7 @@ from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
 from svdexp.checkpoints.shards import write_streamed
 from svdexp.checkpoints.streaming import streamed, tensor_files
+from svdexp.models.hooks import submodules
 from svdexp.models.matrices import Ranks, found_in
 from svdexp.models.portable.modeling_svdexp import (
     VERSION,
@@ -210,7 +211,13 @@ def checkpoint_of(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         for path in sorted(folder.glob("*")):
             refuse_pickle(path)
-        raise UserError(f"{folder} is not a checkpoint: it has no config.json")
+        kept_none = (folder / "results.json").is_file()
+        hint = (
+            "a run that saved none; the same command with save=checkpoint does"
+            if kept_none
+            else "it has no config.json"
+        )
+        raise UserError(f"{folder} is not a checkpoint: {hint}")
     return folder
 
 
@@ -240,7 +247,10 @@ def _source(
         source |= {"pretrained_model_name_or_path": folder, "use_safetensors": True}
         shapes = header_shapes(files)
     else:
-        raise UserError(f"checkpoint {folder} was not written by this version of svdexp: config.json has no such table")
+        why = "was not written by this version of svdexp" if hasattr(config, "svdexp") else "is no compressed model's"
+        raise UserError(
+            f"checkpoint {folder} {why}: config.json has no such table of layers; transformers loads dense ones"
+        )
     with at_most(len(shapes), f"checkpoint {folder}"):
         skeleton = empty_model(_class(architecture), config)
     require_shapes(folder, shapes, skeleton.state_dict())
@@ -284,8 +294,8 @@ def _validate(folder: Path, model: PreTrainedModel, layers: Table) -> None:
     blocks = residency.blocks if (residency := residency_of(model)) else ()
     for block, names in groupby(layers, lambda name: next((x for x in blocks if name.startswith(f"{x}.")), "")):
         with at_hand(model, block):
-            for name in names:
-                layer: Any = model.get_submodule(name)
+            modules: dict[str, Any] = dict(submodules(model, names))
+            for name, layer in modules.items():
                 try:
                     if hasattr(layer, "validate"):
                         layer.validate()

@@ -100,7 +100,7 @@ def device_map(model: PreTrainedModel, device: torch.device) -> dict[str, str]:
         parts += [name for name, _ in around.named_parameters(recurse=False)]
         parts += [name for name, _ in around.named_buffers(recurse=False)]
         places |= {f"{at}{part}": str(device) for part in parts}  # safetensors takes no torch.device
-        around, at = around.get_submodule(step), f"{at}{step}."  # type: ignore[assignment]
+        around, at = getattr(around, step), f"{at}{step}."
     return places
 
 

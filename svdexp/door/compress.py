@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from svdexp.allocation import Allocation
 from svdexp.checkpoints.loading import require_dense, resolve_device
 from svdexp.door.asking import Asked, cache_folder, model_keys, plain_word, targets_of
+from svdexp.door.composing import keys_of
 from svdexp.door.guest import as_guest
 from svdexp.door.result import Result
 from svdexp.door.texts import Text, cut, documents_in, files_in, tokenizer_wanted, windows_in
@@ -42,6 +43,7 @@ def compress(
     method: str | Method | None = None,
     ratio: float | None = None,
     *,
+    bytes: str | None = None,
     tokenizer: Any = None,
     samples: int | None = None,
     seq_len: int | None = None,
@@ -75,6 +77,7 @@ def compress(
             token ids (N, L). pydoc by default.
         method: a name in conf/method/ or a `svdexp.method.Method`; kron by default.
         ratio: kept fraction of the compressed layers' stored bits, in (0, 1]; 0.8 by default.
+        bytes: in place of it, what the whole model may take: "300MB", "1.5GiB", or "0.6" of the dense model.
         tokenizer: of a given model, wanted where text calibrates; or a folder. Of a folder or hub id its own by
             default.
         samples, seq_len: how many calibration windows, of how many tokens. Of documents all, of 1024 tokens or, where
@@ -107,7 +110,10 @@ def compress(
         asked.part(stage, part)
     asked.training(training)
     windows = _calibration(asked, calibration)
-    known = {"ratio": ratio, "seed": seed, "device": device, "precision": precision}
+    sizes = [key for key in keys_of(overrides) if key in ("ratio", "bytes")]
+    sizes += [key for key, value in {"ratio": ratio, "bytes": bytes}.items() if value is not None]
+    require(len(sizes) < 2, "ratio and bytes say how small the model shall be: give one of them, once")
+    known = {"ratio": ratio, "bytes": bytes, "seed": seed, "device": device, "precision": precision}
     known |= {"calibration.samples": samples, "calibration.seq_len": seq_len}
     asked.values |= values | {key: plain_word(value) for key, value in known.items() if value is not None}
     asked.values |= targets_of(targets) | {"save": "elastic" if elastic else "none"}

@@ -188,8 +188,11 @@ def questions(
         if texts is not None and not files and not names:
             own = texts if isinstance(texts, Mapping) else {GIVEN: texts}
         speed = bool(speed)
-    if speed is not None:
-        values["eval.efficiency"] = asdict(EfficiencyConfig()) if speed else None
+    if speed is False:
+        values["eval.efficiency"] = None
+    elif speed:  # before `overrides`, which may say how long prompts are
+        usual = ",".join(f"{key}:{value}" for key, value in asdict(EfficiencyConfig()).items())
+        words.append(f"eval.efficiency={{{usual}}}")
     config = validate_evaluation(composed("evaluate", EvaluateConfig, [*words, *overrides], values))
 
     torch.manual_seed(config.seed)

@@ -15,7 +15,7 @@ from svdexp.checkpoints.loading import load_skeleton, locate, resolve_dtype
 from svdexp.checkpoints.loading_streamed import streamable_files
 from svdexp.engine.plan import Plan, plan
 from svdexp.estimate.forecast import foreseen
-from svdexp.estimate.table import gigabytes
+from svdexp.estimate.table import USABLE, gigabytes
 from svdexp.method import Method
 from svdexp.models.behaviour import why_not_replayed
 from svdexp.models.spreading import BALANCED
@@ -47,7 +47,7 @@ def fits_surely(config: Config, device: torch.device) -> bool:
     """Whether the model's files are small beside the memory of `device`, or none that could be streamed."""
     source = locate(config.model)
     files = [] if source.gguf_file else list(Path(source.location).glob("*.safetensors"))
-    return MOST * sum(path.stat().st_size for path in files) <= room(device)
+    return MOST * sum(path.stat().st_size for path in files) <= USABLE * room(device)
 
 
 def streams(
@@ -69,9 +69,10 @@ def streams(
     layers, budget, fixed, *_ = planned
     rows = foreseen(config, method, model, layers, budget, fixed, [1] * len(config.eval.texts), streamed=False)
     needed = max(row.bytes for row in rows)
-    if needed <= memory:
+    usable = USABLE * memory
+    if needed <= usable:
         return False
-    sizes = f"the whole run's tensors are estimated to take {gigabytes(needed)}, and there are {gigabytes(memory)}"
+    sizes = f"the whole run's tensors are estimated to take {gigabytes(needed)}, and there are {gigabytes(usable)}"
     if reason is None:
         log.info("residency: the model is streamed, because %s", sizes)
         return True

@@ -117,7 +117,8 @@ def verdicts(results: Record) -> list[str]:
         if phase in here:
             factor, spread = here[phase] / there[phase], max(found.get(phase, 0.0) for found in spreads)
             if abs(factor - 1) <= spread:
-                sentences.append(f"Even in {phase}: {factor:.2f} × dense, and repeats differ by {spread:.0%}.")
+                apart = f"repeats of one measurement differ by {spread:.0%}"
+                sentences.append(f"As fast as dense in {phase}: {factor:.2f} ×, where {apart}.")
             elif factor < 1:
                 sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
     return sentences

@@ -190,6 +190,8 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"ratio": 0.5, "bytes": "50kB"}, "^ratio and bytes say how small the model shall be"),
+        ({"ratio": 0.5, "overrides": ["bytes=50kB"]}, "^ratio and bytes say how small the model shall be"),
         ({"ratio": 1.5}, r"^ratio is the kept fraction .* not 1\.5$"),
         ({"method": "nothing"}, "^method has no choice nothing, only .*svd_llm"),
         ({"storage": "gptq5"}, "^storage has no choice gptq5, only .*gptq4"),

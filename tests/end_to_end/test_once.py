@@ -10,7 +10,7 @@ from tests.end_to_end.forked import Death, run
 
 @pytest.mark.parametrize(
     ("where", "calls"),
-    [("svdexp.models.fingerprint:stored_tensors", 2), ("svdexp.engine.plan:find_matrices", 1)],
+    [("svdexp.models.fingerprint:readable_tensors", 2), ("svdexp.engine.plan:find_matrices", 1)],
     ids=["the dense and the compressed model are hashed once each", "the plan is made once"],
 )
 def test_a_run_does_it_no_more_often(tiny_job: list[str], tmp_path: Path, where: str, calls: int) -> None:

@@ -119,6 +119,7 @@ def test_help_and_cfg_answer_quickly(fresh_command: Svdexp) -> None:
     shown = fresh_command("--help")
     assert shown.returncode == 0
     assert "svd_llm" in shown.stdout
-    assert "wikitext2_local" in shown.stdout
+    listed = fresh_command("--list", "calibration")
+    assert "wikitext2_local" in listed.stdout
     job = fresh_command("--cfg", "job")
     assert yaml.safe_load(job.stdout)["ratio"] == 0.8

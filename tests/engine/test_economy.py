@@ -67,8 +67,8 @@ def test_the_model_is_hashed_where_its_fingerprint_is_not_known(
     llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch, known: str | None, hashed: int
 ) -> None:
     seen: list[int] = []
-    plain = fingerprints.stored_tensors
-    monkeypatch.setattr(fingerprints, "stored_tensors", lambda model: (seen.append(1), plain(model))[1])
+    plain = fingerprints.readable_tensors
+    monkeypatch.setattr(fingerprints, "readable_tensors", lambda model: (seen.append(1), plain(model))[1])
     compress(llama, windows, METHOD, 0.6, weights=known)
     assert len(seen) == hashed
 

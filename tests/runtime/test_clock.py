@@ -14,7 +14,7 @@ from svdexp.runs import compression as experiment
 from svdexp.runs import evaluation as standalone
 from svdexp.runtime import clock as timing
 from svdexp.runtime.clock import StageClock, forget_peak, peak_rss_bytes
-from svdexp.schema import Precision
+from svdexp.schema import Precision, Residency
 from svdexp.tracking import NoTracker
 
 
@@ -100,6 +100,7 @@ def test_every_cell_forgets_the_peak_of_the_one_before(module: Any, monkeypatch:
         cache=None,
         seed=0,
         model=None,
+        residency=Residency.whole,
         eval=SimpleNamespace(prompts=[]),
     )
     with pytest.raises(ForgottenError):

@@ -50,8 +50,8 @@ def test_people_read_labels_and_find_keys() -> None:
     ("speed", "spread", "sentences"),
     [
         (95.0, 0.02, ["The compressed model is slower in decode: 0.95 × dense."]),
-        (95.0, 0.1, ["Even in decode: 0.95 × dense, and repeats differ by 10%."]),
-        (105.0, 0.1, ["Even in decode: 1.05 × dense, and repeats differ by 10%."]),
+        (95.0, 0.1, ["As fast as dense in decode: 0.95 ×, where repeats of one measurement differ by 10%."]),
+        (105.0, 0.1, ["As fast as dense in decode: 1.05 ×, where repeats of one measurement differ by 10%."]),
         (105.0, 0.0, []),
     ],
 )

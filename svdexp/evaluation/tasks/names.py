@@ -56,7 +56,8 @@ def expand(names: Sequence[str], include_path: str | None = None) -> list[str]:
     for name in names:
         if name not in SUITES and name not in TASKS and name not in own and not is_known(name):
             known = [*SUITES, *TASKS, *own, *definitions(library()), *tags(library())]
-            near = get_close_matches(name, known, n=4, cutoff=0.6)
+            begun = [task for task in (*SUITES, *TASKS, *own) if task.startswith(name)]
+            near = begun or get_close_matches(name, known, n=4, cutoff=0.6)
             raise UserError(
                 f"eval.tasks: no task is called {name!r}"
                 + (f"; there is {', '.join(near)}" if near else "; any of lm-eval's is one: lm-eval ls tasks")
