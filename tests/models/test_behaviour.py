@@ -119,7 +119,7 @@ def test_blocks_that_do_not_run_alone(config: PretrainedConfig, reason: str) -> 
 
 def passes(**arguments: Any) -> list[Pass]:
     a, b, c = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
-    return [Pass("0", a, {}, b), Pass("1", b, arguments, c)]
+    return [Pass("0", a, {}, b, None), Pass("1", b, arguments, c, None)]
 
 
 def test_what_blocks_share_in_a_mapping_is_found() -> None:
@@ -131,9 +131,9 @@ def test_what_blocks_share_in_a_mapping_is_found() -> None:
 def test_what_happens_between_blocks_and_their_order_are_found() -> None:
     first, second = passes()
     assert "another order" in str(_find_fault([second, first], ["0", "1"]))
-    moved = Pass("1", first.output + 1, {}, second.output)
+    moved = Pass("1", first.output + 1, {}, second.output, None)
     assert "1 is given something else than 0 gives" in str(_find_fault([first, moved], ["0", "1"]))
-    assert _find_fault([first, Pass("1", first.output.clone(), {}, second.output)], ["0", "1"]) is None
+    assert _find_fault([first, Pass("1", first.output.clone(), {}, second.output, None)], ["0", "1"]) is None
 
 
 @pytest.mark.parametrize(
