@@ -72,7 +72,7 @@ def test_a_grid_grows_along_another_key(words: list[str], tmp_path: Path) -> Non
     ("word", "sentence"),
     [
         ("ratio=0.5,2", r"svdexp: 1 of 2 cells cannot run, so none was started; ratio=2: ratio is the kept"),
-        ("method=svd,svd_llm_,kron", r"svdexp: 1 of 3 cells .*; method=svd_llm_:  method has no choice svd_llm_"),
+        ("method=svd,svd_llm_,kron", r"svdexp: 1 of 3 cells .*; method=svd_llm_: method has no choice svd_llm_"),
         ("method.allocation.rank_align=1,0", r"1 of 2 cells .*rank_align=0: method\.allocation\.rank_align must be"),
         ("calibration.files=[words.txt],[gone.txt]", r"1 of 2 cells .*gone\.txt"),
         ("eval.texts=[files],[nothing]", r"1 of 2 cells .*texts=\[nothing\]: "),
