@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.cells.choices import names_of
 from svdexp.door.composing import composed, refuse_idle
@@ -175,6 +175,19 @@ def model_keys(model: object, revision: str | None, trust_remote_code: bool) -> 
     if isinstance(model, str) and name in names_of("model") and not Path(name).is_dir():
         return [f"model={name}"], values
     return [], values | {"model.path": name}
+
+
+def refuse_moves(**options: object) -> None:
+    """Raise UserError where one of `options`, which are for a model that is loaded, is set for one that is given."""
+    for name, value in options.items():
+        require(value is None, f"{name} has no effect on a model that is given; model.to(…) moves it")
+
+
+def tokenizer_at(tokenizer: Any, trust_remote_code: bool) -> Any:
+    """The tokenizer, which may be given as its folder."""
+    if isinstance(tokenizer, str | PathLike):
+        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+    return tokenizer
 
 
 def cache_folder(cache: str | PathLike[str] | None) -> Path | None:

@@ -6,11 +6,11 @@ from os import PathLike
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from svdexp.allocation import Allocation
 from svdexp.checkpoints.loading import require_dense, resolve_device
-from svdexp.door.asking import Asked, cache_folder, model_keys, plain_word, targets_of
+from svdexp.door.asking import Asked, cache_folder, model_keys, plain_word, refuse_moves, targets_of, tokenizer_at
 from svdexp.door.composing import keys_of
 from svdexp.door.guest import as_guest
 from svdexp.door.result import Result
@@ -121,15 +121,13 @@ def compress(
     asked.values["cache"] = str(store.folder) if store.folder else None
     asked.overrides += overrides
     if given:
-        for name, value in {"device": device, "precision": precision, "revision": revision}.items():
-            require(value is None, f"{name} has no effect on a model that is given; model.to(…) moves it")
+        refuse_moves(device=device, precision=precision, revision=revision)
     config, built = asked.configured()
 
     torch.manual_seed(config.seed)
     clock = StageClock()
     with clock("load"):
-        if isinstance(tokenizer, str | PathLike):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_at(tokenizer, trust_remote_code)
         device = None
         if not given:
             device = resolve_device(config.device)

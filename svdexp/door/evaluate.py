@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from svdexp.cells.choices import model_path
 from svdexp.checkpoints.loading import resolve_device, resolve_dtype
 from svdexp.data import resolve_bos, scored_tokens, tokenize
-from svdexp.door.asking import cache_folder, model_keys, plain_word
+from svdexp.door.asking import cache_folder, model_keys, plain_word, refuse_moves, tokenizer_at
 from svdexp.door.composing import composed, refuse_idle
 from svdexp.door.guest import as_guest
 from svdexp.door.texts import SEPARATOR, documents_in, files_in, fitting, names_in, tokenizer_wanted, windows_in
@@ -118,10 +118,8 @@ def evaluate(
     Raises:
         UserError: anything that can be mended, in one sentence.
     """
-    given = isinstance(model, PreTrainedModel)
-    if given:
-        for name, value in {"device": device, "precision": precision, "revision": revision}.items():
-            require(value is None, f"{name} has no effect on a model that is given; model.to(…) moves it")
+    if isinstance(model, PreTrainedModel):
+        refuse_moves(device=device, precision=precision, revision=revision)
     asked = questions(
         model,
         texts,
@@ -203,9 +201,8 @@ def questions(
             require_context(model.config, config.eval.efficiency)
     else:
         check_evaluation(config.eval, find(config.model))
-    if isinstance(tokenizer, str | PathLike):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
-    elif tokenizer is None and not isinstance(model, PreTrainedModel):
+    tokenizer = tokenizer_at(tokenizer, trust_remote_code)
+    if tokenizer is None and not isinstance(model, PreTrainedModel):
         tokenizer = tokenizer_of(find(config.model), config.cache)
     written = [text for text in own.values() if not isinstance(text, torch.Tensor)]
     if tokenizer is None and (written or config.eval.texts or config.eval.tasks):

@@ -199,13 +199,8 @@ def hub_parts(name: str) -> dict[str, Any]:
 
     # Its own folder alone: indexing all of lm-eval's thousands takes seconds.
     folder = Path(lm_eval.__file__).parent / "tasks" / TASKS[name].folder
-    try:
+    with loading(name, " from the hub"):
         found: dict[str, Any] = TaskManager(include_path=str(folder), include_defaults=False).load([name])["tasks"]
-    except Exception as error:  # datasets raises a dozen types for an unreachable or unknown data set
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"the task {name} cannot be loaded from the hub ({reason}); eval.tasks_dir=FOLDER reads {name}/test.jsonl"
-        ) from error
     return found
 
 
@@ -233,18 +228,25 @@ def lm_eval_tasks(name: str, defined: Path | None, files: tuple[Path, Path | Non
             "training_split": None,
             "fewshot_split": "dev" if dev else None,
         }
-    try:
+    with loading(name):
         # Its own folder alone: indexing all of lm-eval's thousands takes seconds; what stands for several needs all.
         near = [TaskManager(include_path=str(where.parent), include_defaults=False)] if where else []
         if not near or name not in near[0].all_subtasks:
             near = [TaskManager(include_path=str(defined.parent) if defined else None)]
         found: dict[str, Any] = near[0].load([spec])["tasks"]
+    return found
+
+
+@contextmanager
+def loading(name: str, whence: str = "") -> Iterator[None]:
+    """Within this context a task is loaded; whatever goes wrong is one sentence."""
+    try:
+        yield
     except Exception as error:  # datasets raises a dozen types for an unreachable or unknown data set
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"the task {name} cannot be loaded ({reason}); eval.tasks_dir=FOLDER reads {name}/test.jsonl"
+            f"the task {name} cannot be loaded{whence} ({reason}); eval.tasks_dir=FOLDER reads {name}/test.jsonl"
         ) from error
-    return found
 
 
 @contextmanager
