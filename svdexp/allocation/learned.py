@@ -14,7 +14,7 @@ zero for layers narrower than a sequence; the achieved ratio is the storage's, n
 the ratio, which the penalty alone misses.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from svdexp.allocation.budget import Budget, Evidence
@@ -55,11 +55,12 @@ class Learned(RankSchedule):
         windows = min(self.windows or workload.windows, workload.windows)
         passes, share = self.epochs * windows * (workload.length // length), length / workload.length
         alone = workload.forward_backward(1)
-        work = Work(model=alone.model * share, bytes=alone.bytes * share)
+        work = replace(alone * share, bytes=alone.bytes * share)
         for layer in workload.layers:
             side = min(length, layer.m)
             q = workload.rank(layer) * side / min(layer.m, layer.n)
             svd = 10 * (length + layer.m) * q**2 + svd_flops(q, layer.m) if self.randomised else eigh_flops(side)
             kept = 4 * (length * layer.m + q * (length + layer.m))
-            work = Work(work.model, work.float32 + 20 * length * layer.m * q, 0, work.eigen + svd, work.bytes + kept)
+            more = Work(float32=20 * length * layer.m * q, eigen=svd)
+            work = replace(work + more, bytes=work.bytes + kept)
         return work * passes

@@ -1,6 +1,7 @@
 """What calibration costs: windows through the model, and the sums that they leave."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -31,12 +32,12 @@ def calibration(workload: Workload, method: Method, weighting: Weighting, stream
         together = by_group(workload.layers) if streamed else [workload.layers]
         alive = max(statistics_bytes(layers, needs, workload) for layers in together)
         passes = swept(workload, needs) if streamed else dense_passes(workload, needs)
-        work += Work(passes.model, sums, bytes=alive + passes.bytes)
+        work += replace(passes + Work(float32=sums), bytes=alive + passes.bytes)
     if method.traversal is Traversal.blockwise:
         alive = max(statistics_bytes(block, needs, workload) for block in by_group(workload.layers))
         # one window more shows which layers share an input, two record the blocks' arguments
         passes = workload.forward(2 * workload.windows + 3, head=False, compressed=True)
-        work += Work(passes.model, sums, bytes=alive + passes.bytes)
+        work += replace(passes + Work(float32=sums), bytes=alive + passes.bytes)
     return work
 
 

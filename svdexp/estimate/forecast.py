@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, expected_ranks
 from svdexp.estimate.anatomy import workload_of
+from svdexp.estimate.calibration import by_group
 from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import measure_speed
 from svdexp.estimate.stages import Stage, stages
@@ -108,12 +109,14 @@ def shared_stages(config: Config, method: Method) -> dict[str, str]:
     return found
 
 
-def this_machine(device: torch.device, dtype: torch.dtype, layers: Sequence[Matrix] = ()) -> Machine:
-    """`device` with a model in `dtype`, timed; takes about half a second, and less where all `layers` are small."""
+def this_machine(device: torch.device, dtype: torch.dtype, layers: Sequence[Matrix], length: int) -> Machine:
+    """`device`, timed with a block like the largest one of `layers` in `dtype` and windows of `length` tokens; takes
+    about two seconds, and less where all `layers` are small."""
     cuda = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
-    speed = measure_speed(device, dtype, max((max(layer.m, layer.n) for layer in layers), default=None))
-    return Machine(str(device), memory, speed, "from short products", shared=device.type == "cpu")
+    largest = max(by_group(layers), key=lambda block: sum(layer.m * layer.n for layer in block))
+    speed = measure_speed(device, dtype, [(layer.m, layer.n) for layer in largest], length)
+    return Machine(str(device), memory, speed, "from one block of its shapes", shared=device.type == "cpu")
 
 
 def beside_tensors(model: PreTrainedModel) -> int:

@@ -1,24 +1,29 @@
-"""How fast this device is, from products and eigendecompositions that take a fraction of a second."""
+"""How fast this device is, from one block, products and eigendecompositions, some two seconds in all."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from svdexp.models.work import Work, eigh_flops
+from svdexp.estimate.probe import Block, Rates, launches, reached
+from svdexp.models.work import BLOCK_LAUNCHES, Work, eigh_flops
 
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
 PRODUCT = {"cpu": 1024, "cuda": 4096}
 EIGEN = {"cpu": 512, "cuda": 2048}
 SECONDS, CALLS = 0.1, 10
+PATIENCE = 0.4  # seconds for a pass of the block, which other work beside it disturbs most
 COPIED = 2**26  # bytes
-LAUNCHES = 100
 
 
 @dataclass(frozen=True)
 class Speed:
-    """FLOP/s for each kind of `Work`; bytes/s that are read or written, and seconds to start a small operation."""
+    """FLOP/s for each kind of `Work`; bytes/s that are read or written, and seconds to start a small operation.
+
+    `backward` is None where it is that of `model`.
+    """
 
     model: float
     float32: float
@@ -26,22 +31,52 @@ class Speed:
     eigen: float
     bandwidth: float = 1e12
     launch: float = 0.0
+    backward: float | None = None
 
     def seconds(self, work: Work) -> float:
         """How long `work` takes."""
         kinds = ("model", "float32", "float64", "eigen")
         computing = sum(float(getattr(work, kind)) / float(getattr(self, kind)) for kind in kinds)
+        computing += work.backward / (self.backward or self.model)
         return computing + work.moved / self.bandwidth + work.launches * self.launch
 
 
-def measure_speed(device: torch.device, dtype: torch.dtype, widest: int | None = None) -> Speed:
-    """The speed of `device` with a model in `dtype`; takes about half a second.
+def measure_speed(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int]], length: int) -> Speed:
+    """The speed of `device` with a model in `dtype`, whose blocks have layers of `shapes`, (m, n) each, and windows
+    have `length` tokens; takes about two seconds.
 
-    No matrix larger than `widest` is timed: with a tiny model that would take longer than the run.
+    No matrix larger than the model's is timed: with a tiny model that would take longer than the run.
     """
-    products = {kind: product_speed(device, kind, widest) for kind in {dtype, torch.float32, torch.float64}}
-    kinds = products[dtype], products[torch.float32], products[torch.float64], eigen_speed(device, widest)
-    return Speed(*kinds, bandwidth(device, dtype), launch_seconds(device))
+    widest = max(map(max, shapes))
+    wide = product_speed(device, torch.float32, widest), product_speed(device, torch.float64, widest)
+    moves = bandwidth(device, dtype)
+    block = block_rates(Block(shapes, device, dtype), length, moves)
+    return Speed(block.forward, *wide, eigen_speed(device, widest), moves, block.launch, block.backward)
+
+
+def block_rates(block: Block, length: int, bandwidth: float) -> Rates:
+    """From passes of one token, and of `length` forward, and forward and backward."""
+    length = block.tokens(length)
+    one, window = block.inputs(1), block.inputs(length)
+
+    @torch.no_grad()
+    def forward(h: torch.Tensor) -> torch.Tensor:
+        return block(h)[0]
+
+    @torch.enable_grad()
+    def there_and_back() -> torch.Tensor:
+        h = window.detach().requires_grad_()
+        return torch.autograd.grad(block(h).float().sum(), h)[0][0]
+
+    weights = block.entries * one.itemsize
+    passes = partial(forward, one), partial(forward, window), there_and_back
+    single, ahead, both = (_seconds(compute, PATIENCE) for compute in passes)
+    counts = block.counts(length)
+    launch = launches(single, block.counts(1), weights, counts.forward / ahead, bandwidth)
+    rate = reached(counts.forward, ahead, counts.moved, BLOCK_LAUNCHES, bandwidth, launch)
+    behind, starts = max(both - ahead, both / 2), 2 * BLOCK_LAUNCHES
+    back = reached(counts.backward, behind, 2 * counts.moved, starts, bandwidth, launch)
+    return Rates(rate, back, launch)
 
 
 def product_speed(device: torch.device, dtype: torch.dtype, widest: int | None = None) -> float:
@@ -66,19 +101,6 @@ def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * COPIED / _seconds(lambda: other.copy_(numbers))
 
 
-def launch_seconds(device: torch.device) -> float:
-    """How long it takes to start an operation, from many small ones in a row."""
-    small = torch.ones(8, 8, device=device)
-
-    def compute() -> torch.Tensor:
-        found = small
-        for _ in range(LAUNCHES):
-            found = found + small
-        return found
-
-    return _seconds(compute) / LAUNCHES
-
-
 def _side(sides: Mapping[str, int], device: torch.device, widest: int | None) -> int:
     side = sides.get(device.type, sides["cpu"])
     return side if widest is None else min(side, widest)
@@ -89,10 +111,13 @@ def _random(side: int) -> torch.Tensor:
     return torch.randn(side, side, generator=torch.Generator().manual_seed(0))
 
 
-def _seconds(compute: Callable[[], torch.Tensor]) -> float:
-    """Of the fastest of CALLS, or of those within SECONDS, after one to warm up; reading an entry waits for its end."""
+def _seconds(compute: Callable[[], torch.Tensor], patience: float = SECONDS) -> float:
+    """Of the fastest of CALLS, or of those within `patience` seconds, after one to warm up.
+
+    Reading an entry waits for a call's end.
+    """
     compute()[0, 0].item()
-    fastest, end = float("inf"), time.perf_counter() + SECONDS
+    fastest, end = float("inf"), time.perf_counter() + patience
     for _ in range(CALLS):
         start = time.perf_counter()
         compute()[0, 0].item()

@@ -22,6 +22,7 @@ class Work:
 
     Attributes:
         model: products in the model's number format.
+        backward: the same, on the way back; a device may be slower there.
         float32: products in float32, in which statistics are summed.
         float64: products, triangular solutions and Cholesky factors in float64.
         eigen: what is far slower than products of as many FLOPs: eigendecompositions, SVDs, QR and LU in float64.
@@ -31,6 +32,7 @@ class Work:
     """
 
     model: float = 0.0
+    backward: float = 0.0
     float32: float = 0.0
     float64: float = 0.0
     eigen: float = 0.0
@@ -41,12 +43,13 @@ class Work:
     @property
     def flops(self) -> float:
         """Of all kinds."""
-        return self.model + self.float32 + self.float64 + self.eigen
+        return self.model + self.backward + self.float32 + self.float64 + self.eigen
 
     def __add__(self, other: "Work") -> "Work":
         """Both, one after the other: all adds up, but of bytes the larger counts."""
         return Work(
             self.model + other.model,
+            self.backward + other.backward,
             self.float32 + other.float32,
             self.float64 + other.float64,
             self.eigen + other.eigen,
@@ -59,6 +62,7 @@ class Work:
         """The same again and again: all grows, but bytes do not."""
         return Work(
             self.model * times,
+            self.backward * times,
             self.float32 * times,
             self.float64 * times,
             self.eigen * times,
@@ -167,12 +171,14 @@ class Workload:
         gradients. It keeps about what goes in and comes out of every linear layer, distinct inputs once (`stored`);
         the loss takes the logits, their softmax and both gradients.
         """
-        per_token = 4 * self._entries(head=True, compressed=compressed) + 3 * self._attention(self.length)
+        entries, attention = self._entries(head=True, compressed=compressed), self._attention(self.length)
+        tokens = windows * self.length
         kept = self.stored * self.itemsize + self.vocabulary * (3 * self.itemsize + 8)
         return Work(
-            model=windows * self.length * per_token,
+            model=tokens * (2 * entries + attention),
+            backward=tokens * (2 * entries + 2 * attention),
             bytes=self.length * kept,
-            moved=3 * windows * self.length * self._moved(head=True),
+            moved=3 * tokens * self._moved(head=True),
             launches=3 * windows * self.blocks * BLOCK_LAUNCHES,
         )
 

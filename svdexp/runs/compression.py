@@ -90,7 +90,7 @@ def experiment(
     planned = plan(shapes, method, size, targets)  # refuses what cannot be compressed
     layers, budget, fixed, *_ = planned
     counts = [len(part) for part in texts.values()]
-    machine = this_machine(device, model.dtype, layers)
+    machine = this_machine(device, model.dtype, layers, config.calibration.seq_len)
     found = forecast(config, method, shapes, layers, budget, fixed, counts, machine, bool(streamed))
     story.expect(found)
 

@@ -53,14 +53,8 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     """
     method, _ = build_method(config), build(config.tracker, "tracker")
     asked = dry_device(config.dry_run) or THIS
-    if asked == THIS:
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.precision, device)
-        machine = this_machine(device, dtype)
-    else:
-        precision = Precision.bfloat16 if config.precision is Precision.auto else config.precision
-        dtype = resolve_dtype(precision, torch.device("cpu"))
-        machine = published_machine(asked, dtype)
+    device, dtype = format_on(asked, config)
+    elsewhere = None if asked == THIS else published_machine(asked, dtype)
     known = known_config(config.model)
     check_inputs(config, method, known.config)
     model = skeleton_of(config.model, known.config, dtype)
@@ -72,7 +66,8 @@ def preview(config: Config, run_dir: Path) -> Forecast:
         notes.append(f"not counted: {', '.join(uncounted)}, whose rows lm-eval alone knows")
     said = [*planned.warnings, *filter(None, [known.note]), *notes]
     print(*said, sep="\n", end="\n" if said else "")
-    here = asked == THIS and not known.note
+    machine = elsewhere or this_machine(device, dtype, planned.layers, config.calibration.seq_len)
+    here = elsewhere is None and not known.note
     memory, fault = (room(device), why_not_read(config.model)) if here else (machine.memory, None)
     streamed = streams(config, method, model, planned, memory, fault)
     found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine, streamed)
@@ -81,6 +76,15 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     if here:
         print(in_the_cache(config, method, model, planned.layers))
     return found
+
+
+def format_on(asked: str, config: Config) -> tuple[torch.device, torch.dtype]:
+    """Where the model would run, and its number format there; a device that is not here is taken to have bfloat16."""
+    if asked == THIS:
+        device = resolve_device(config.device)
+        return device, resolve_dtype(config.precision, device)
+    precision = Precision.bfloat16 if config.precision is Precision.auto else config.precision
+    return torch.device("cpu"), resolve_dtype(precision, torch.device("cpu"))
 
 
 def in_the_cache(config: Config, method: Method, model: Any, layers: Any) -> str:

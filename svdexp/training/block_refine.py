@@ -5,7 +5,7 @@ comes through the dense blocks before it and x̂ through the compressed ones. Me
 both paths.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -39,7 +39,7 @@ class BlockRefine(Schedule):
         tokens = self.steps_over(workload.windows) * self.batch * workload.length
         states = 2 * workload.tokens * workload.width * workload.itemsize
         work = descent(workload, tokens, workload.length, workload.factor_numbers)
-        return Work(model=work.model, bytes=work.bytes / workload.blocks + states)
+        return replace(work, bytes=work.bytes / workload.blocks + states)
 
     def __call__(self, lesson: Lesson) -> Curve:
         """Train all blocks; the curve runs through them, and its errors are each block's own."""

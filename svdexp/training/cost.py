@@ -1,5 +1,7 @@
 """What a training takes, for the estimate before a run."""
 
+from dataclasses import replace
+
 from svdexp.models.work import Work, Workload
 
 
@@ -10,4 +12,5 @@ def descent(workload: Workload, tokens: float, length: int, trained: float) -> W
     """
     alone = workload.forward_backward(tokens / workload.length, compressed=True)
     gradients = 2 * tokens * trained
-    return Work(model=alone.model + gradients, bytes=alone.bytes * length / workload.length + 20 * trained)
+    held = alone.bytes * length / workload.length + 20 * trained
+    return replace(alone, backward=alone.backward + gradients, bytes=held)

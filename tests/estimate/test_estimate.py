@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,7 +103,8 @@ def test_passes_are_what_torch_counts(name: str, windows: torch.Tensor) -> None:
     assert workload.forward(2).model == pytest.approx(forward.get_total_flops(), rel=0.02)
     with FlopCounterMode(display=False) as backward:
         forward_and_backward(model, windows[:1])
-    assert workload.forward_backward(1).model == pytest.approx(backward.get_total_flops(), rel=0.02)
+    passes = workload.forward_backward(1)
+    assert passes.model + passes.backward == pytest.approx(backward.get_total_flops(), rel=0.02)
 
 
 def test_what_a_backward_pass_keeps(model: PreTrainedModel, windows: torch.Tensor) -> None:
@@ -240,22 +242,25 @@ def test_a_model_of_seven_billion_parameters() -> None:
 
 def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
     state = torch.get_rng_state()
-    speed = measure_speed(torch.device("cpu"), torch.float32)
+    speed = measure_speed(torch.device("cpu"), torch.float32, [(48, 32), (32, 48)], 64)
     assert torch.equal(state, torch.get_rng_state())
     assert min(value for key, value in vars(speed).items() if key != "launch") > 1e6
     assert 0 < speed.launch < 1e-2
     assert speed.seconds(Work(model=speed.model, eigen=2 * speed.eigen)) == pytest.approx(3)
+    assert speed.backward is not None
+    assert speed.seconds(Work(backward=4 * speed.backward)) == pytest.approx(4)
+    assert replace(speed, backward=None).seconds(Work(backward=speed.model)) == pytest.approx(1)
 
 
 def test_no_larger_matrices_are_timed_than_the_models(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a tiny run that would take longer than the run itself."""
     sides: list[int] = []
     monkeypatch.setattr("svdexp.estimate.speed._random", lambda side: sides.append(side) or torch.eye(side))
-    this_machine(torch.device("cpu"), torch.bfloat16, find_matrices(llama, Targets()))
-    assert sides == 4 * [48]
+    this_machine(torch.device("cpu"), torch.bfloat16, find_matrices(llama, Targets()), 16)
+    assert sides == 3 * [48]
     sides.clear()
-    this_machine(torch.device("cpu"), torch.bfloat16)
-    assert sorted(sides) == [512, 1024, 1024, 1024]
+    measure_speed(torch.device("cpu"), torch.bfloat16, [(2000, 8)], 16)
+    assert sorted(sides) == [512, 1024, 1024]
 
 
 def test_a_tiny_models_memory_is_mostly_pythons_own(
@@ -265,7 +270,7 @@ def test_a_tiny_models_memory_is_mostly_pythons_own(
     config = validate(compose("config", [f"model.path={model_folder}", "method=svd_llm", "storage=factors"]))
     method = build_method(config)
     layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
-    text = forecast(config, method, llama, layers, budget, fixed, [1], this_machine(cpu, llama.dtype)).text
+    text = forecast(config, method, llama, layers, budget, fixed, [1], this_machine(cpu, llama.dtype, layers, 16)).text
     now = psutil.Process().memory_info().rss / 1e9
     peak = float(text.split("peak memory")[1].split("GB")[0].split()[-1])
     assert 0.9 * now < peak < 1.5 * now
@@ -292,7 +297,7 @@ def test_a_forecast_is_of_the_configured_run(model_folder: Path, llama: PreTrain
     method = build_method(config)
     layers, budget, fixed, *_ = plan(llama, method, config.ratio, Targets())
     counts = [config.eval.windows or 1 for _ in config.eval.texts]
-    machine = this_machine(torch.device("cpu"), llama.dtype)
+    machine = this_machine(torch.device("cpu"), llama.dtype, layers, 48)
     shown = forecast(config, method, llama, layers, budget, fixed, counts, machine).rows
     expected = rows_of(words, llama)
     assert [(row.name, row.work) for row in shown] == [(row.name, row.work) for row in expected]
