@@ -391,6 +391,7 @@ class EvaluateConfig:
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.auto
+    residency: Residency = Residency.auto
     cache: str | None = MISSING
 
     def __post_init__(self) -> None:

@@ -70,6 +70,9 @@ class DenseStatistics:
 
     def prepare(self, processes: Processes) -> None:
         """Leave on the shelves whatever is missing there, the windows dealt out among processes that all call this."""
+        if residency_of(self.model):
+            self._sweep(processes)
+            return
         missing = processes.agree(self._missing())
         results = collect(self.model, self.layers, self.windows, missing, processes)
         if processes.main:
@@ -80,11 +83,14 @@ class DenseStatistics:
         if not all(layer.is_dense(self.model) for layer in self.layers):
             raise UserError("cache: statistics vanished while the model was being compressed; start the run again")
         if residency_of(self.model):
-            assert self.states is not None, "a streamed model's statistics need a folder"
-            sweep(self.model, self.layers, self.windows, self.shelves, self.states)
+            self._sweep()
             return
         missing = self._missing()
         self._put(missing, collect(self.model, self.layers, self.windows, missing))
+
+    def _sweep(self, processes: Processes | None = None) -> None:
+        assert self.states is not None, "a streamed model's statistics need a folder"
+        sweep(self.model, self.layers, self.windows, self.shelves, self.states, processes)
 
     def _missing(self) -> list[str]:
         groups = {layer.group for layer in self.layers}

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,29 +29,44 @@ from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import Replay, first_states
 from svdexp.models.residency import at_hand
 from svdexp.runtime.errors import require
+from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Shelf
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 # Stands behind the last block for all that follows it: the norm, the head, the loss.
 EXIT = "exit"
 
 
 def sweep(
-    model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, shelves: Mapping[str, Shelf], folder: Path
+    model: PreTrainedModel,
+    layers: Sequence[Matrix],
+    windows: torch.Tensor,
+    shelves: Mapping[str, Shelf],
+    folder: Path,
+    processes: Processes | None = None,
 ) -> None:
     """Leave on the shelves, which map statistics, what is missing there of `layers` over the windows (N, L).
 
-    `folder` is where states wait. A second process that has the same to do waits until the first one is done.
+    `folder` is where states wait. A second run that has the same to do waits until the first one is done. Given
+    `processes`, all of them must call this: each takes its share of the windows, and the main one fills the shelves.
 
     Raises:
         UserError: an activation or a gradient is not finite, or the disk has no room.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(folder):
-        Sweep(model, layers, windows, shelves, folder).carry_out()
-        shutil.rmtree(folder, ignore_errors=True)
+    main = processes is None or processes.main
+    with alone(folder) if main else nullcontext():
+        if processes:
+            processes.wait()  # the main one has the lock
+        Sweep(model, layers, windows, shelves, folder, processes).carry_out()
+        if processes:
+            processes.wait()
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -69,7 +85,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 class Sweep:
-    """The windows on their way, in both directions. Places are the blocks by their names, in order, and EXIT."""
+    """The windows on their way, in both directions. Places are the blocks by their names, in order, and EXIT.
+
+    Of several processes each has the windows whose indices are in `mine`; all go from place to place together.
+    """
 
     def __init__(
         self,
@@ -78,30 +97,36 @@ class Sweep:
         windows: torch.Tensor,
         shelves: Mapping[str, Shelf],
         folder: Path,
+        processes: Processes | None = None,
     ):
-        self.model, self.windows, self.shelves = model, windows, shelves
+        self.model, self.shelves, self.processes = model, shelves, processes
+        self.mine = range(len(windows)) if processes is None else processes.share(range(len(windows)))
+        self.windows = windows[list(self.mine)]
+        if processes and processes.count > 1:
+            folder = folder / f"{processes.index}-of-{processes.count}"
         self.replay = Replay(model, windows)
         self.places = [*self.replay.blocks, EXIT]
         self.members: dict[str, list[Matrix]] = {place: [] for place in self.places}
         for layer in layers:
             self.members[layer.group if layer.group in self.replay.blocks else EXIT].append(layer)
         first = first_states(model, windows[:1])[0]
-        shape = (len(windows), *first.shape[1:])
+        shape = (max(len(self.mine), 1), *first.shape[1:])  # there are no empty files
         self.entering = States(folder / "entering", shape, first.dtype)
         self.gradients = States(folder / "gradients", shape, first.dtype)  # at the exit of a block
 
     def carry_out(self) -> None:
         """Both sweeps, as far as something is missing."""
         inputs, gradients = needs_of_inputs(list(self.shelves)), needs_of_gradients(list(self.shelves))
-        forward = [k for k in range(len(self.places)) if self._lacks(k, inputs)]
-        backward = [k for k in range(len(self.places)) if self._lacks(k, gradients)]
+        forward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, inputs)])
+        backward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, gradients)])
+        self._forget_what_others_lack()
         known = [k for k in range(max(backward, default=0), len(self.blocks)) if self.places[k] in self.gradients]
         start = min(known, default=len(self.blocks))
         wanted = range(min(backward), start + 1) if backward else range(0)
         self._require_room(len(wanted))
         self._forward(forward, inputs, wanted)
         if backward:
-            self._backward(range(start, min(backward) - 1, -1), gradients)
+            self._backward(range(start, min(backward) - 1, -1), backward, gradients)
 
     @property
     def blocks(self) -> list[str]:
@@ -112,12 +137,26 @@ class Sweep:
         groups = {layer.group for layer in self.members[self.places[k]]}
         return any(group not in self.shelves[need] for need in needs for group in groups)
 
+    def _agreed(self, value: Item) -> Item:
+        return self.processes.agree(value) if self.processes else value
+
+    def _forget_what_others_lack(self) -> None:
+        """Drop what waits of an earlier run and not in every process: all go on at one place."""
+        for states in (self.entering, self.gradients):
+            here = torch.tensor([float(place in states) for place in self.places])
+            everywhere = here if self.processes is None else self.processes.add_up(here) / self.processes.count
+            for place, share in zip(self.places, everywhere.tolist(), strict=True):
+                if share < 1:
+                    states.drop(place)
+
     def _require_room(self, kept: int) -> None:
         """Raise UserError where the disk is too small for the states at `kept` places, and what is under way."""
         folder = self.entering.folder
         folder.mkdir(parents=True, exist_ok=True)
         there = sum(place in self.entering for place in self.places)
-        needed, free = (max(kept - there, 0) + 3) * self.entering.bytes, shutil.disk_usage(folder).free
+        everyone = self.processes.count if self.processes else 1
+        needed = (max(kept - there, 0) + 3) * self.entering.bytes * everyone
+        free = shutil.disk_usage(folder).free
         require(
             free >= needed,
             f"cache: {folder} has {free / 1e9:.2f} GB left, but the hidden states of all windows take "
@@ -146,15 +185,18 @@ class Sweep:
         if not needs and not on:
             return
         states = self.entering.read(place)
-        with at_hand(self.model, place):
+        with at_hand(self.model, place, then=self.places[k + 1] if on else ""):
             members = self.members[place] if needs else []
-            leaders = shared_inputs(layers_of(self.model, members), lambda: self._run(place, 0, states[:1]))
+            layers = layers_of(self.model, members)
+            # one process's word: which experts saw a token may differ
+            leaders = self._agreed(shared_inputs(layers, lambda: self._run(place, 0, states[:1])))
             collector = Collector(self.model, members, leaders, needs)
             with collector.listen(), self.entering.write(self.places[k + 1]) if on else nullcontext() as following:
-                for collector.window in progress(range(len(self.windows)), f"calibration {place}"):
-                    output = self._run(place, collector.window, states[collector.window][None])
+                for index in progress(range(len(self.windows)), f"calibration {place}"):
+                    collector.window = self.mine[index]
+                    output = self._run(place, index, states[index][None])
                     if following is not None:
-                        following[collector.window] = output[0]
+                        following[index] = output[0]
             self._put(members, needs, collector)
 
     def _run(self, place: str, index: int, state: torch.Tensor) -> torch.Tensor:
@@ -168,20 +210,21 @@ class Sweep:
         logits: torch.Tensor = self.replay.leave(self.windows[index], state).logits
         return logits
 
-    def _backward(self, way: Sequence[int], needs: Sequence[str]) -> None:
-        """Gradients from place to place along `way`, downwards, with their statistics where they are missing."""
+    def _backward(self, way: Sequence[int], measured: Sequence[int], needs: Sequence[str]) -> None:
+        """Gradients from place to place along `way`, downwards, with their statistics at the places `measured`."""
         for k in way:
             place = self.places[k]
-            taken = needs if self._lacks(k, needs) else []
+            taken = needs if k in measured else []
             members = self.members[place] if taken else []
             below = self.gradients.write(self.places[k - 1]) if k > way[-1] else nullcontext()
-            with at_hand(self.model, place), below as following:
+            with at_hand(self.model, place, then=self.places[k - 1] if k > way[-1] else ""), below as following:
                 collector = Collector(self.model, members, {layer.name: layer.name for layer in members}, taken)
                 with collector.listen(), frozen(self.model), torch.enable_grad():
-                    for collector.window in progress(range(len(self.windows)), f"calibration {place}, backwards"):
-                        gradient = self._gradient(place, collector.window)
+                    for index in progress(range(len(self.windows)), f"calibration {place}, backwards"):
+                        collector.window = self.mine[index]
+                        gradient = self._gradient(place, index)
                         if following is not None:
-                            following[collector.window] = gradient[0]
+                            following[index] = gradient[0]
                 self._put(members, taken, collector)
             self.entering.drop(place)
             self.gradients.drop(place)
@@ -199,6 +242,10 @@ class Sweep:
         return state.grad
 
     def _put(self, members: Sequence[Matrix], needs: Sequence[str], collector: Collector) -> None:
+        if self.processes:
+            collector.pool(self.processes)
+            if not self.processes.main:
+                return
         results = collector.results()
         for group in dict.fromkeys(layer.group for layer in members):
             for need in needs:

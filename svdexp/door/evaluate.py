@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -40,6 +41,7 @@ from svdexp.runs.checks import check_evaluation, check_ids, check_lengths
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.evaluation import find, load
 from svdexp.runs.inputs import evaluation_windows
+from svdexp.runs.residency import evaluation_streams, require_likelihoods
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Bos, Cut, EfficiencyConfig, EvalConfig, EvaluateConfig, SpecialTokens, validate_evaluation
@@ -89,6 +91,7 @@ def evaluate(
     seed: int | None = None,
     device: str | torch.device | None = None,
     precision: str | torch.dtype | None = None,
+    residency: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache: str | PathLike[str] | None = None,
@@ -111,6 +114,7 @@ def evaluate(
         limit: rows of each task, drawn with `seed`.
         overrides: anything else, as on the command line: `["eval.stride=512"]`.
         seed, device, precision, revision, trust_remote_code, cache: as for `svdexp.compress`.
+        residency: "streamed" has one block of the model in memory at a time; by default, where the whole does not fit.
 
     Returns:
         Figures by their keys in results.json: ppl/pydoc, acc/arc_easy, bytes.
@@ -119,7 +123,7 @@ def evaluate(
         UserError: anything that can be mended, in one sentence.
     """
     if isinstance(model, PreTrainedModel):
-        refuse_moves(device=device, precision=precision, revision=revision)
+        refuse_moves(device=device, precision=precision, residency=residency, revision=revision)
     asked = questions(
         model,
         texts,
@@ -134,11 +138,15 @@ def evaluate(
         seed=seed,
         device=device,
         precision=precision,
+        residency=residency,
         revision=revision,
         trust_remote_code=trust_remote_code,
         cache=cache,
     )
-    return pd.Series(answered(model if isinstance(model, PreTrainedModel) else _loaded(asked.config), asked, GIVEN))
+    if isinstance(model, PreTrainedModel):
+        return pd.Series(answered(model, asked, GIVEN))
+    with TemporaryDirectory() as folder:
+        return pd.Series(answered(_loaded(asked, Path(folder)), asked, GIVEN))
 
 
 def questions(
@@ -156,6 +164,7 @@ def questions(
     seed: int | None = None,
     device: object = None,
     precision: object = None,
+    residency: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache: str | PathLike[str] | None = None,
@@ -167,7 +176,7 @@ def questions(
     """
     refuse_idle(overrides, ELSEWHERE)
     _, values = model_keys(model, revision, trust_remote_code)
-    known = {"seed": seed, "device": device, "precision": precision}
+    known = {"seed": seed, "device": device, "precision": precision, "residency": residency}
     known |= {"eval.windows": windows, "eval.seq_len": seq_len, "eval.limit": limit}
     path = values.pop("model.path", None)
     values |= {"path": path} if path else {"path": model_path(str(model)), "model.name": str(model)}
@@ -242,11 +251,14 @@ def _is_support(entry: object) -> bool:
     return isinstance(entry, Family) and entry.is_support
 
 
-def _loaded(config: EvaluateConfig) -> PreTrainedModel:
-    """The model at the path."""
-    device = resolve_device(config.device)
+def _loaded(asked: Questions, folder: Path) -> PreTrainedModel:
+    """The model at the path; where it is streamed, `folder` has what of it is in no file as it is."""
+    config, device = asked.config, resolve_device(asked.config.device)
     source, dtype = find(config.model), resolve_dtype(config.precision, device)
-    return settled(partial(load, source, dtype), device, config.device == BALANCED)
+    blocks = folder if evaluation_streams(config, source, device) else None
+    if blocks:
+        require_likelihoods(asked.exams)
+    return settled(partial(load, source, dtype, blocks=blocks), device, config.device == BALANCED)
 
 
 def _passage(

@@ -19,6 +19,20 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
 
     `beside` are the bytes in every row that are no tensors'.
     """
+    speed = machine.speed
+    own = f"of the memory Python and its libraries take {gigabytes(beside)}\n" if machine.shared else ""
+    return (
+        f"Estimate, good to a factor of about two: {what}\n"
+        f"{rows(stages, machine)}\n"
+        f"speed of the device, {machine.known_from}: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
+        f"{rounded(speed.eigen / 1e9)} in eigendecompositions, {rounded(speed.bandwidth / 1e9)} GB/s\n"
+        f"{own}"
+        "not counted: reading and writing files, and what a cache spares"
+    )
+
+
+def rows(stages: Sequence[Stage], machine: Machine) -> str:
+    """The rows, their total and their peak as text, and whether they fit `machine`."""
     table, speed = Table(), machine.speed
     for heading in ("", "TFLOP", "time", "memory"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -30,16 +44,7 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
     seconds = sum(speed.seconds(stage.work) for stage in stages)
     flops, peak = sum(stage.work.flops for stage in stages), max(stage.bytes for stage in stages)
     table.add_row("total time, peak memory", rounded(flops / 1e12), duration(seconds), gigabytes(peak))
-    own = f"of the memory Python and its libraries take {gigabytes(beside)}\n" if machine.shared else ""
-    return (
-        f"Estimate, good to a factor of about two: {what}\n"
-        f"{printed(table)}"
-        f"{fitting(stages, machine)}\n"
-        f"speed of the device, {machine.known_from}: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
-        f"{rounded(speed.eigen / 1e9)} in eigendecompositions, {rounded(speed.bandwidth / 1e9)} GB/s\n"
-        f"{own}"
-        "not counted: reading and writing files, and what a cache spares"
-    )
+    return f"{printed(table)}{fitting(stages, machine)}"
 
 
 def fitting(stages: Sequence[Stage], machine: Machine) -> str:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.evaluation.tasks.exam import quiet
+from svdexp.models.residency import residency_of
 from svdexp.record import Record, Results
 from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE, SCORE, SCORE_STDERR
 from svdexp.runtime.errors import UserError
@@ -124,9 +125,12 @@ def language_model(model: PreTrainedModel, tokenizer: Any, batch_size: int) -> A
     """lm-eval's view of the model. Its log-likelihoods are float32: choices of a 16-bit model would tie otherwise."""
     from lm_eval.models.huggingface import HFLM
 
+    from svdexp.evaluation.block_by_block import BlockByBlock
     from svdexp.evaluation.shared_contexts import SharedContexts
 
     kind = SharedContexts if model.device.type == "cpu" else HFLM
+    if residency_of(model):
+        kind = BlockByBlock
     # lm-eval gives the tokenizer a padding token, which is not to reach a checkpoint
     own = copy.deepcopy(tokenizer)
     return kind(pretrained=model, tokenizer=own, batch_size=batch_size, softmax_dtype=LIKELIHOODS)

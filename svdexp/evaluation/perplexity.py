@@ -109,6 +109,8 @@ def streamed_losses(
     model: PreTrainedModel, windows: torch.Tensor, scored: torch.Tensor, mine: Sequence[int], what: str | None
 ) -> list[float]:
     """`window_losses` of a streamed model: all windows go through one block after the other, one at a time."""
+    if not mine:
+        return []
     path = BlockPath(model, windows[list(mine)])
     while path.waiting:
         path.advance(what)

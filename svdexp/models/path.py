@@ -89,7 +89,7 @@ class BlockPath(Replay):
         """Take the states through the next block, behind a progress bar where it is said for `what`."""
         name = self.waiting.pop(0)
         items = list(enumerate(self.states))
-        with at_hand(self.model, name):
+        with at_hand(self.model, name, then=self.waiting[0] if self.waiting else ""):
             for index, state in progress(items, f"{what} {name}") if what else items:
                 self.states[index] = self.run(name, state).cpu()
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.hooks import submodules
+from svdexp.models.prefetch import Ahead
 from svdexp.models.structure import NUMBERS, named_blocks, stored_tensors
 from svdexp.runtime.disk import whole_file
 from svdexp.runtime.errors import UserError, require
@@ -55,17 +56,28 @@ class Residency:
         folder: where blocks that were changed are put.
         places: by the names of the tensors in the model.
         blocks: the names of the blocks, in order.
+        ahead: reads the next block while one computes, which then both are in memory; None: each is read in its turn,
+            which on a CPU takes no longer, as files are mapped.
     """
 
-    def __init__(self, blocks: Iterable[str], places: Mapping[str, Place], folder: Path):
+    def __init__(self, blocks: Iterable[str], places: Mapping[str, Place], folder: Path, ahead: Ahead | None = None):
         self.folder, self.places, self.blocks = folder, dict(places), tuple(blocks)
         self.uses: Counter[str] = Counter()
+        self.ahead = ahead
 
     def fetch(self, model: PreTrainedModel, group: str) -> None:
         """Bring the weights of a block to the model's device, in the format that the model has them in."""
+        ready = self.ahead.take(group) if self.ahead else None
         for name, tensor in _stored(model, group).items():
             if tensor.is_meta:
-                put_tensor(model, name, self.places[name].read().to(model.device, tensor.dtype))
+                found = ready[name] if ready else self.places[name].read().to(model.device, tensor.dtype)
+                put_tensor(model, name, found)
+
+    def look_ahead(self, model: PreTrainedModel, group: str) -> None:
+        """Begin to read a block that is not at hand and will be next, if any is read ahead."""
+        if self.ahead and group in self.blocks and not self.uses[group]:
+            tensors = {name: tensor for name, tensor in _stored(model, group).items() if tensor.is_meta}
+            self.ahead.begin(group, {name: (self.places[name].read, tensor.dtype) for name, tensor in tensors.items()})
 
     def let_go(self, model: PreTrainedModel, group: str) -> None:
         """The opposite; what waits nowhere, such as a buffer, stays."""
@@ -101,7 +113,7 @@ def stream(model: PreTrainedModel, blocks: Iterable[str], places: Mapping[str, P
     Raises:
         UserError: a tensor of a block waits nowhere, in another shape, or is another part's as well.
     """
-    residency = Residency(blocks, places, folder)
+    residency = Residency(blocks, places, folder, Ahead(model.device) if model.device.type == "cuda" else None)
     tensors = {name: x for group in residency.blocks for name, x in _stored(model, group).items()}
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     shared = sorted({*tied, *tied.values()} & tensors.keys())
@@ -126,13 +138,14 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def at_hand(model: nn.Module, group: str, *, changes: bool = False) -> Iterator[None]:
+def at_hand(model: nn.Module, group: str, *, changes: bool = False, then: str = "") -> Iterator[None]:
     """Within this context the block called `group` has its weights, be the model streamed or whole.
 
     Args:
         model: the model.
         group: a block; what is called by another name is always there.
         changes: the block may be changed within; a streamed one then waits, as it is in the end, in a file of its own.
+        then: the block whose turn is next, which may be read meanwhile.
 
     Raises:
         UnwritableError: the disk is full.
@@ -146,6 +159,7 @@ def at_hand(model: nn.Module, group: str, *, changes: bool = False) -> Iterator[
     try:
         if residency.uses[group] == 1:
             residency.fetch(model, group)
+            residency.look_ahead(model, then)
         yield
         if changes:
             residency.rewrite(model, group)
@@ -165,8 +179,9 @@ def running(model: nn.Module) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for name, block in blocks_of(model).items():
-            stack.enter_context(instead(block, partial(_run, model, name, block.forward)))
+        blocks = blocks_of(model)
+        for (name, block), then in zip(blocks.items(), [*list(blocks)[1:], ""], strict=True):
+            stack.enter_context(instead(block, partial(_run, model, name, then, block.forward)))
         yield
 
 
@@ -184,8 +199,8 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             known.forward = before
 
 
-def _run(model: nn.Module, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with at_hand(model, name):
+def _run(model: nn.Module, name: str, then: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with at_hand(model, name, then=then):
         return forward(*args, **kwargs)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_model, locate, resolve_device, resolve_dtype
+from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
 from svdexp.models.behaviour import require_next_token
 from svdexp.models.fingerprint import model_fingerprint
@@ -27,6 +28,7 @@ from svdexp.runs.checks import (
 )
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.inputs import evaluation_windows
+from svdexp.runs.residency import evaluation_streams, require_likelihoods, room_for_blocks
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import UserError
@@ -47,8 +49,23 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     source = find(config.model)
     check_evaluation(config.eval, source)
     cell = identity_of(config)  # of the files that are read now
+    streamed = evaluation_streams(config, source, device)
     torch.manual_seed(config.seed)
     forget_peak()
+    with room_for_blocks(run_dir) as blocks:
+        return measure(config, run_dir, source, device, dtype, cell, blocks if streamed else None)
+
+
+def measure(
+    config: EvaluateConfig,
+    run_dir: Path,
+    source: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    cell: str,
+    blocks: Path | None,
+) -> Results:
+    """`run`, after what can be checked at once; the model is streamed given `blocks`."""
     story = Narration(("load", "evaluate"), labels={"evaluate": "model evaluated"})
     clock = StageClock(began=story.begins)
 
@@ -56,7 +73,9 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
         tokenizer = tokenizer_of(source, config.cache)
         texts = evaluation_windows(config, tokenizer)
         exams = load_exams(config.eval, config.seed)
-        model = settled(partial(load, source, dtype), device, config.device == BALANCED)
+        if blocks:
+            require_likelihoods(exams)
+        model = settled(partial(load, source, dtype, blocks=blocks), device, config.device == BALANCED)
         require_next_token(model)
         check_lengths(model, evaluation_lengths(config.eval) | prompt_lengths(config.eval.prompts, tokenizer))
         tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
@@ -106,9 +125,9 @@ def file_bytes(config: ModelConfig) -> Results:
     return keys.FILE_BYTES.says(sum(path.stat().st_size for path in files)) if files else {}
 
 
-def load(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model, as svdexp saved it or as transformers loads it."""
+def load(config: ModelConfig, dtype: torch.dtype, device: torch.device, blocks: Path | None = None) -> PreTrainedModel:
+    """The model, as svdexp saved it or as transformers loads it; streamed given `blocks`, a folder of its own."""
     folder = Path(config.path).expanduser()
     if checkpoint.is_compressed(folder):
-        return checkpoint.load(folder, dtype, device, trust_remote_code=config.trust_remote_code)[0]
-    return load_model(config, dtype, device)
+        return checkpoint.load_as(folder, dtype, device, None, config.trust_remote_code, blocks)[0]
+    return load_streamed(config, dtype, device, blocks) if blocks else load_model(config, dtype, device)

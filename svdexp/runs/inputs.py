@@ -21,6 +21,7 @@ from svdexp.runs.checks import (
     window_lengths,
 )
 from svdexp.runs.converted import Dense, dense_model, tokenizer_of
+from svdexp.runs.residency import require_likelihoods
 from svdexp.runtime.errors import require
 from svdexp.runtime.sizes import parse_size
 from svdexp.schema import Config, EvaluateConfig, Residency, Sampling
@@ -55,6 +56,8 @@ def read(config: Config, method: Method, device: torch.device, blocks: Path | No
     lessons = training_windows(config, method, tokenizer)
     texts = evaluation_windows(config, tokenizer)
     exams = load_exams(config.eval, config.seed)
+    if blocks:
+        require_likelihoods(exams)
     model, weights = placed_model(config, device, blocks)
     check_lengths(model, window_lengths(config, method) | prompt_lengths(config.eval.prompts, tokenizer))
     tokens = {"calibration": windows} | {f"method.training.{name}": own for name, own in lessons.items()}

@@ -18,6 +18,7 @@ from svdexp.data import characters_of
 from svdexp.engine.plan import plan
 from svdexp.estimate.devices import published_machine
 from svdexp.estimate.forecast import Forecast, forecast, this_machine
+from svdexp.estimate.table import rows
 from svdexp.evaluation import passage, reading_of
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.method import Method, build, build_method
@@ -26,9 +27,9 @@ from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.foreseen import cached_stages
 from svdexp.runs.inputs import calibration_windows, size_of
-from svdexp.runs.residency import room, streams, why_not_read
+from svdexp.runs.residency import obstacle, room, streams, why_not_read
 from svdexp.runtime.errors import UserError
-from svdexp.schema import THIS, Config, ModelConfig, Precision, dry_device
+from svdexp.schema import THIS, Config, ModelConfig, Precision, Residency, dry_device
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,12 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     here = elsewhere is None and not known.note
     memory, fault = (room(device), why_not_read(config.model)) if here else (machine.memory, None)
     streamed = streams(config, method, model, planned, memory, fault)
-    found = forecast(config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine, streamed)
+    how = config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine
+    found = forecast(*how, streamed)
     print(found.text)
+    if config.residency is Residency.auto and not (fault or obstacle(config, method, model)):
+        other = Residency.whole if streamed else Residency.streamed
+        print(f"instead, residency={other.value}:", rows(forecast(*how, not streamed).rows, machine), sep="\n")
     print(state_of(config, run_dir))
     if here:
         print(in_the_cache(config, method, model, planned.layers))

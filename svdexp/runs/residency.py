@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,23 +11,27 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import REPEATABLE, FromFile, FromGamma, Whole
+from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_skeleton, locate, resolve_dtype
 from svdexp.checkpoints.loading_streamed import streamable_files
 from svdexp.engine.plan import Plan, plan
 from svdexp.estimate.forecast import foreseen
 from svdexp.estimate.table import USABLE, gigabytes
+from svdexp.evaluation import Exam
 from svdexp.method import Method
 from svdexp.models.behaviour import why_not_replayed
 from svdexp.models.spreading import BALANCED
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.processes import Processes
-from svdexp.schema import Config, ModelConfig, Residency, Save, Traversal
+from svdexp.runtime.reading import read_object
+from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Residency, Save, Traversal
 
 log = logging.getLogger(__name__)
 
 # A run takes less than this many times the model's bytes, so that no estimate is made where they are few.
 MOST = 20
+SPREAD = f"device={BALANCED} spreads the whole model over several GPUs"
 
 
 def skeleton_to_stream(config: Config, method: Method, device: torch.device) -> PreTrainedModel | None:
@@ -36,11 +40,14 @@ def skeleton_to_stream(config: Config, method: Method, device: torch.device) -> 
     Raises:
         UserError: `residency=streamed` asks for what cannot be streamed.
     """
-    if config.residency is Residency.whole or (config.residency is Residency.auto and fits_surely(config, device)):
+    agree = Processes().agree  # on what the main one sees: memory is not always as free
+    whole = config.residency is Residency.whole
+    if whole or (config.residency is Residency.auto and agree(fits_surely(config, device))):
         return None
     skeleton = load_skeleton(config.model, resolve_dtype(config.precision, device))
     planned = plan(skeleton, method, config.ratio, Targets(**vars(config.targets)))
-    return skeleton if streams(config, method, skeleton, planned, room(device), why_not_read(config.model)) else None
+    fault = why_not_read(config.model)
+    return skeleton if agree(streams(config, method, skeleton, planned, room(device), fault)) else None
 
 
 def fits_surely(config: Config, device: torch.device) -> bool:
@@ -98,12 +105,11 @@ def room(device: torch.device) -> int:
 
 def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | None:
     """Why the run cannot stream the model, with the knob to turn; None: it can."""
-    evaluation, allocation = config.eval, type(method.allocation)
+    allocation = type(method.allocation)
     whole = "needs the whole model"
     known = (*REPEATABLE.values(), FromFile, FromGamma, Whole)
     reasons = {
-        f"device={BALANCED} spreads the whole model over several GPUs": config.device == BALANCED,
-        "processes that share a run hold a whole model each": Processes().count > 1,
+        SPREAD: config.device == BALANCED,
         "its statistics wait on disk: set cache=FOLDER": config.cache is None,
         f"method.training {whole}; leave it out": bool(method.training),
         f"method.update={type(method.update).__name__} {whole}; use method.update=null": method.update is not None,
@@ -112,21 +118,92 @@ def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | No
         is Traversal.blockwise,
         f"storage={type(method.storage).__name__} {whole}; use one that looks at no inputs": method.storage.waits,
         "save=elastic gathers what was truncated in memory; use save=checkpoint": config.save is Save.elastic,
-        f"generation speed {whole}; set eval.efficiency=null": evaluation.efficiency is not None,
-        f"eval.tasks {whole} for now; leave it out": bool(evaluation.tasks),
-        f"eval.prompts {whole}; leave it out": bool(evaluation.prompts),
     }
     for reason, holds in reasons.items():
         if holds:
             return reason
+    return obstacle_to_evaluation(config.eval) or not_alone(model)
+
+
+def obstacle_to_evaluation(part: EvalConfig) -> str | None:
+    """Why a streamed model cannot be evaluated so; None: it can."""
+    if part.efficiency is not None:
+        return "generation speed needs the whole model; set eval.efficiency=null"
+    return "eval.prompts needs the whole model; leave it out" if part.prompts else None
+
+
+def not_alone(model: PreTrainedModel) -> str | None:
+    """Why blocks of a model, which may be on the meta device, cannot be run one by one; None: they can."""
     fault = why_not_replayed(model)
     return fault and f"blocks of {type(model).__name__} do not run alone: {fault}; use residency=whole"
 
 
+def require_likelihoods(exams: Sequence[Exam]) -> None:
+    """Raise UserError for a task that a streamed model cannot answer."""
+    for exam in exams:
+        require(
+            not exam.writes,
+            f"eval.tasks: answers to {exam.name} are written, which needs the whole model; leave it "
+            "out, or set residency=whole or device=balanced",
+        )
+
+
+def evaluation_streams(config: EvaluateConfig, source: ModelConfig, device: torch.device) -> bool:
+    """Whether the model at `source` is streamed while it is evaluated; the log says why where that was not asked for.
+
+    Raises:
+        UserError: `residency=streamed` asks for what cannot be streamed.
+    """
+    if config.residency is Residency.whole:
+        return False
+    usable, needed = USABLE * room(device), 0
+    if config.residency is Residency.auto:
+        files = [] if locate(source).gguf_file else Path(locate(source).location).glob("*.safetensors")
+        needed = sum(path.stat().st_size for path in files)
+        if needed <= usable:
+            return False
+    spread = SPREAD if config.device == BALANCED else None
+    reason = spread or obstacle_to_evaluation(config.eval) or foreign(source) or why_not_read(source)
+    reason = reason or not_alone(dense_skeleton(source))
+    if config.residency is Residency.streamed:
+        require(reason is None, f"residency=streamed has one block in memory at a time, but {reason}")
+        return True
+    sizes = f"the model's files take {gigabytes(needed)}, and there are {gigabytes(usable)}"
+    if reason is None:
+        log.info("residency: the model is streamed, because %s", sizes)
+    else:
+        log.warning("residency: %s; the model cannot be streamed, for %s", sizes, reason)
+    return reason is None
+
+
+def foreign(source: ModelConfig) -> str | None:
+    """Why a compressed checkpoint cannot be read block by block; None: it can, or it is a dense model."""
+    folder = Path(source.path).expanduser()
+    ours = not checkpoint.is_compressed(folder) or "svdexp" in read_object(folder / "config.json")
+    return None if ours else f"path={source.path} was compressed by others and is converted while it is read"
+
+
+def dense_skeleton(source: ModelConfig) -> PreTrainedModel:
+    """The model at `source` without weights; of a compressed one, the dense model that it was made of.
+
+    Raises:
+        UserError: as `load_skeleton`, or `checkpoint.load`.
+    """
+    folder = Path(source.path).expanduser()
+    if not checkpoint.is_compressed(folder):
+        return load_skeleton(source, torch.float32)
+    config, architecture = checkpoint.configuration(folder, source.trust_remote_code)
+    return checkpoint.empty_model(architecture, config).requires_grad_(False).eval()
+
+
 @contextmanager
 def room_for_blocks(run_dir: Path) -> Iterator[Path]:
-    """A folder for blocks that a run changed, which ends with it; those of a run that was killed are removed."""
-    folder = run_dir / ".blocks"
+    """A folder for blocks that a run changed, which ends with it; those of a run that was killed are removed.
+
+    Each of the processes that share a run has its own.
+    """
+    processes = Processes()
+    folder = run_dir / (".blocks" if processes.main else f".blocks-{processes.index}")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder

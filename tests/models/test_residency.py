@@ -1,5 +1,6 @@
 """A streamed model: its blocks have weights for their turn alone, and are otherwise the same."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import found_in
 from svdexp.models.path import BlockPath
-from svdexp.models.residency import at_hand, blocks_of, residency_of, running, stream
+from svdexp.models.prefetch import Ahead
+from svdexp.models.residency import Place, at_hand, blocks_of, put_tensor, residency_of, running, stream
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
@@ -93,6 +95,44 @@ def test_a_block_that_was_not_finished_is_as_before(llama: PreTrainedModel, tmp_
     with pytest.raises(ZeroDivisionError), at_hand(found, FIRST, changes=True):
         fail()
     assert model_fingerprint(found) == model_fingerprint(llama)
+
+
+def test_the_next_block_is_read_meanwhile(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+    found = streamed(llama, tmp_path)
+    residency = residency_of(found)
+    assert residency is not None
+    assert residency.ahead is None  # on a CPU files are mapped
+    residency.ahead = Ahead(torch.device("cpu"))
+    blocks, seen = list(residency.blocks), []
+    path = BlockPath(found, windows)
+    for block in path.blocks.values():
+        block.register_forward_pre_hook(lambda *_: seen.append(residency.ahead.group))
+    read, times = Place.read, Counter[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "read", lambda self: (times.update([self.name]), read(self))[1])
+        while path.waiting:
+            path.advance()
+    assert list(dict.fromkeys(seen)) == [*blocks[1:], ""]
+    assert set(times.values()) == {1}  # what was read ahead is what is used
+    assert there(found) == []
+    with torch.no_grad():
+        for window, state, logits in zip(windows, path.states, llama(windows).logits, strict=True):
+            assert torch.equal(path.leave(window, state).logits[0], logits)
+
+
+def test_what_is_changed_is_never_there_as_it_was_read_ahead(llama: PreTrainedModel, tmp_path: Path) -> None:
+    found = streamed(llama, tmp_path)
+    residency = residency_of(found)
+    assert residency is not None
+    residency.ahead, second = Ahead(torch.device("cpu")), residency.blocks[1]
+    weight = found.get_submodule(second).mlp.up_proj.weight.shape
+    with at_hand(found, FIRST, then=second):
+        with at_hand(found, second, changes=True):
+            residency.look_ahead(found, second)  # which is at hand
+            put_tensor(found, f"{second}.mlp.up_proj.weight", torch.zeros(weight))
+        assert residency.ahead.group == ""
+    with at_hand(found, second):
+        assert not found.get_submodule(second).mlp.up_proj.weight.any()
 
 
 def test_weights_shared_between_blocks_are_refused(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ class Exam:
         """Whether rows are answered by log-likelihoods, and not by what the model writes."""
         return all(task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood") for task in self.parts.values())
 
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes answers to it, token by token."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.parts.values())
+
     def describe(self) -> dict[str, Any]:
         """What results.json says about it."""
         return {
