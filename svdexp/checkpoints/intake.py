@@ -10,7 +10,7 @@ from torch import nn
 
 from svdexp.models.hooks import parameter_hook
 from svdexp.runtime.errors import UserError, require
-from svdexp.runtime.reading import read_object
+from svdexp.runtime.reading import read_object, repeated_keys
 
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,6 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
     require("transformers_weights" not in config, f"checkpoint {folder}: config.json may not set transformers_weights")
     require(not (folder / "adapter_config.json").exists(), f"checkpoint {folder} holds an adapter; merge it first")
     for path in weights:
+        require(path.is_file(), f"checkpoint {folder}: {INDEX} names {path.name}, which is not there")
         try:
             with safe_open(path, "pt"):
                 pass
@@ -98,6 +99,8 @@ def _names(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         return []
     table = read_object(folder / INDEX).get("weight_map")
+    twice = repeated_keys((folder / INDEX).read_text())
+    require(not twice, f"checkpoint {folder}: {INDEX} names {twice[:1]} twice")
     require(isinstance(table, dict) and bool(table), f"checkpoint {folder}: {INDEX} has no weight_map")
     assert isinstance(table, dict)
     for name in table.values():

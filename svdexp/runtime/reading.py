@@ -1,6 +1,7 @@
 """JSON and YAML from files that anyone may have written: whatever is wrong with one is a sentence."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def read_object(path: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} is not an object")
+    return found
+
+
+def repeated_keys(text: str) -> list[str]:
+    """Keys that stand twice in one object of a JSON text, of which Python takes the last."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=look)
     return found
 
 

@@ -1,12 +1,20 @@
 """The benchmark measures what it says; its figures are for `make bench`."""
 
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from svdexp.bench import sweeps
 from svdexp.bench.estimates import said
+from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
 from svdexp.bench.stacks import SMALL, compressed, decode, prefill, random_model
 from svdexp.bench.timing import REPEATS, speedup
+from svdexp.bench.wide import watch
 from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage
@@ -27,6 +35,48 @@ def test_a_timed_model_runs() -> None:
         for model in (random_model(SMALL), compressed(SMALL, "pivot", 0.4)):
             prefill(model)
             decode(model)
+
+
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def test_a_folder_written_block_by_block_is_a_model_that_knows_its_words(tmp_path: Path) -> None:
+    write_llama(tmp_path / "model", TINY)
+    write_text(tmp_path / "text", 30, TINY["vocab_size"], 0)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "model")((tmp_path / "text").read_text())["input_ids"]
+    assert len(tokens) == 30
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert len(model.model.layers) == len(list((tmp_path / "model").glob("*layers*.safetensors"))) == 2
+    assert model(torch.tensor([tokens])).logits.isfinite().all()
+
+
+def test_sweeps_are_timed_beside_bare_passes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(sweeps, "SHAPE", TINY)
+    monkeypatch.setattr(sweeps, "speedup", lambda ours, plain: (ours(), plain(), calls.append("pair"), 0.5)[-1])
+    sweeps.show(tmp_path, "float32")
+    assert len(calls) == 4
+    assert capsys.readouterr().out.count("2.00 × a bare pass") == 4
+
+
+def test_a_process_is_watched_and_killed_when_there_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(60)"]
+    ended = watch(words, lambda: True)
+    assert ended.code == -signal.SIGKILL
+    assert (
+        watch([sys.executable, "-c", "x = b'1' * 90_000_000; print('here'); import time; time.sleep(2)"]).memory > 9e7
+    )
+    assert "s  here" in capsys.readouterr().out
 
 
 def test_pairs_alternate() -> None:

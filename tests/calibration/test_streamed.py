@@ -13,12 +13,15 @@ from svdexp.calibration import streamed as module
 from svdexp.calibration.dense import DenseStatistics, collect
 from svdexp.calibration.states import States
 from svdexp.calibration.streamed import Sweep
+from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Shelf
 from tests.conftest import overflow_at, tiny_model
-from tests.support.streaming import streamed
+from tests.support.streaming import config_of, streamed
+from tests.support.two_processes import in_two, join_two
 
 NEEDS = [*INPUT_STATISTICS, *GRADIENT_STATISTICS]
 
@@ -140,3 +143,24 @@ def test_numbers_that_are_not_finite_name_the_window(
     source = DenseStatistics(found, layers, windows, shelves_in(tmp_path), tmp_path / "states")
     with pytest.raises(UserError, match=r"is not finite in window 4; try precision=float32"):
         all_of(source)
+
+
+def one_of_two(rank: int, port: int, folder: Path, windows: torch.Tensor) -> None:
+    """Rank 0 finds states of an earlier run that rank 1 lacks, so they are made anew."""
+    join_two(rank, port)
+    model = tiny_model("llama")
+    layers, processes = targets_of(model), Processes()
+    found = load_streamed(config_of(folder / "model"), torch.float32, torch.device("cpu"), folder / f"blocks-{rank}")
+    source = DenseStatistics(found, layers, windows, shelves_in(folder), folder / "states")
+    if rank == 0:
+        old = States(folder / "states" / "0-of-2" / "entering", (2, windows.shape[1], 32), torch.float32)
+        with old.write("model.layers.1") as filled:
+            filled.fill_(torch.nan)
+    source.prepare(processes)
+    assert_close(all_of(source), collect(model, layers, windows, NEEDS))
+    assert not (folder / "states").exists()
+
+
+def test_two_processes_take_the_statistics_of_one(windows: torch.Tensor, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    in_two(one_of_two, tmp_path, windows[:3])

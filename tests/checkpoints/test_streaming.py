@@ -85,6 +85,12 @@ def twice(folder: Path) -> None:
     save_file(load_file(other) | {GATE: tensors[GATE]}, other, metadata={"format": "pt"})
 
 
+def named_twice(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    entry = f'"{GATE}": "{shard_of(folder, GATE)}"'
+    path.write_text(path.read_text().replace(entry, f"{entry}, {entry}"))
+
+
 def lacking(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop(GATE))
 
@@ -113,7 +119,8 @@ def shard_of(folder: Path, name: str) -> str:
 
 SENTENCES = {
     cut: r"^model.path=.*: checkpoint .* is damaged or cut short",
-    without_a_shard: r"^model.path=.*: checkpoint .* is damaged or cut short: No such file",
+    without_a_shard: r"^model.path=.*: checkpoint .*: model.safetensors.index.json names .*, which is not there",
+    named_twice: rf"^model.path=.*: checkpoint .*: model.safetensors.index.json names \['{GATE}'\] twice",
     twice: rf"^model.path=.*: {GATE} is in two files, ",
     lacking: rf"^model.path=.*: model.safetensors.index.json names 1 tensors that no file holds, first \['{GATE}'\]",
     misshapen: rf"^model: {GATE} has shape \(47, 32\), but the model of config.json \(48, 32\)",

@@ -38,7 +38,7 @@ def forget_a_tensor(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "a shard is gone": ("model-00002-*.safetensors", Path.unlink, "damaged or cut short"),
+    "a shard is gone": ("model-00002-*.safetensors", Path.unlink, "names model-00002-.*, which is not there"),
     "a shard is cut": ("model-00002-*.safetensors", cut, "model-00002-.* is damaged or cut short"),
     "the index is gone": ("model.safetensors.index.json", Path.unlink, "has no weights"),
     "the index is cut": ("model.safetensors.index.json", cut, "index.json cannot be read"),

@@ -85,9 +85,35 @@ def test_a_run_and_what_it_saved_are_measured_alike(
             assert word in done.stdout
 
 
+def test_streamed_figures_are_those_of_the_whole_model(
+    svdexp_command: Svdexp,
+    evaluate_command: Svdexp,
+    tiny_job: list[str],
+    exam: list[str],
+    model_folder: Path,
+    tmp_path: Path,
+) -> None:
+    run = svdexp_command(*tiny_job, "eval=ppl", "method=svd", "ratio=0.5", "hydra.run.dir=run")
+    assert run.returncode == 0, run.stderr
+    plain = [*(word for word in exam if "efficiency" not in word and "prompts" not in word), "eval.efficiency=null"]
+    for number, path in enumerate(["run", str(model_folder)]):
+        found = {}
+        for residency in ("streamed", "whole"):
+            words = [f"path={path}", *plain, "cache=null", "precision=float32", f"residency={residency}"]
+            done = evaluate_command(*words, f"hydra.run.dir={residency}/{number}")
+            assert done.returncode == 0, done.stderr
+            found[residency] = read(tmp_path / residency / str(number))
+        assert [path for path in (tmp_path / "streamed" / str(number)).iterdir() if path.name.startswith(".b")] == []
+        for figure in FIGURES:
+            assert found["streamed"][figure] == pytest.approx(found["whole"][figure], rel=1e-5), (path, figure)
+        assert found["streamed"]["cell"] == found["whole"]["cell"]
+
+
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
+        (["residency=streamed"], ["residency=streamed", "generation speed", "eval.efficiency=null"]),
+        (["residency=streamed", "eval.efficiency=null"], ["residency=streamed", "eval.prompts", "leave it out"]),
         (["eval.tasks=[arc]"], ["eval.tasks", "'arc'", "arc_easy", "arc_challenge"]),
         (["eval.tasks_dir=null"], ["piqa cannot be loaded from the hub", "eval.tasks_dir=FOLDER"]),
         (["path=folder"], ["path=folder is neither a model", "nor a run"]),

@@ -49,6 +49,26 @@ def test_two_processes_leave_what_one_leaves(svdexp_command: Svdexp, tiny_job: l
     assert "finished already" in again[0].output
 
 
+def test_two_processes_that_stream_leave_what_one_leaves(
+    svdexp_command: Svdexp, tiny_job: list[str], tmp_path: Path
+) -> None:
+    words = [*(word for word in tiny_job if "efficiency" not in word), "eval.efficiency=null", "calibration.samples=5"]
+    words += ["method=kron", "ratio=0.5", "precision=float32"]
+    both = two_forks(tmp_path, *words, "residency=streamed", "cache=shared", "hydra.run.dir=two")
+    assert [process.returncode for process in both] == [0, 0], both
+    assert "streamed, on cpu" in (tmp_path / "two" / "svdexp.log").read_text()
+    alone = svdexp_command(*words, "residency=whole", "cache=own", "hydra.run.dir=one")
+    assert alone.returncode == 0, alone.stderr
+    two, one = read(tmp_path / "two"), read(tmp_path / "one")
+    assert two.keys() == one.keys()
+    for key in ("ppl/files", "ppl_dense/files"):
+        assert two[key] == pytest.approx(one[key], rel=1e-5)
+    assert (tmp_path / "two" / "ranks.json").read_text() == (tmp_path / "one" / "ranks.json").read_text()
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    assert list((tmp_path / "shared" / "states").glob("*/*")) == []
+
+
 def test_a_mistake_ends_both(tiny_job: list[str], tmp_path: Path) -> None:
     done = two_forks(tmp_path, *tiny_job, "cache=null", "hydra.run.dir=two")
     assert [process.returncode for process in done] == [1, 1], done

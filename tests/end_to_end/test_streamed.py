@@ -16,6 +16,11 @@ WORDS = ["precision=float32", "eval.efficiency=null", "ratio=0.6", "tracker=none
 METHODS = {
     "kron": ["method=kron"],
     "some": ["method=svd_llm", "targets.exclude=['*.v_proj']", "storage=factors"],
+    "svd": ["method=svd"],
+    "svd_llm_v2": ["method=svd_llm_v2"],
+    "drank": ["method=drank"],
+    "fwsvd": ["method=fwsvd"],
+    "asvd": ["method=asvd", "method/allocation=uniform"],
     "codes": ["method=quantise", "storage=rtn_int4"],  # which leave no linear layer in a block
 }
 DEATHS = {

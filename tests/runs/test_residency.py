@@ -1,8 +1,12 @@
 """Whether a run streams its model, and the sentences where it cannot."""
 
 import logging
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from svdexp.cells.guard import config_dir
+from svdexp.checkpoints import dobi
+from svdexp.evaluation import Exam
 from svdexp.method import build_method
 from svdexp.runs import residency
-from svdexp.runs.residency import room_for_blocks, skeleton_to_stream
+from svdexp.runs.residency import evaluation_streams, require_likelihoods, room_for_blocks, skeleton_to_stream
 from svdexp.runtime.errors import UserError
-from svdexp.schema import Config, validate
+from svdexp.schema import Config, EvaluateConfig, ModelConfig, Residency, validate
 
 CPU = torch.device("cpu")
 PLAIN = ["method=svd_llm", "calibration.samples=2", "calibration.seq_len=16"]
@@ -45,7 +51,6 @@ OBSTACLES = {
     "storage=gptq4": r"storage=\w+ needs the whole model; use one that looks at no inputs",
     "save=elastic": "save=elastic gathers what was truncated in memory; use save=checkpoint",
     "eval=quick": "generation speed needs the whole model; set eval.efficiency=null",
-    "eval.tasks=[arc_easy]": "eval.tasks needs the whole model for now; leave it out",
     "eval.prompts=[a]": "eval.prompts needs the whole model; leave it out",
 }
 
@@ -56,6 +61,42 @@ def test_what_needs_the_whole_model_is_refused_by_its_knob(word: str, model_fold
     sentence = rf"^residency=streamed has one block in memory at a time, but {OBSTACLES[word]}"
     with pytest.raises(UserError, match=sentence):
         streams(model_folder, "residency=streamed", *words)
+
+
+def test_tasks_whose_answers_are_written_are_refused(tmp_path: Path) -> None:
+    exam = Exam("gsm8k", {"gsm8k": SimpleNamespace(OUTPUT_TYPE="generate_until")}, {"gsm8k": [0]}, 1, 0, 0, "hub")
+    with pytest.raises(UserError, match=r"^eval.tasks: answers to gsm8k are written, .* leave it out, or set resid"):
+        require_likelihoods([exam])
+    require_likelihoods([replace(exam, parts={"it": SimpleNamespace(OUTPUT_TYPE="multiple_choice")})])
+
+
+def evaluation_of(folder: Path | str, **options: Any) -> EvaluateConfig:
+    return EvaluateConfig(str(folder), ModelConfig("it", str(folder)), cache=None, **options)
+
+
+def test_evaluation_is_streamed_where_the_files_do_not_fit(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked = evaluation_of(model_folder)
+    assert not evaluation_streams(asked, asked.model, CPU)
+    monkeypatch.setattr(residency, "room", lambda device: 1000)
+    assert not evaluation_streams(evaluation_of(model_folder, residency=Residency.whole), asked.model, CPU)
+    assert not caplog.records
+    assert evaluation_streams(asked, asked.model, CPU)
+    assert "the model is streamed, because the model's files take" in caplog.records[-1].getMessage()
+    asked.eval.prompts = ["a"]
+    assert not evaluation_streams(asked, asked.model, CPU)
+    assert "the model cannot be streamed, for eval.prompts needs" in caplog.records[-1].getMessage()
+
+
+def test_what_is_converted_while_it_is_read_is_not_streamed(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "other")
+    (tmp_path / "other" / dobi.REMAPPED).touch()
+    for path, sentence in ((tmp_path / "other", "was compressed by others"), ("owner/name", "is no local folder")):
+        asked = evaluation_of(path, residency=Residency.streamed)
+        with pytest.raises(UserError, match=f"^residency=streamed has one block in memory at a time, but .*{sentence}"):
+            evaluation_streams(asked, asked.model, CPU)
 
 
 def test_the_estimate_chooses(

@@ -1,0 +1,87 @@
+"""Command line: `python -m svdexp.bench.sweeps` prints what streamed sweeps take beside bare passes of the whole model.
+
+A bare forward pass has the same windows, one by one, through the blocks; a bare pass with gradients goes forward twice
+and back once, to the inputs, as a streamed one does. What the sums of second moments take is told apart: a sweep that
+measures one small layer goes the same way as one that measures all.
+"""
+
+from svdexp.runtime.interruption import interruptible
+
+# isort: split
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from svdexp.bench.folders import write_llama
+from svdexp.bench.timing import speedup
+from svdexp.runtime.invocation import command
+from svdexp.schema import ModelConfig
+
+SHAPE = {
+    "vocab_size": 1000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}
+WINDOWS, LENGTH = 2, 512
+SMALLEST = "k_proj"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog=command("bench.sweeps"), description="Streamed sweeps against bare passes.")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    asked = parser.parse_args(words)
+    with TemporaryDirectory() as folder:
+        show(Path(folder), asked.precision)
+    return 0
+
+
+def show(folder: Path, precision: str) -> None:
+    """Measure in a folder, and print."""
+    import torch
+
+    from svdexp.calibration.dense import forward, forward_and_backward
+    from svdexp.checkpoints.loading import load_model
+    from svdexp.checkpoints.loading_streamed import load_streamed
+    from svdexp.models.behaviour import frozen
+    from svdexp.models.structure import Targets, find_matrices
+
+    write_llama(folder / "model", SHAPE)
+    config, device, dtype = ModelConfig("it", str(folder / "model")), torch.device("cpu"), getattr(torch, precision)
+    whole: Any = load_model(config, dtype, device)
+    streamed = load_streamed(config, dtype, device, folder / "blocks")
+    windows = torch.randint(SHAPE["vocab_size"], (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    layers = find_matrices(whole, Targets())
+    one = next(layer for layer in layers if layer.name.endswith(SMALLEST))
+
+    def bare(gradients: bool) -> None:
+        for window in windows:
+            forward(whole.base_model, window[None])
+            if gradients:
+                with frozen(whole):
+                    forward_and_backward(whole, window[None])
+
+    for name, needs in (("forward", ["gram"]), ("with gradients", ["gram", "grad_gram"])):
+        for what, measured in (("one layer measured", [one]), ("all layers measured", layers)):
+            ours = partial(swept, streamed, measured, windows, needs, folder / "states")
+            ratio = 1 / speedup(ours, partial(bare, len(needs) > 1))
+            print(f"{precision}, {name}, {what}: {ratio:.2f} × a bare pass", flush=True)
+
+
+def swept(model: Any, layers: Any, windows: Any, needs: Sequence[str], folder: Path) -> None:
+    """A sweep for statistics of `layers`, which are then let go."""
+    from svdexp.calibration.streamed import sweep
+    from svdexp.runtime.shelves import Shelf
+
+    sweep(model, layers, windows, {need: Shelf() for need in needs}, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(interruptible(main))
