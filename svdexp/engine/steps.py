@@ -22,7 +22,7 @@ from svdexp.method import Method
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix, Ranks, layers_of
-from svdexp.models.residency import at_hand
+from svdexp.models.residency import at_hand, twin
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -39,6 +39,7 @@ class Job:
 
     Attributes:
         source: what every result depends on, taken while the model is dense.
+        teacher: the dense model, where trainings need it and `model` is streamed.
     """
 
     model: PreTrainedModel
@@ -51,6 +52,7 @@ class Job:
     texts: Mapping[str, torch.Tensor]
     elastic: bool
     source: Mapping[str, Any]
+    teacher: PreTrainedModel | None
 
     @property
     def groups(self) -> list[str]:
@@ -98,7 +100,8 @@ def begin(
     if Processes().count > 1 and not cache.may_write():
         raise UserError(f"cache={cache.folder} cannot be written, but processes share files there; set cache=FOLDER")
     source = source_of(weights or model_fingerprint(model), windows, layers)
-    return Job(model, windows, method, layers, cache, clock, seed, texts, elastic, source)
+    teacher = twin(model) if method.training else None
+    return Job(model, windows, method, layers, cache, clock, seed, texts, elastic, source, teacher)
 
 
 def states_folder(job: Job) -> Path | None:
@@ -200,7 +203,8 @@ def truncate_group(
     targets = {matrix.name: method.storage.target(matrix.weight(job.model))[0] for matrix in members}
     with job.clock("update" if method.update else "storage"):
         repair(group, targets, factors, partial(place, job, dense))
-    done.dense.update(dense if method.training else {})
+    if method.training:
+        done.dense.update({matrix: matrix.layer(job.teacher) for matrix in dense} if job.teacher else dense)
 
 
 def place(job: Job, dense: Mapping[Matrix, nn.Module], name: str, factors: Factors, *, trial: bool = False) -> None:
@@ -242,16 +246,19 @@ def extra_components(
 
 def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
     """Gradient descent on the factors in place of `dense`, which are then put into the method's storage."""
-    student = Student(job.model, dense)
+    student = Student(job.model, dense, job.teacher)
     about = {"method": replace_fields(job.method, training={}).described(), "ranks": ranks, "seed": job.seed}
     shelf = partial(job.cache.shelf, "training", **about, source=job.source)
     with job.clock("training"):
         trained = teach(student, job.method.training, job.windows, job.texts, shelf, job.seed)
     with job.clock("storage"):
         compressed = student.layers
-        for matrix in (matrix for matrix in dense if matrix.name in compressed):
-            layer, W = compressed[matrix.name], matrix.family.weight(dense[matrix])
-            matrix.put(job.model, stored_layer(job, factors_of(layer), layer.rank_out.bias, W))
+        trained_in = {matrix.group: [x for x in dense if x.group == matrix.group] for matrix in dense}
+        for group, members in trained_in.items():
+            with at_hand(job.model, group, changes=True), at_hand(job.teacher or job.model, group):
+                for matrix in (matrix for matrix in members if matrix.name in compressed):
+                    layer, W = compressed[matrix.name], matrix.family.weight(dense[matrix])
+                    matrix.put(job.model, stored_layer(job, factors_of(layer), layer.rank_out.bias, W))
     return trained
 
 

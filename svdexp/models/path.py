@@ -78,9 +78,10 @@ class BlockPath(Replay):
         self.waiting = list(self.blocks)
         self.states = first_states(model, windows)
 
-    def fork(self) -> "BlockPath":
-        """Another path from where this one is, for other versions of the blocks ahead."""
+    def fork(self, model: PreTrainedModel) -> "BlockPath":
+        """Another path from where this one is, for other versions of the blocks ahead: those of `model`."""
         other = copy(self)
+        other.model, other.blocks = model, blocks_of(model)
         other.waiting, other.states = list(self.waiting), list(self.states)
         return other
 

@@ -8,6 +8,7 @@ nobody made a streamed one is whole, and everything here leaves it as it is.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,7 +114,7 @@ def stream(model: PreTrainedModel, blocks: Iterable[str], places: Mapping[str, P
     Raises:
         UserError: a tensor of a block waits nowhere, in another shape, or is another part's as well.
     """
-    residency = Residency(blocks, places, folder, Ahead(model.device) if model.device.type == "cuda" else None)
+    residency = Residency(blocks, places, folder, _ahead(model) if model.device.type == "cuda" else None)
     tensors = {name: x for group in residency.blocks for name, x in _stored(model, group).items()}
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     shared = sorted({*tied, *tied.values()} & tensors.keys())
@@ -124,6 +125,19 @@ def stream(model: PreTrainedModel, blocks: Iterable[str], places: Mapping[str, P
             found, expected = residency.places[name].shape(), tuple(tensor.shape)
             require(found == expected, f"model: {name} has shape {found}, but the model of config.json {expected}")
     setattr(model, KEPT_AS, residency)
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Another streamed model of the same blocks as they now wait, which stay when those of `model` are changed.
+
+    What is in no block is shared. None: `model` is whole.
+    """
+    residency = residency_of(model)
+    if residency is None:
+        return None
+    outside = {id(x): x for x in (*model.parameters(), *model.buffers()) if not x.is_meta}
+    own = Residency(residency.blocks, residency.places, residency.folder / "twin", residency.ahead and _ahead(model))
+    return deepcopy(model, {**outside, id(residency): own})
 
 
 def residency_of(model: nn.Module) -> Residency | None:
@@ -197,6 +211,10 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         del known.forward  # the class's own is found again
         if before is not None:
             known.forward = before
+
+
+def _ahead(model: PreTrainedModel) -> Ahead:
+    return Ahead(model.device)
 
 
 def _run(model: nn.Module, name: str, then: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.reading import read_object
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, ModelConfig, Residency, Save, Traversal
+from svdexp.training import BlockRefine
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,9 @@ def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | No
     reasons = {
         SPREAD: config.device == BALANCED,
         "its statistics wait on disk: set cache=FOLDER": config.cache is None,
-        f"method.training {whole}; leave it out": bool(method.training),
+        f"method.training {whole}; leave it out, or take method/training=block_refine": not all(
+            isinstance(part, BlockRefine) for part in method.training.values()
+        ),
         f"method.update={type(method.update).__name__} {whole}; use method.update=null": method.update is not None,
         f"method.allocation={allocation.__name__} {whole}; choose another method/allocation": allocation not in known,
         "method.traversal=blockwise changes blocks on the way; use method.traversal=dense": method.traversal

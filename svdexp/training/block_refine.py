@@ -2,7 +2,7 @@
 
 AA-SVD (arXiv 2604.02119): all parameters that are a block's own, mean squared error ‖block'(x̂) − block(x)‖², where x
 comes through the dense blocks before it and x̂ through the compressed ones. Memory holds the states of all windows on
-both paths.
+both paths; of a streamed model, one dense and one compressed block beside them.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from torch import nn
 
 from svdexp.descent.descent import Curve, Descent, Schedule, joined
 from svdexp.models.path import BlockPath
+from svdexp.models.residency import at_hand
 from svdexp.models.work import Work, Workload
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent
@@ -46,8 +47,9 @@ class BlockRefine(Schedule):
         paths = Paths(lesson.student, lesson.windows)
         curve: Curve = []
         for name in list(paths.compressed.waiting):
-            curve = joined(curve, self.refine(name, paths, lesson))
-            paths.advance()
+            with at_hand(lesson.student.model, name, changes=True):
+                curve = joined(curve, self.refine(name, paths, lesson))
+                paths.advance()
         return curve
 
     def refine(self, name: str, paths: "Paths", lesson: Lesson) -> Curve:
@@ -86,7 +88,7 @@ class Paths:
         self.student = student
         with student.as_teacher() as teacher:
             self.dense = BlockPath(teacher, windows)
-        self.compressed = self.dense.fork()
+        self.compressed = self.dense.fork(student.model)
 
     def aim(self) -> None:
         """Bring the dense path behind the next block: what the compressed block is to give."""

@@ -17,10 +17,13 @@ class Student:
     Attributes:
         model: the compressed model. Factors are float32; where the model is not, `precision` autocasts.
         dense: the dense layers.
+        teacher: the dense model, where it is another one than `model` with its dense layers put back.
     """
 
-    def __init__(self, model: PreTrainedModel, dense: Mapping[Matrix, nn.Module]):
-        self.model, self.dense = model, dense
+    def __init__(
+        self, model: PreTrainedModel, dense: Mapping[Matrix, nn.Module], teacher: PreTrainedModel | None = None
+    ):
+        self.model, self.dense, self.teacher = model, dense, teacher
         self._before: dict[nn.Parameter, torch.Tensor] = {}
 
     @property
@@ -36,6 +39,8 @@ class Student:
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep the values of parameters that the dense model has too, before they are trained."""
+        if self.teacher:
+            return
         ours = {parameter for layer in self.layers.values() for parameter in layer.parameters()}
         for parameter in parameters:
             if parameter not in ours:
@@ -44,6 +49,10 @@ class Student:
     @contextmanager
     def as_teacher(self) -> Iterator[PreTrainedModel]:
         """Within this context the model is the dense one, without a second copy of what both share."""
+        if self.teacher:
+            with torch.no_grad():
+                yield self.teacher
+            return
         compressed = {matrix: matrix.layer(self.model) for matrix in self.dense}
         trained = {parameter: parameter.detach().clone() for parameter in self._before}
         self._exchange(self.dense, self._before)

@@ -21,6 +21,12 @@ METHODS = {
     "drank": ["method=drank"],
     "fwsvd": ["method=fwsvd"],
     "asvd": ["method=asvd", "method/allocation=uniform"],
+    "refined": [
+        "method=svd_llm",
+        "method/training=block_refine",
+        "method.training.block_refine.steps=4",
+        "method.training.block_refine.batch=2",
+    ],
     "codes": ["method=quantise", "storage=rtn_int4"],  # which leave no linear layer in a block
 }
 DEATHS = {

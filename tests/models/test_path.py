@@ -81,7 +81,7 @@ def test_a_block_may_be_run_without_moving_on(llama: PreTrainedModel, windows: t
 def test_a_fork_goes_its_own_way(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     path = BlockPath(llama, windows)
     path.reach(SECOND)
-    fork = path.fork()
+    fork = path.fork(llama)
     wanted = states_of(llama, windows)
     fork.advance()
     assert_equal(fork.states, wanted[2])

@@ -43,7 +43,7 @@ def streams(folder: Path, *words: str) -> bool:
 OBSTACLES = {
     "cache=null": "its statistics wait on disk: set cache=FOLDER",
     "device=balanced": "device=balanced spreads the whole model over several GPUs",
-    "method/training=distill": r"method.training needs the whole model; leave it out",
+    "method/training=distill": r"method.training needs .* leave it out, or take method/training=block_refine",
     "method=svd_llm_update": r"method.update=RefitOutput needs the whole model; use method.update=null",
     "method/allocation=sensitivity": r"method.allocation=Sensitivity needs the whole model",
     "method/allocation=learned": r"method.allocation=Learned needs the whole model",
