@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SPREAD = 0.02  # of a weight
+SPECIAL = ("<unk>", "</s>")
 
 
 def write_llama(folder: Path, shape: Mapping[str, Any]) -> None:
@@ -44,7 +45,7 @@ def write_llama(folder: Path, shape: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, words: int, vocabulary: int, seed: int) -> None:
     """A text of so many random words."""
-    drawn = random.Random(seed).choices(range(vocabulary), k=words)
+    drawn = random.Random(seed).choices(range(len(SPECIAL), vocabulary), k=words)
     path.write_text(" ".join(map(_word, drawn)))
 
 
@@ -71,4 +72,4 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
 
 
 def _word(index: int) -> str:
-    return f"w{index}"
+    return SPECIAL[index] if index < len(SPECIAL) else f"w{index}"

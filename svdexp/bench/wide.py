@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--like", default="llama2-7b", help="a preset of conf/model/ with its shape beside it")
     parser.add_argument("--whole", action="store_true", help="not killed on the way")
     parser.add_argument("keys", nargs="*", help="of the run: method=kron …")
-    asked = parser.parse_args(words)
+    asked = parser.parse_intermixed_args(words)
     shape = json.loads((Path(config_dir()) / "model" / f"{asked.like}.json").read_text())
     model = prepared(asked.folder, shape | {"num_hidden_layers": asked.blocks}, asked.blocks)
     run = asked.folder / f"run-{identity(keys=asked.keys, blocks=asked.blocks)}"
