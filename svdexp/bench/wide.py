@@ -31,6 +31,7 @@ WINDOWS = 8
 EVALUATED = 4
 LENGTH = 256
 RATIO = 0.6
+BAR = "it/s"  # what a progress bar ends with
 
 
 class Ended(NamedTuple):
@@ -100,6 +101,8 @@ def watch(call: Sequence[str], enough: Callable[[], bool] = lambda: False) -> En
     looker.start()
     assert process.stdout
     for line in process.stdout:
+        if not line.strip() or BAR in line:
+            continue
         with suppress(psutil.NoSuchProcess):
             times = inside.cpu_times()
             print(f"{times.user + times.system:8.0f} s  {line.rstrip()}", flush=True)
