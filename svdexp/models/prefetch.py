@@ -19,7 +19,8 @@ class Ahead:
     def __init__(self, device: torch.device):
         self.device, self.group = device, ""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="svdexp-prefetch")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._found: Future[dict[str, torch.Tensor]] | None = None
 
     def begin(self, group: str, wanted: Wanted) -> None:

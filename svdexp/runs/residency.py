@@ -196,7 +196,7 @@ def dense_skeleton(source: ModelConfig) -> PreTrainedModel:
     if not checkpoint.is_compressed(folder):
         return load_skeleton(source, torch.float32)
     config, architecture = checkpoint.configuration(folder, source.trust_remote_code)
-    return checkpoint.empty_model(architecture, config).requires_grad_(False).eval()
+    return checkpoint.empty_model(architecture, config)
 
 
 @contextmanager
