@@ -5,7 +5,7 @@ A part (weighting, allocation, storage, …) is a frozen dataclass whose fields 
 here, when the part is built, and nowhere else. This is the only place that turns a `_target_` into code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from hydra.utils import get_class
 
 from svdexp.allocation import REPEATABLE, Allocation, Whole
-from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
+from svdexp.calibration import STATISTICS, of_backward
 from svdexp.data import Excerpt
 from svdexp.data.reads import check_windows_of, contents_of, described, excerpt_of
-from svdexp.factorisation import Weighting
+from svdexp.factorisation import Weighting, needs_of, takes_smaller_side
+from svdexp.models.matrices import Matrix
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
 from svdexp.schema import Config, Numerics, Save, SigmaFuse, Traversal
@@ -84,7 +85,20 @@ class Method:
     @property
     def needs_gradients(self) -> bool:
         """Whether the weighting looks at gradients."""
-        return self.weighting is not None and any(need in GRADIENT_STATISTICS for need in self.weighting.needs)
+        return self.weighting is not None and bool(of_backward(self.weighting.needs))
+
+    def statistics(self, layers: Iterable[Matrix]) -> dict[str, tuple[str, ...]]:
+        """Which statistics the weighting is given, by layer."""
+        return {layer.name: self.needs(layer.m, layer.n) for layer in layers}
+
+    def needs(self, m: int, n: int) -> tuple[str, ...]:
+        """Which of a layer with W (m, n).
+
+        They are of its smaller side, unless the route to the optimum goes over the larger one, or what is decomposed is
+        another matrix than the W that activations have seen.
+        """
+        reduced = takes_smaller_side(self.numerics, m, n) and not self.storage.split
+        return () if self.weighting is None else needs_of(self.weighting, m, n, reduced)
 
     @property
     def decomposition(self) -> dict[str, str]:
@@ -115,13 +129,13 @@ class Method:
         if self.weighting is None:
             self._require_own_factors()
             return
-        unknown = [need for need in self.weighting.needs if need not in INPUT_STATISTICS | GRADIENT_STATISTICS]
+        unknown = [need for need in self.weighting.needs if need not in STATISTICS]
         require(
             not unknown,
             f"method.weighting={type(self.weighting).__name__} needs the statistics {', '.join(unknown)}; there are "
-            f"only {', '.join(INPUT_STATISTICS | GRADIENT_STATISTICS)}",
+            f"only {', '.join(STATISTICS)}",
         )
-        gradients = [need for need in self.weighting.needs if need in GRADIENT_STATISTICS]
+        gradients = of_backward(self.weighting.needs)
         if gradients and self.traversal is Traversal.blockwise:
             raise UserError(
                 f"method.traversal=blockwise runs no backward pass, but the weighting needs {gradients[0]}; "

@@ -6,13 +6,15 @@ at a time, from inputs that the already compressed blocks produce.
 
 from svdexp.calibration.blockwise import BlockwiseStatistics
 from svdexp.calibration.dense import DenseStatistics, StatisticsSource
-from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistics
+from svdexp.calibration.needs import Needs, of_backward
+from svdexp.calibration.statistics import STATISTICS, Statistics
 
 __all__ = [
-    "GRADIENT_STATISTICS",
-    "INPUT_STATISTICS",
+    "STATISTICS",
     "BlockwiseStatistics",
     "DenseStatistics",
+    "Needs",
     "Statistics",
     "StatisticsSource",
+    "of_backward",
 ]

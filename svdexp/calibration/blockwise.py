@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.dense import collect
+from svdexp.calibration.needs import Needs
 from svdexp.calibration.statistics import Statistics
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import BlockPath
@@ -21,7 +22,7 @@ from svdexp.runtime.progress import progress
 class BlockwiseStatistics:
     """Ask for the groups in model order, and compress each block before asking for the next."""
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, needs: Sequence[str]):
+    def __init__(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor, needs: Needs):
         self.model, self.layers, self.windows, self.needs = model, layers, windows, needs
         self.blocks = named_blocks(model)
 

@@ -1,14 +1,21 @@
-"""Feeds layers' inputs and output gradients to accumulators while windows run through the model."""
+"""Feeds what goes into layers and comes out of them, and its gradients, to accumulators while windows run."""
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from svdexp.calibration.statistics import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistic, Statistics
-from svdexp.models.hooks import Modules, gradient_hooks, input_hooks
+from svdexp.calibration.needs import Needs, by_layer, distinct
+from svdexp.calibration.statistics import (
+    GRADIENT_STATISTICS,
+    INPUT_GRADIENT_STATISTICS,
+    INPUT_STATISTICS,
+    OUTPUT_STATISTICS,
+    Statistics,
+)
+from svdexp.models.hooks import Modules, gradient_hooks, input_gradient_hooks, input_hooks, output_hooks
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -43,51 +50,78 @@ class Collector:
         window: index of the first window of the batch in progress, for error messages.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Matrix], leaders: dict[str, str], needs: Sequence[str]):
-        modules = layers_of(model, layers)
+    def __init__(self, model: nn.Module, layers: Sequence[Matrix], leaders: dict[str, str], needs: Needs):
+        modules, asked = layers_of(model, layers), by_layer(needs, layers)
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
-        shapes = {layer.name: (layer.m, layer.n) for layer in layers}
         device = {name: next(layer.parameters()).device for name, layer in modules.items()}
-        self._inputs = {
-            leader: {need: INPUT_STATISTICS[need](shapes[leader][1], device[leader]) for need in needs_of_inputs(needs)}
+        widths = {layer.name: layer.n for layer in layers}
+        together = {  # what the layers that share an input want of it
+            leader: distinct({name: asked[name] for name in widths if self.leaders[name] == leader})
             for leader in dict.fromkeys(self.leaders.values())
         }
-        self._gradients = {
-            name: {need: GRADIENT_STATISTICS[need](*shape, device[name]) for need in needs_of_gradients(needs)}
-            for name, shape in shapes.items()
+        self._inputs = _accumulators(together, INPUT_STATISTICS, lambda x: (widths[x], device[x]))
+        heights = {layer.name: layer.m for layer in layers}
+        self._outputs = _accumulators(asked, OUTPUT_STATISTICS, lambda x: (heights[x], device[x]))
+        self._gradients = _accumulators(asked, GRADIENT_STATISTICS, lambda x: (heights[x], widths[x], device[x]))
+        self._input_gradients = _accumulators(asked, INPUT_GRADIENT_STATISTICS, lambda x: (widths[x], device[x]))
+        self._needs, self._modules = asked, modules
+        # y with a bias is rounded to the size of both, so there W x is computed once more
+        self._biased = {
+            layer.name: layer.weight(model)
+            for layer in layers
+            if layer.name in self._outputs and layer.bias(model) is not None
         }
-        self._inputs_in_backward = any(GRADIENT_STATISTICS[need].needs_inputs for need in needs_of_gradients(needs))
-        self._fed = {name: modules[name] for name in self._inputs} if needs_of_inputs(needs) else {}
-        self._reached = modules if needs_of_gradients(needs) else {}
+        self._inputs_in_backward = any(
+            GRADIENT_STATISTICS[need].needs_inputs for group in self._gradients.values() for need in group
+        )
 
     @contextmanager
     def listen(self) -> Iterator[None]:
         """Within this context every forward, and every backward, pass is accounted for."""
+        fed, giving, reached, returning = (
+            {name: self._modules[name] for name in group}
+            for group in (self._inputs, self._outputs, self._gradients, self._input_gradients)
+        )
         with (
-            input_hooks(self._fed, self._see_input),
-            gradient_hooks(self._reached, self._see_gradient, self._inputs_in_backward),
+            input_hooks(fed, self._see_input),
+            output_hooks(giving, self._see_output),
+            gradient_hooks(reached, self._see_gradient, self._inputs_in_backward),
+            input_gradient_hooks(returning, self._see_input_gradient),
         ):
             yield
 
     def pool(self, processes: Processes) -> None:
         """Add to every statistic what the other processes have seen; all of them must call this."""
-        statistics: list[Statistic] = [one for part in self._inputs.values() for one in part.values()]
-        statistics += [one for part in self._gradients.values() for one in part.values()]
-        for statistic in statistics:
-            statistic.pool(processes)
+        for accumulators in (self._inputs, self._outputs, self._gradients, self._input_gradients):
+            for group in accumulators.values():
+                for statistic in group.values():
+                    statistic.pool(processes)
 
     def results(self) -> dict[str, Statistics]:
         """Statistics per layer, once; layers that share an input share the tensors of its statistics."""
-        inputs = {name: _emptied(group) for name, group in self._inputs.items()}
-        return {name: inputs[leader] | _emptied(self._gradients[name]) for name, leader in self.leaders.items()}
+        shared = {leader: _emptied(group) for leader, group in self._inputs.items()}
+        found: dict[str, Statistics] = {}
+        for name, leader in self.leaders.items():
+            own: dict[str, torch.Tensor] = dict(shared.get(leader, {}))
+            for accumulators in (self._outputs, self._gradients, self._input_gradients):
+                own |= _emptied(accumulators.get(name, {}))
+            found[name] = {need: own[need] for need in self._needs[name]}
+        return found
 
     def _see_input(self, name: str, x: torch.Tensor) -> None:
         self._require_finite(x, f"the input of {name}")
         # Detached: where gradients are on, a sum would otherwise hold on to every window's activations.
-        rows = x.detach().reshape(-1, x.shape[-1])
         for statistic in self._inputs[name].values():
-            statistic.add(rows)
+            statistic.add(_rows(x))
+
+    def _see_output(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> None:
+        y = output
+        if name in self._biased:
+            y = nn.functional.linear(args[0].detach(), self._biased[name].detach())
+        self._require_finite(y, f"the output of {name}")
+        for statistic in self._outputs[name].values():
+            statistic.add(_rows(y))
 
     def _see_gradient(self, name: str, x: torch.Tensor | None, g: torch.Tensor) -> None:
         self._require_finite(g, f"the gradient at the output of {name}")
@@ -95,6 +129,11 @@ class Collector:
         x = x if x is None or x.ndim == 3 else x[None]
         for statistic in self._gradients[name].values():
             statistic.add(x, g if g.ndim == 3 else g[None])
+
+    def _see_input_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        self._require_finite(gradient, f"the gradient at the input of {name}")
+        for statistic in self._input_gradients[name].values():
+            statistic.add(_rows(gradient))
 
     def _require_finite(self, values: torch.Tensor, what: str) -> None:
         finite = torch.isfinite(values)
@@ -106,16 +145,19 @@ class Collector:
             )
 
 
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """One row a token, (tokens, width)."""
+    return values.detach().reshape(-1, values.shape[-1])
+
+
+def _accumulators(
+    needs: Mapping[str, Sequence[str]], kinds: Mapping[str, Callable[..., Any]], sizes: Callable[[str], tuple[Any, ...]]
+) -> dict[str, dict[str, Any]]:
+    """By the names of layers that need any, those of `kinds` that they need; `sizes` are what these are made with."""
+    made = {name: {need: kinds[need](*sizes(name)) for need in asked if need in kinds} for name, asked in needs.items()}
+    return {name: group for name, group in made.items() if group}
+
+
 def _emptied(group: MutableMapping[str, Any]) -> dict[str, torch.Tensor]:
     """Results of a layer's statistics, each sum let go before the next result is made: not all are held twice."""
     return {key: group.pop(key).result() for key in list(group)}
-
-
-def needs_of_inputs(needs: Sequence[str]) -> list[str]:
-    """The statistics that a forward pass yields."""
-    return [need for need in needs if need in INPUT_STATISTICS]
-
-
-def needs_of_gradients(needs: Sequence[str]) -> list[str]:
-    """The statistics that take a backward pass."""
-    return [need for need in needs if need in GRADIENT_STATISTICS]

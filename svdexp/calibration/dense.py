@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.calibration.collector import Collector, needs_of_gradients, shared_inputs
+from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.loss import next_token_loss
+from svdexp.calibration.needs import Needs, by_layer, distinct, of_backward, only
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.calibration.streamed import sweep
 from svdexp.data.windows import batches
@@ -33,6 +34,7 @@ class DenseStatistics:
 
     `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is
     collected, all of it in one pass. Of a streamed model that takes sweeps, whose states wait in the folder `states`.
+    `needs` says which layers want which; by default all want what there are shelves for.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class DenseStatistics:
         windows: torch.Tensor,
         shelves: Mapping[str, Shelf],
         states: Path | None = None,
+        needs: Needs | None = None,
     ):
         self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
-        self.states = states
+        self.states, self.needs = states, by_layer(list(shelves) if needs is None else needs, layers)
 
     def statistics(self, group: str) -> dict[str, Statistics]:
         """Reads one group; whatever no run left, or left damaged, is collected first, for all groups at once."""
@@ -56,17 +59,19 @@ class DenseStatistics:
         return found
 
     def _read(self, group: str) -> dict[str, Statistics] | None:
-        result: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._names(group)}
-        packed = {statistic: shelf.get(group) for statistic, shelf in self.shelves.items()}
-        for statistic, tensors in packed.items():
-            if tensors is None:
+        result: dict[str, dict[str, torch.Tensor]] = {x.name: {} for x in self.layers if x.group == group}
+        for statistic, shelf in self.shelves.items():
+            if not self._wanting(statistic, group):
+                continue
+            packed = shelf.get(group)
+            if packed is None:
                 return None
-            for name, tensor in unpack(tensors).items():
+            for name, tensor in unpack(packed).items():
                 result[name][statistic] = tensor.to(self.model.device)
         return dict(result)
 
-    def _names(self, group: str) -> list[str]:
-        return [layer.name for layer in self.layers if layer.group == group]
+    def _wanting(self, statistic: str, group: str) -> list[str]:
+        return [x.name for x in self.layers if x.group == group and statistic in self.needs[x.name]]
 
     def prepare(self, processes: Processes) -> None:
         """Leave on the shelves whatever is missing there, the windows dealt out among processes that all call this."""
@@ -74,7 +79,7 @@ class DenseStatistics:
             self._sweep(processes)
             return
         missing = processes.agree(self._missing())
-        results = collect(self.model, self.layers, self.windows, missing, processes)
+        results = collect(self.model, self.layers, self.windows, only(self.needs, missing), processes)
         if processes.main:
             self._put(missing, results)
         processes.wait()
@@ -86,45 +91,51 @@ class DenseStatistics:
             self._sweep()
             return
         missing = self._missing()
-        self._put(missing, collect(self.model, self.layers, self.windows, missing))
+        self._put(missing, collect(self.model, self.layers, self.windows, only(self.needs, missing)))
 
     def _sweep(self, processes: Processes | None = None) -> None:
         assert self.states is not None, "a streamed model's statistics need a folder"
-        sweep(self.model, self.layers, self.windows, self.shelves, self.states, processes)
+        sweep(self.model, self.layers, self.windows, self.shelves, self.states, self.needs, processes)
 
     def _missing(self) -> list[str]:
         groups = {layer.group for layer in self.layers}
-        return [need for need, shelf in self.shelves.items() if any(group not in shelf for group in groups)]
+        return [
+            need
+            for need, shelf in self.shelves.items()
+            if any(group not in shelf and self._wanting(need, group) for group in groups)
+        ]
 
     def _put(self, statistics: Sequence[str], results: Mapping[str, Statistics]) -> None:
         for statistic in statistics:
             for group in dict.fromkeys(layer.group for layer in self.layers):
-                self.shelves[statistic].put(group, pack({n: results[n][statistic] for n in self._names(group)}))
+                if names := self._wanting(statistic, group):
+                    self.shelves[statistic].put(group, pack({name: results[name][statistic] for name in names}))
 
 
 def collect(
     model: PreTrainedModel,
     layers: Sequence[Matrix],
     windows: torch.Tensor,
-    needs: Sequence[str],
+    needs: Needs,
     processes: Processes | None = None,
 ) -> dict[str, Statistics]:
-    """Run all windows (N, L) through the model once and return the statistics of each layer.
+    """Run all windows (N, L) through the model once and return of each layer the statistics that it `needs`.
 
     Given `processes`, all of them must call this: each runs its share of the windows.
 
     Raises:
         UserError: an activation or a gradient is not finite.
     """
-    if not needs:
+    asked = by_layer(needs, layers)
+    if not any(asked.values()):
         return {layer.name: {} for layer in layers}
-    backward = bool(needs_of_gradients(needs))
+    backward = bool(of_backward(distinct(asked)))
     run, body = (forward_and_backward, model) if backward else (forward, smallest_model(model, layers))
     with torch.no_grad():
         leaders = shared_inputs(
             layers_of(model, layers), lambda: body(windows[:1, :16].to(model.device), use_cache=False)
         )
-    collector = Collector(model, layers, leaders, needs)
+    collector = Collector(model, layers, leaders, asked)
     with collector.listen(), frozen(model):
         # one window at a time where gradients are taken: Fisher squares each window's own
         parts = batches(windows, 1 if backward else None)

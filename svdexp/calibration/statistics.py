@@ -28,16 +28,16 @@ class Statistic(Protocol):
         """The statistic over everything added."""
 
 
-class InputStatistic(Statistic, Protocol):
-    """A statistic of a layer's input x; layers fed by the same tensor share one."""
+class VectorStatistic(Statistic, Protocol):
+    """A statistic of one vector a token: a layer's input x, its output, or the gradient that it gives its input."""
 
-    def __init__(self, n: int, device: torch.device) -> None: ...
+    def __init__(self, width: int, device: torch.device) -> None: ...
 
-    def add(self, x: torch.Tensor) -> None:
-        """Account for the activations `x` of shape (tokens, n)."""
+    def add(self, v: torch.Tensor) -> None:
+        """Account for the vectors `v` of shape (tokens, width)."""
 
     @staticmethod
-    def flops(n: int) -> int:
+    def flops(width: int) -> int:
         """What `add` takes per token, in FLOPs."""
 
 
@@ -101,33 +101,41 @@ class Gram(SecondMoment):
     """C = E[x xᵀ], the input second moment, (n, n)."""
 
 
+class OutputGram(SecondMoment):
+    """W C Wᵀ = E[y yᵀ] of outputs y = W x without bias, (m, m): C as W sees it."""
+
+
+class InputGradGram(SecondMoment):
+    """Wᵀ G W = E[(Wᵀ g)(Wᵀ g)ᵀ] of what the layer alone gives its input as a gradient, (n, n): G as W sees it."""
+
+
 class AbsMean(Mean):
     """E|x| per input channel, (n,)."""
 
-    def __init__(self, n: int, device: torch.device):
-        super().__init__(n, device=device)
+    def __init__(self, width: int, device: torch.device):
+        super().__init__(width, device=device)
 
-    def add(self, x: torch.Tensor) -> None:
-        """Add Σ |x|."""
-        self.total += x.float().abs().sum(0)
-        self.count += len(x)
+    def add(self, v: torch.Tensor) -> None:
+        """Add Σ |v|."""
+        self.total += v.float().abs().sum(0)
+        self.count += len(v)
 
     @staticmethod
-    def flops(n: int) -> int:
+    def flops(width: int) -> int:
         """Absolute value and sum."""
-        return 2 * n
+        return 2 * width
 
 
 class AbsMax:
     """max |x| per input channel, (n,)."""
 
-    def __init__(self, n: int, device: torch.device):
-        self.largest = torch.zeros(n, device=device)
+    def __init__(self, width: int, device: torch.device):
+        self.largest = torch.zeros(width, device=device)
 
-    def add(self, x: torch.Tensor) -> None:
+    def add(self, v: torch.Tensor) -> None:
         """Keep the larger."""
-        if len(x):
-            self.largest = torch.maximum(self.largest, x.float().abs().amax(0))
+        if len(v):
+            self.largest = torch.maximum(self.largest, v.float().abs().amax(0))
 
     def pool(self, processes: Processes) -> None:
         """Keep the largest of all processes."""
@@ -138,9 +146,9 @@ class AbsMax:
         return self.largest
 
     @staticmethod
-    def flops(n: int) -> int:
+    def flops(width: int) -> int:
         """Absolute value and comparison."""
-        return 2 * n
+        return 2 * width
 
 
 class GradGram:
@@ -190,8 +198,13 @@ class Fisher(Mean):
         return 2 * m * n
 
 
-INPUT_STATISTICS: dict[str, type[InputStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}
+# Of x, shared by layers that one tensor feeds; all others are each layer's own.
+INPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}
+OUTPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"output_gram": OutputGram}
 GRADIENT_STATISTICS: dict[str, type[GradientStatistic]] = {"grad_gram": GradGram, "fisher": Fisher}
+INPUT_GRADIENT_STATISTICS: dict[str, type[VectorStatistic]] = {"input_grad_gram": InputGradGram}
+# The names of all.
+STATISTICS = (*INPUT_STATISTICS, *OUTPUT_STATISTICS, *GRADIENT_STATISTICS, *INPUT_GRADIENT_STATISTICS)
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

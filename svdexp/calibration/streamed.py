@@ -20,8 +20,9 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
-from svdexp.calibration.collector import Collector, needs_of_gradients, needs_of_inputs, shared_inputs
+from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.loss import next_token_loss
+from svdexp.calibration.needs import of_backward, of_forward, only
 from svdexp.calibration.states import States
 from svdexp.calibration.statistics import pack
 from svdexp.models.behaviour import frozen
@@ -47,9 +48,10 @@ def sweep(
     windows: torch.Tensor,
     shelves: Mapping[str, Shelf],
     folder: Path,
+    needs: Mapping[str, Sequence[str]],
     processes: Processes | None = None,
 ) -> None:
-    """Leave on the shelves, which map statistics, what is missing there of `layers` over the windows (N, L).
+    """Leave on the shelves, which map statistics, what is missing there of what `layers` need over the windows (N, L).
 
     `folder` is where states wait. A second run that has the same to do waits until the first one is done. Given
     `processes`, all of them must call this: each takes its share of the windows, and the main one fills the shelves.
@@ -62,7 +64,7 @@ def sweep(
     with alone(folder) if main else nullcontext():
         if processes:
             processes.wait()  # the main one has the lock
-        Sweep(model, layers, windows, shelves, folder, processes).carry_out()
+        Sweep(model, layers, windows, shelves, folder, needs, processes).carry_out()
         if processes:
             processes.wait()
         if main:
@@ -97,9 +99,10 @@ class Sweep:
         windows: torch.Tensor,
         shelves: Mapping[str, Shelf],
         folder: Path,
+        needs: Mapping[str, Sequence[str]],
         processes: Processes | None = None,
     ):
-        self.model, self.shelves, self.processes = model, shelves, processes
+        self.model, self.shelves, self.needs, self.processes = model, shelves, needs, processes
         self.mine = range(len(windows)) if processes is None else processes.share(range(len(windows)))
         self.windows = windows[list(self.mine)]
         if processes and processes.count > 1:
@@ -116,7 +119,7 @@ class Sweep:
 
     def carry_out(self) -> None:
         """Both sweeps, as far as something is missing."""
-        inputs, gradients = needs_of_inputs(list(self.shelves)), needs_of_gradients(list(self.shelves))
+        inputs, gradients = of_forward(self.shelves), of_backward(self.shelves)
         forward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, inputs)])
         backward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, gradients)])
         self._forget_what_others_lack()
@@ -134,8 +137,12 @@ class Sweep:
         return self.places[:-1]
 
     def _lacks(self, k: int, needs: Sequence[str]) -> bool:
-        groups = {layer.group for layer in self.members[self.places[k]]}
-        return any(group not in self.shelves[need] for need in needs for group in groups)
+        return any(
+            layer.group not in self.shelves[need]
+            for layer in self.members[self.places[k]]
+            for need in needs
+            if need in self.needs[layer.name]
+        )
 
     def _agreed(self, value: Item) -> Item:
         return self.processes.agree(value) if self.processes else value
@@ -190,7 +197,7 @@ class Sweep:
             layers = layers_of(self.model, members)
             # one process's word: which experts saw a token may differ
             leaders = self._agreed(shared_inputs(layers, lambda: self._run(place, 0, states[:1])))
-            collector = Collector(self.model, members, leaders, needs)
+            collector = Collector(self.model, members, leaders, only(self.needs, needs))
             with collector.listen(), self.entering.write(self.places[k + 1]) if on else nullcontext() as following:
                 for index in progress(range(len(self.windows)), f"calibration {place}"):
                     collector.window = self.mine[index]
@@ -218,7 +225,8 @@ class Sweep:
             members = self.members[place] if taken else []
             below = self.gradients.write(self.places[k - 1]) if k > way[-1] else nullcontext()
             with at_hand(self.model, place, then=self.places[k - 1] if k > way[-1] else ""), below as following:
-                collector = Collector(self.model, members, {layer.name: layer.name for layer in members}, taken)
+                themselves = {layer.name: layer.name for layer in members}
+                collector = Collector(self.model, members, themselves, only(self.needs, taken))
                 with collector.listen(), frozen(self.model), torch.enable_grad():
                     for index in progress(range(len(self.windows)), f"calibration {place}, backwards"):
                         collector.window = self.mine[index]
@@ -249,5 +257,6 @@ class Sweep:
         results = collector.results()
         for group in dict.fromkeys(layer.group for layer in members):
             for need in needs:
-                tensors = {layer.name: results[layer.name][need] for layer in members if layer.group == group}
-                self.shelves[need].put(group, pack(tensors))
+                wanting = [x.name for x in members if x.group == group and need in self.needs[x.name]]
+                if wanting:
+                    self.shelves[need].put(group, pack({name: results[name][need] for name in wanting}))

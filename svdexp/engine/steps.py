@@ -15,7 +15,7 @@ from svdexp.allocation import Evidence
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
 from svdexp.data.reads import described
-from svdexp.engine.identity import source_of
+from svdexp.engine.identity import source_of, statistics_in
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Decomposition, Weighting
 from svdexp.method import Method
@@ -112,8 +112,11 @@ def states_folder(job: Job) -> Path | None:
 def dense_bench(job: Job, weighting: Weighting) -> Workbench:
     """Decompositions under the dense model's statistics, shared between ratios and allocations."""
     method = job.method
-    shelves = {need: job.cache.shelf("statistics", statistic=need, **job.source) for need in weighting.needs}
-    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job))
+    needs = method.statistics(job.layers)
+    shelves = {
+        need: job.cache.shelf("statistics", **about, **job.source) for need, about in statistics_in(needs).items()
+    }
+    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job), needs)
     shelf = job.cache.shelf("decompositions", **method.decomposition, **job.source)
     how = weighting, method.numerics, method.storage
     return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock)
@@ -122,7 +125,7 @@ def dense_bench(job: Job, weighting: Weighting) -> Workbench:
 def blockwise_bench(job: Job, weighting: Weighting, ranks: Ranks) -> Workbench:
     """Decompositions under inputs that the compressed blocks produce; the groups must be asked for in order."""
     method = job.method
-    statistics = BlockwiseStatistics(job.model, job.layers, job.windows, weighting.needs)
+    statistics = BlockwiseStatistics(job.model, job.layers, job.windows, method.statistics(job.layers))
     shelf = job.cache.shelf("blockwise", method=method.described(), ranks=ranks, **job.source)
     how = weighting, method.numerics, method.storage
     return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock, ranks)

@@ -3,14 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 
-from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
-from svdexp.calibration.collector import needs_of_gradients, needs_of_inputs
-from svdexp.calibration.statistics import Statistic
+from svdexp.calibration.needs import Needs, by_layer, distinct, of_backward
+from svdexp.calibration.statistics import (
+    GRADIENT_STATISTICS,
+    INPUT_GRADIENT_STATISTICS,
+    INPUT_STATISTICS,
+    OUTPUT_STATISTICS,
+    Statistic,
+)
 from svdexp.data.windows import TOKENS_PER_BATCH
-from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload
@@ -19,13 +24,13 @@ from svdexp.schema import Traversal
 META = torch.device("meta")
 
 
-def calibration(workload: Workload, method: Method, weighting: Weighting, streamed: bool = False) -> Work:
+def calibration(workload: Workload, method: Method, streamed: bool = False) -> Work:
     """All windows through the model, and their statistics; `streamed`, those of one block at a time.
 
     Blockwise, every block runs twice, to measure and to move on, and one block's statistics are alive; where the
     allocation needs spectra, the dense model has been measured before.
     """
-    needs = weighting.needs
+    needs = method.statistics(workload.layers)
     sums = statistics_flops(workload, needs)
     work = Work()
     if measures_dense(method):
@@ -41,38 +46,53 @@ def calibration(workload: Workload, method: Method, weighting: Weighting, stream
     return work
 
 
-def dense_passes(workload: Workload, needs: Sequence[str]) -> Work:
+def dense_passes(workload: Workload, needs: Needs) -> Work:
     """The windows through the dense model, with gradients one by one, else as many as a batch holds."""
-    if needs_of_gradients(needs):
+    if of_backward(distinct(by_layer(needs, workload.layers))):
         return workload.forward_backward(workload.windows)
     batch = min(workload.windows, max(1, TOKENS_PER_BATCH // workload.length))
     return workload.forward(workload.windows, batch=batch, head=False)
 
 
-def swept(workload: Workload, needs: Sequence[str]) -> Work:
+def swept(workload: Workload, needs: Needs) -> Work:
     """The windows through a streamed model, one by one: forward, and for gradients once more, with the way back.
 
     In each block one window more shows which layers share an input; two record the blocks' arguments.
     """
-    forward = workload.forward(workload.windows + 3, head=False)
-    return forward + workload.forward_backward(workload.windows) if needs_of_gradients(needs) else forward
+    forward, gradients = (
+        workload.forward(workload.windows + 3, head=False),
+        of_backward(distinct(by_layer(needs, workload.layers))),
+    )
+    return forward + workload.forward_backward(workload.windows) if gradients else forward
 
 
-def statistics_flops(workload: Workload, needs: Sequence[str]) -> float:
+def statistics_flops(workload: Workload, needs: Needs) -> float:
     """FLOPs of all sums over the calibration tokens; layers with a common input share its statistics."""
-    inputs, gradients = needs_of_inputs(needs), needs_of_gradients(needs)
-    per_token = sum(INPUT_STATISTICS[need].flops(n) for need in inputs for n in workload.inputs.values())
-    per_token += sum(GRADIENT_STATISTICS[need].flops(x.m, x.n) for need in gradients for x in workload.layers)
-    return workload.tokens * per_token
+    made = accumulators(workload.layers, needs, workload)
+    return workload.tokens * sum(statistic.flops(*sizes) for statistic, sizes in made)
 
 
-def statistics_bytes(layers: Sequence[Matrix], needs: Sequence[str], workload: Workload) -> float:
+def statistics_bytes(layers: Sequence[Matrix], needs: Needs, workload: Workload) -> float:
     """Of the statistics of `layers`; made on the meta device to see how large they are."""
-    inputs = {workload.leaders[layer.name]: layer.n for layer in layers}
-    of_inputs = [result_bytes(INPUT_STATISTICS[need], n) for need in needs_of_inputs(needs) for n in inputs.values()]
-    gradients = needs_of_gradients(needs)
-    of_gradients = [result_bytes(GRADIENT_STATISTICS[need], x.m, x.n) for need in gradients for x in layers]
-    return sum(of_inputs) + sum(of_gradients)
+    return sum(result_bytes(statistic, *sizes) for statistic, sizes in accumulators(layers, needs, workload))
+
+
+def accumulators(layers: Sequence[Matrix], needs: Needs, workload: Workload) -> list[tuple[Any, tuple[int, ...]]]:
+    """What sums the statistics of `layers`, and the sizes that it is made with; of a common input once."""
+    asked = by_layer(needs, layers)
+    shared = {(workload.leaders[x.name], need): x.n for x in layers for need in asked[x.name]}
+    found: list[tuple[Any, tuple[int, ...]]] = [
+        (INPUT_STATISTICS[need], (n,)) for (_, need), n in shared.items() if need in INPUT_STATISTICS
+    ]
+    for layer in layers:
+        for need in asked[layer.name]:
+            if need in OUTPUT_STATISTICS:
+                found.append((OUTPUT_STATISTICS[need], (layer.m,)))
+            elif need in GRADIENT_STATISTICS:
+                found.append((GRADIENT_STATISTICS[need], (layer.m, layer.n)))
+            elif need in INPUT_GRADIENT_STATISTICS:
+                found.append((INPUT_GRADIENT_STATISTICS[need], (layer.n,)))
+    return found
 
 
 @cache

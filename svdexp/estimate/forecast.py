@@ -104,7 +104,8 @@ def shared_stages(config: Config, method: Method) -> dict[str, str]:
     if method.weighting and method.traversal is Traversal.dense:
         targets = {**asdict(config.targets), "ranks": {}}
         about = {**model, "calibration": asdict(config.calibration), "targets": targets, "seed": config.seed}
-        found["calibration"] = identity(**about, needs=list(method.weighting.needs))
+        shapes = {"wide": (1, 2), "square": (1, 1), "tall": (2, 1)}
+        found["calibration"] = identity(**about, needs={name: method.needs(*shape) for name, shape in shapes.items()})
         found["factorisation"] = identity(**about, **method.decomposition)
     return found
 

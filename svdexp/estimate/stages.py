@@ -55,7 +55,7 @@ def stages(
         dense = small = workload.model_bytes
     held = 0.0 if cached or method.weighting is None else components_bytes(workload.layers)
     if not cached and method.weighting and measures_dense(method):
-        held += statistics_bytes(workload.layers, method.weighting.needs, workload)
+        held += statistics_bytes(workload.layers, method.statistics(workload.layers), workload)
     evaluates = bool(texts) or bool(evaluation.tasks) or evaluation.efficiency is not None
 
     rows: list[Stage] = []
@@ -68,7 +68,7 @@ def stages(
     add("usage", workload.forward_backward(1) if method.needs_gradients else workload.forward(1, head=False), dense)
     if method.weighting:
         if method.weighting.needs:
-            add("calibration", calibration(workload, method, method.weighting, streamed), dense)
+            add("calibration", calibration(workload, method, streamed), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
     add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, save))
@@ -111,11 +111,10 @@ def factorisation(workload: Workload, method: Method, weighting: Weighting) -> W
 
     Alive are one block's statistics and components, in float32, and one decomposition in float64.
     """
-    left, right = sides(weighting)
-    work = Work()
+    work, needs = Work(), method.statistics(workload.layers)
     for block in by_group(workload.layers):
-        solved = sum((decomposition(x.m, x.n, left, right, method.numerics) for x in block), Work())
-        around = statistics_bytes(block, weighting.needs, workload) + components_bytes(block)
+        solved = sum((decomposition(x.m, x.n, sides(weighting, needs[x.name]), method.numerics) for x in block), Work())
+        around = statistics_bytes(block, needs, workload) + components_bytes(block)
         work += solved + Work(bytes=solved.bytes + around)
     twice = method.traversal is Traversal.blockwise and measures_dense(method)
     return work * (2 if twice else 1)

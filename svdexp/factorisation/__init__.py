@@ -1,7 +1,16 @@
 """Weighted truncation: minimise ‖L (W − A B) R‖_F, given what W is weighted by."""
 
-from svdexp.factorisation.decompose import Decomposition, decompose
-from svdexp.factorisation.weighting import Diagonal, FisherRows, Identity, InputMoment, Metric, TwoSided, Weighting
+from svdexp.factorisation.decompose import Decomposition, decompose, takes_smaller_side
+from svdexp.factorisation.weighting import (
+    Diagonal,
+    FisherRows,
+    Identity,
+    InputMoment,
+    Metric,
+    TwoSided,
+    Weighting,
+    needs_of,
+)
 
 __all__ = [
     "Decomposition",
@@ -13,4 +22,6 @@ __all__ = [
     "TwoSided",
     "Weighting",
     "decompose",
+    "needs_of",
+    "takes_smaller_side",
 ]

@@ -1,21 +1,20 @@
 """One decomposition serves every rank: the weighted optimum at rank r is its first r components.
 
 With G = Lᵀ L and C = R Rᵀ, let L W R = U Σ Vᵀ. By Eckart-Young the minimiser of ‖L (W − A B) R‖_F is
-A B = L⁻¹ U_r U_rᵀ L W: a projection, in which neither R nor its inverse appears. solvers.py finds U; this file
-weighs by L and takes it off again, with L the Cholesky factor of G. Everything here is float64.
+A B = L⁻¹ U_r U_rᵀ L W = W R V_r V_rᵀ R⁻¹: a projection on either side, in which nothing of the other side is inverted.
+smaller_side.py takes the smaller one. solvers.py has the papers' routes, given L W with L the Cholesky factor of G.
 """
 
 import logging
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from svdexp.factorisation.moments import definite
+from svdexp.factorisation.smaller_side import on_smaller_side
 from svdexp.factorisation.solvers import solve
 from svdexp.factorisation.weighting import Metric
 from svdexp.models.factors import Factors
-from svdexp.runtime.errors import UserError
 from svdexp.schema import Numerics, SigmaFuse
 
 log = logging.getLogger(__name__)
@@ -79,63 +78,30 @@ def decompose(
 
     Args:
         W: the weight, (m, n).
-        metric: G (m, m) or (m,), and C (n, n) or (n,).
-        dtype: number format of `left` and `right`; the computation and the spectrum are float64.
+        metric: G and C; in place of the one on the larger side of W perhaps what W sees of it, but for other numerics.
+        dtype: number format of `left` and `right`, and of products with W; all else and the spectrum are float64.
         numerics: the route to the one optimum.
 
     Raises:
         UserError: a second moment is not finite.
     """
-    C, c_damping = _positive_definite(metric.right)
-    G, g_damping = _positive_definite(metric.left)
-    P, unweigh = _weigh(W.double(), G)
+    if takes_smaller_side(numerics, *W.shape):
+        left, right, spectrum, damping = on_smaller_side(W, metric, dtype)
+        return Decomposition(left, right, spectrum, torch.tensor(damping))
+    C, _, c_damping = definite(metric.right)
     if numerics is Numerics.cholesky and c_damping > 0:
         log.warning("Cholesky failed on a second moment of shape %s; using the eigendecomposition", tuple(W.shape))
-        numerics = Numerics.eigh
-    U, spectrum, right = solve(P, C, numerics)
+        return decompose(W, metric, dtype)
+    _, root, g_damping = definite(metric.left)
+    U, spectrum, right = solve(root.transposed_times(W.double()), C, numerics)
     return Decomposition(
-        left=unweigh(U).to(dtype),
+        left=root.transposed_divides(U).to(dtype),
         right=right.to(dtype),
         spectrum=spectrum,
         damping=torch.tensor([g_damping, c_damping]),
     )
 
 
-def _weigh(W: torch.Tensor, G: torch.Tensor | None) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """L W, and the function that takes L off again: X ↦ L⁻¹ X."""
-    if G is None:
-        return W, lambda X: X
-    if G.ndim == 1:
-        root = G.sqrt()[:, None]
-        return root * W, lambda X: X / root
-    L = torch.linalg.cholesky(G).mT
-    return L @ W, lambda X: torch.linalg.solve_triangular(L, X, upper=True)
-
-
-def _positive_definite(moment: torch.Tensor | None) -> tuple[torch.Tensor | None, float]:
-    """The second moment in float64 and the multiple of the identity it took to make it positive definite.
-
-    Float32 sums of a rank-deficient moment have eigenvalues of either sign near zero. The damping starts at
-    1e-12 of the mean eigenvalue, so real but small directions beside huge outliers survive. A moment of zeros
-    (an expert without tokens) becomes the identity: then all weights count the same.
-    """
-    if moment is None:
-        return None, 0.0
-    moment = moment.double()
-    diagonal = moment if moment.ndim == 1 else moment.diagonal()
-    identity = torch.ones_like(moment) if moment.ndim == 1 else torch.eye(len(moment)).to(moment)
-    mean = float(diagonal.mean())
-    if not math.isfinite(mean):
-        raise UserError("calibration: a second moment overflowed; the activations are too large, try precision=float32")
-    if mean <= 0:
-        return identity, 1.0
-    damping = 0.0
-    while not _is_positive_definite(moment + damping * identity):
-        damping = 10 * damping if damping else 1e-12 * mean
-    return moment + damping * identity, damping
-
-
-def _is_positive_definite(moment: torch.Tensor) -> bool:
-    if moment.ndim == 1:
-        return bool((moment > 0).all())
-    return not torch.linalg.cholesky_ex(moment).info.item()
+def takes_smaller_side(numerics: Numerics, m: int, n: int) -> bool:
+    """Whether this route to the optimum for W (m, n) goes over its smaller side; the outputs are that where m ≤ n."""
+    return numerics is Numerics.eigh or (numerics is Numerics.output_eigh and m <= n)

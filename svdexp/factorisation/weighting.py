@@ -2,12 +2,13 @@
 
     ‖L (W − A B) R‖_F² = tr(Δᵀ G Δ C),   Δ = W − A B,  G = Lᵀ L (m, m),  C = R Rᵀ (n, n)
 
-Only G and C matter; which square roots L and R are taken is a question of numerics (decompose.py).
+Only G and C matter; which square roots L and R are taken is a question of numerics (decompose.py). And of the one on
+the larger side of W only what W makes of it matters: W C Wᵀ (m, m) where m < n, Wᵀ G W (n, n) where m > n.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -17,10 +18,17 @@ from svdexp.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Metric:
-    """`left` is G and `right` is C: (d, d), or (d,) for a diagonal; None stands for the identity."""
+    """`left` is G and `right` is C: (d, d), or (d,) for a diagonal; None stands for the identity.
+
+    Attributes:
+        outputs: W C Wᵀ (m, m), in place of `right`.
+        input_gradients: Wᵀ G W (n, n), in place of `left`.
+    """
 
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
+    outputs: torch.Tensor | None = None
+    input_gradients: torch.Tensor | None = None
 
 
 class Weighting(Protocol):
@@ -32,6 +40,29 @@ class Weighting(Protocol):
 
     def __call__(self, statistics: Statistics) -> Metric:
         """The metric of one layer."""
+
+
+@runtime_checkable
+class Reducible(Protocol):
+    """A weighting that makes do with smaller statistics in place of some: those that REDUCED has for them."""
+
+    @property
+    def reducible(self) -> tuple[str, ...]:
+        """Which of its needs are so."""
+
+
+# Of what a second moment on one side of W is on the other: C as W C Wᵀ, G as Wᵀ G W.
+REDUCED = {"gram": "output_gram", "grad_gram": "input_grad_gram"}
+
+
+def needs_of(weighting: Weighting, m: int, n: int, smaller_side: bool = True) -> tuple[str, ...]:
+    """The statistics that `weighting` is given of a layer with W (m, n): where it can, those on W's `smaller_side`.
+
+    A square W takes C and G themselves, because layers that share an input share C.
+    """
+    reducible = weighting.reducible if isinstance(weighting, Reducible) and smaller_side else ()
+    larger = {"gram"} if m < n else {"grad_gram"} if m > n else set()
+    return tuple(REDUCED[need] if need in larger.intersection(reducible) else need for need in weighting.needs)
 
 
 @dataclass(frozen=True)
@@ -99,10 +130,11 @@ class InputMoment:
     """C = E[x xᵀ]: the error of the layer's output W x. SVD-LLM (2403.07378), V2 (2503.12340), Swift-SVD."""
 
     needs: ClassVar[tuple[str, ...]] = ("gram",)
+    reducible: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __call__(self, statistics: Statistics) -> Metric:
         """Weights on the input side."""
-        return Metric(right=statistics["gram"])
+        return Metric(right=statistics.get("gram"), outputs=statistics.get("output_gram"))
 
 
 @dataclass(frozen=True)
@@ -116,7 +148,17 @@ class TwoSided:
     diagonal_left: bool = False
     needs: ClassVar[tuple[str, ...]] = ("gram", "grad_gram")
 
+    @property
+    def reducible(self) -> tuple[str, ...]:
+        """Both; Wᵀ G W says nothing of the diagonal of G."""
+        return ("gram",) if self.diagonal_left else self.needs
+
     def __call__(self, statistics: Statistics) -> Metric:
         """Weights on both sides."""
-        G = statistics["grad_gram"]
-        return Metric(left=G.diagonal() if self.diagonal_left else G, right=statistics["gram"])
+        G = statistics.get("grad_gram")
+        return Metric(
+            left=G.diagonal() if self.diagonal_left and G is not None else G,
+            right=statistics.get("gram"),
+            outputs=statistics.get("output_gram"),
+            input_gradients=statistics.get("input_grad_gram"),
+        )

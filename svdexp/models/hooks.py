@@ -90,6 +90,40 @@ def gradient_hooks(
 
 
 @contextmanager
+def input_gradient_hooks(modules: Modules, see: Callable[[str, torch.Tensor], object]) -> Iterator[None]:
+    """Call `see(name, gradient)` with what one of the modules gives its input as a gradient, in the backward pass.
+
+    Each module runs on a view of its own, because the input itself gathers the gradients of all that it feeds. A graph
+    that outlives the context keeps its hooks, which then do nothing.
+    """
+    listening = True
+
+    def own_view(name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not (args and isinstance(args[0], torch.Tensor) and args[0].requires_grad and torch.is_grad_enabled()):
+            return None
+        view = args[0].view_as(args[0])
+
+        def hook(gradient: torch.Tensor) -> None:
+            if listening:
+                see(name, gradient)
+
+        view.register_hook(hook)  # type: ignore[no-untyped-call]
+        return (view, *args[1:])
+
+    try:
+        with ExitStack() as stack:
+            for name, module in modules.items():
+
+                def before(module: nn.Module, args: tuple[Any, ...], name: str = name) -> tuple[Any, ...] | None:
+                    return own_view(name, args)
+
+                stack.callback(module.register_forward_pre_hook(before).remove)
+            yield
+    finally:
+        listening = False
+
+
+@contextmanager
 def parameter_hook(see: Callable[[nn.Module, str, nn.Parameter], None]) -> Iterator[None]:
     """Call `see(module, name, parameter)` whenever any module is given a parameter."""
     handle = register_module_parameter_registration_hook(see)

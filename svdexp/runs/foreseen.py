@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.cells.identity import model_files
-from svdexp.engine.identity import source_of
+from svdexp.engine.identity import source_of, statistics_in
 from svdexp.estimate.calibration import measures_dense
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
@@ -52,12 +52,13 @@ def cached_stages(
     if weights is None:
         return "in the cache: nothing of this model"
     source = source_of(weights, windows(), layers)
-    shelves = {need: ("statistics", {"statistic": need}) for need in method.weighting.needs}
+    needs = method.statistics(layers)
+    shelves = {need: ("statistics", about) for need, about in statistics_in(needs).items()}
     shelves["decompositions"] = ("decompositions", method.decomposition)
-    groups = dict.fromkeys(layer.group for layer in layers)
     counts = []
     for name, (stage, about) in shelves.items():
         shelf = Shelf(shelf_folder(Path(config.cache), stage, **about, **source))
+        groups = {layer.group for layer in layers if layer.name in about.get("of", [layer.name])}
         counts.append(f"{name} of {sum(group in shelf for group in groups)} of {len(groups)} blocks")
     return f"in the cache: {', '.join(counts)}"
 

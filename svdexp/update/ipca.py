@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
-from svdexp.factorisation.solvers import reduced
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.path import BlockPath
@@ -29,6 +28,9 @@ from svdexp.models.work import Work, Workload, eigh_flops
 from svdexp.runtime.errors import require_positive
 from svdexp.runtime.progress import progress
 from svdexp.update.base import Place, Repair
+
+# Below this ratio of diagonal entries of a Cholesky factor of Pᵀ P, QR: squaring would cost half of all digits.
+CONDITION = 1e-5
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,20 @@ class Components:
         total = self.total if bool(self.total.any()) else self.small @ self.small.mT
         V = torch.linalg.eigh(total)[1].flip(1)[:, : self.rank]
         return Factors(self.lift(V), V.mT @ self.small)
+
+
+def reduced(P: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """T (n, n) with P = Q T for orthonormal Q (m, n), m > n, and the function U ↦ Q U.
+
+    T is the Cholesky factor of Pᵀ P, several times faster than a QR factorisation, which serves where P is too
+    ill-conditioned for its square.
+    """
+    T, failed = torch.linalg.cholesky_ex(P.mT @ P, upper=True)
+    diagonal = T.diagonal()
+    if not failed and bool(diagonal.min() > CONDITION * diagonal.max()):
+        return T, lambda U: P @ torch.linalg.solve_triangular(T, U, upper=True)
+    Q, T = torch.linalg.qr(P)
+    return T, lambda U: Q @ U
 
 
 class Gathering:

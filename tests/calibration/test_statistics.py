@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
-from svdexp.calibration import BlockwiseStatistics, DenseStatistics
+from svdexp.calibration import STATISTICS, BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.collector import shared_inputs
 from svdexp.calibration.dense import collect, smallest_model
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
@@ -178,13 +178,19 @@ def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor
     result = {}
     for name in names:
         g = torch.cat([y.grad.flatten(0, -2) for y in outputs[name]])
-        result[name] = {"grad_gram": g.T @ g / len(g), "fisher": fisher[name].detach() / len(windows)}
+        W = LINEAR.weight(model.get_submodule(name)).detach()
+        G = g.T @ g / len(g)
+        result[name] = {
+            "grad_gram": G,
+            "input_grad_gram": W.T @ G @ W,
+            "fisher": fisher[name].detach() / len(windows),
+        }
     return result
 
 
 def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: torch.Tensor) -> None:
     layers = find_matrices(model, Targets())
-    found = collect(model, layers, windows, ["grad_gram", "fisher", "gram"])
+    found = collect(model, layers, windows, ["grad_gram", "input_grad_gram", "fisher", "gram"])
     expected = gradients_of(model, [layer.name for layer in layers], windows)
     plain = collect(model, layers, windows, ["gram"])
     for name, statistics in expected.items():
@@ -197,9 +203,7 @@ def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: tor
 
 def test_no_statistic_keeps_the_graph_of_a_backward_pass_alive(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     """Else every window's activations would stay in memory until the end."""
-    results = collect(
-        llama, find_matrices(llama, Targets()), windows, ["gram", "abs_mean", "abs_max", "grad_gram", "fisher"]
-    )
+    results = collect(llama, find_matrices(llama, Targets()), windows, STATISTICS)
     assert not any(tensor.requires_grad for statistics in results.values() for tensor in statistics.values())
 
 
@@ -209,6 +213,60 @@ def test_gradients_need_no_trainable_parameters_and_leave_flags_alone(
     llama.requires_grad_(True)
     collect(llama, find_matrices(llama, Targets()), windows, ["grad_gram"])
     assert all(parameter.requires_grad and parameter.grad is None for parameter in llama.parameters())
+
+
+def test_output_moments_are_what_weights_see_of_inputs(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Without bias, alone and in a backward pass."""
+    layers = find_matrices(model, Targets())
+    expected = recorded_moments(model, [layer.name for layer in layers], windows)
+    for needs in (["output_gram"], ["output_gram", "grad_gram"]):
+        found = collect(model, layers, windows, needs)
+        for layer in layers:
+            W = layer.weight(model).double()
+            moment = W @ expected[layer.name] @ W.T
+            scale = float(moment.abs().max())
+            torch.testing.assert_close(found[layer.name]["output_gram"].double(), moment, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_large_bias_costs_an_output_moment_no_digits(windows: torch.Tensor) -> None:
+    """In 16 bits, outputs with such a bias would be rounded to more than they are without."""
+    model = tiny_model("qwen2").bfloat16()
+    (layer,) = find_matrices(model, Targets(include=["*.0.*.k_proj"]))
+    plain = collect(model, [layer], windows, ["output_gram"])[layer.name]["output_gram"]
+    bias = layer.bias(model)
+    assert bias is not None
+    bias += 1000
+    torch.testing.assert_close(collect(model, [layer], windows, ["output_gram"])[layer.name]["output_gram"], plain)
+
+
+def test_every_layer_gets_what_it_needs_and_no_more(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """The layer that stands for a shared input need not want anything of it itself."""
+    layers = [layer for layer in find_matrices(llama, Targets()) if layer.group == "model.layers.1"]
+    short = {layer.name.rpartition(".")[2]: layer.name for layer in layers}
+    needs: dict[str, tuple[str, ...]] = dict.fromkeys((layer.name for layer in layers), ())
+    needs[short["k_proj"]] = ("gram", "grad_gram")
+    needs[short["v_proj"]] = ("gram", "output_gram")
+    needs[short["up_proj"]] = ("input_grad_gram",)
+    found, whole = collect(llama, layers, windows, needs), collect(llama, layers, windows, STATISTICS)
+    assert {name: tuple(statistics) for name, statistics in found.items()} == needs
+    assert found[short["k_proj"]]["gram"] is found[short["v_proj"]]["gram"]
+    for name, statistics in found.items():
+        for need, value in statistics.items():
+            torch.testing.assert_close(value, whole[name][need])
+
+
+def test_shelves_hold_what_is_needed_of_each_layer(
+    llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers, first = find_matrices(llama, Targets()), "model.layers.0.mlp.up_proj"
+    needs = {layer.name: ("gram", "abs_max") if layer.name == first else ("gram",) for layer in layers}
+    shelves = {"gram": Shelf(), "abs_max": Shelf()}
+    source = DenseStatistics(llama, layers, windows, shelves, needs=needs)
+    assert set(source.statistics("model.layers.0")[first]) == {"gram", "abs_max"}
+    assert [group in shelves["abs_max"] for group in ("model.layers.0", "model.layers.1")] == [True, False]
+    monkeypatch.setattr(llama.model, "forward", None)
+    again = DenseStatistics(llama, layers, windows, shelves, needs=needs)
+    assert all(set(part) == {"gram"} for part in again.statistics("model.layers.1").values())
 
 
 def test_channel_statistics_equal_their_definition(model: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS, Statistics
+from svdexp.calibration import STATISTICS, Statistics
 from svdexp.calibration import streamed as module
 from svdexp.calibration.dense import DenseStatistics, collect
+from svdexp.calibration.needs import distinct
 from svdexp.calibration.states import States
 from svdexp.calibration.streamed import Sweep
 from svdexp.checkpoints.loading_streamed import load_streamed
+from svdexp.factorisation import TwoSided, needs_of
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
@@ -23,7 +25,7 @@ from tests.conftest import overflow_at, tiny_model
 from tests.support.streaming import config_of, streamed
 from tests.support.two_processes import in_two, join_two
 
-NEEDS = [*INPUT_STATISTICS, *GRADIENT_STATISTICS]
+NEEDS = list(STATISTICS)
 
 
 def shelves_in(folder: Path, needs: list[str] = NEEDS) -> dict[str, Shelf]:
@@ -56,12 +58,24 @@ def test_they_are_those_of_the_dense_pass(model: PreTrainedModel, windows: torch
     assert not (tmp_path / "states").exists()
 
 
-@pytest.mark.parametrize("needs", [["gram"], ["grad_gram"], ["fisher", "abs_max"]])
+@pytest.mark.parametrize("needs", [["gram"], ["grad_gram"], ["fisher", "abs_max"], ["output_gram", "input_grad_gram"]])
 def test_some_of_them_alone(needs: list[str], llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
     layers = targets_of(llama)
     shelves = shelves_in(tmp_path, needs)
     source = DenseStatistics(streamed(llama, tmp_path), layers, windows, shelves, tmp_path / "states")
     assert_close(all_of(source), collect(llama, layers, windows, needs), needs)
+
+
+def test_of_each_layer_what_it_needs(model: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+    layers = targets_of(model)
+    needs = {layer.name: needs_of(TwoSided(), layer.m, layer.n) for layer in layers}
+    shelves = shelves_in(tmp_path, distinct(needs))
+    source = DenseStatistics(streamed(model, tmp_path), layers, windows, shelves, tmp_path / "states", needs)
+    found, wanted = all_of(source), collect(model, layers, windows, needs)
+    assert {name: set(part) for name, part in found.items()} == {name: set(asked) for name, asked in needs.items()}
+    assert not (tmp_path / "states").exists()
+    for name, statistics in found.items():
+        assert_close({name: statistics}, {name: wanted[name]}, list(needs[name]))
 
 
 class Killed(BaseException):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
-from svdexp.calibration.statistics import Statistics, unpack
-from svdexp.factorisation import Metric, decompose
+from svdexp.calibration.dense import collect
+from svdexp.factorisation import Decomposition, Metric, decompose
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.schema import Numerics
 from tests.end_to_end.conftest import read
 from tests.end_to_end.forked import Outcome, run
@@ -62,30 +63,28 @@ def routes(W: torch.Tensor) -> list[Numerics]:
 def test_all_routes_agree_with_brute_force_on_every_layer(main_job: Outcome, folder: Path) -> None:
     """In ‖(W − A B) R‖ / ‖W R‖ of the factors themselves, not of the spectrum."""
     assert main_job.returncode == 0, main_job.stderr
-    (weights,) = (load_file(path) for path in folder.glob("outputs/cache/converted/*/model.safetensors"))
-    moments = second_moments(folder / "outputs" / "cache" / "statistics")
-    assert len(moments) == 210
+    (converted,) = (folder / "outputs" / "cache" / "converted").iterdir()
+    model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
+    layers = find_matrices(model, Targets())
+    windows = torch.randint(1000, 2000, (8, 512), generator=torch.Generator().manual_seed(0))
+    moments = collect(model, layers, windows, ["gram", "output_gram"])
     # layers that one tensor feeds share its second moment
-    for _, fed in itertools.groupby(moments, lambda name: id(moments[name])):
-        names = list(fed)
-        C = moments[names[0]].double()
+    for _, fed in itertools.groupby(layers, lambda layer: id(moments[layer.name]["gram"])):
+        members = list(fed)
+        C = moments[members[0].name]["gram"].double()
         R = root(C)
-        for name in names:
-            W = weights[f"{name}.weight"].double()
+        for layer in members:
+            W = layer.weight(model).double()
             weighted, rank = W @ R, W.numel() // sum(W.shape) // 2
             energy = torch.linalg.svdvals(weighted).square()
             brute_force = float((energy[rank:].sum() / energy.sum()).sqrt())
-            for numerics in routes(W):
-                factors = decompose(W, Metric(right=C), torch.float64, numerics).truncate(rank)
+            parts: dict[str, Decomposition] = {
+                numerics: decompose(W, Metric(right=C), torch.float64, numerics) for numerics in routes(W)
+            }
+            if layer.m <= layer.n:
+                outputs = Metric(outputs=moments[layer.name]["output_gram"])
+                parts["outputs alone"] = decompose(W, outputs, torch.float64)
+            for how, part in parts.items():
+                factors = part.truncate(rank)
                 found = float((weighted - factors.A @ (factors.B @ R)).norm() / weighted.norm())
-                assert found == pytest.approx(brute_force, rel=1e-4), (name, numerics)
-
-
-def second_moments(statistics: Path) -> Statistics:
-    """C of every layer, from the cache."""
-    (shelf,) = (
-        path.parent
-        for path in statistics.glob("*/identity.json")
-        if json.loads(path.read_text())["statistic"] == "gram"
-    )
-    return {name: C for path in shelf.glob("*.safetensors") for name, C in unpack(load_file(path)).items()}
+                assert found == pytest.approx(brute_force, rel=1e-4), (layer.name, how)

@@ -24,7 +24,7 @@ from svdexp.checkpoints.loading import load_skeleton
 from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
-from svdexp.estimate.decomposition import decomposition, sides
+from svdexp.estimate.decomposition import Sides, decomposition, sides
 from svdexp.estimate.devices import SHEETS, Machine, published_machine
 from svdexp.estimate.forecast import Forecast, beside_tensors, forecast, shared_stages, this_machine
 from svdexp.estimate.speed import Speed, measure_speed
@@ -32,7 +32,7 @@ from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.stages import evaluate as work_of_evaluation
 from svdexp.estimate.summary import names_of, seconds_with_cache, summary
 from svdexp.estimate.table import duration, fitting, render, rounded
-from svdexp.factorisation import Diagonal, Identity, TwoSided
+from svdexp.factorisation import Diagonal, Identity, TwoSided, Weighting, needs_of
 from svdexp.method import build_method
 from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
@@ -144,26 +144,40 @@ def test_statistics_by_hand(llama: PreTrainedModel) -> None:
     gradients = 32**2 + 2 * 16**2 + 32**2 + 2 * 48**2 + 32**2
     assert statistics_bytes(workload.layers, ["gram"], workload) == 3 * inputs * 4
     assert statistics_bytes(workload.layers, ["grad_gram"], workload) == 3 * gradients * 4
+    outputs, returned = gradients, 32**2 + 2 * 32**2 + 32**2 + 2 * 32**2 + 48**2
+    assert statistics_bytes(workload.layers, ["output_gram"], workload) == 3 * outputs * 4
+    assert statistics_bytes(workload.layers, ["input_grad_gram"], workload) == 3 * returned * 4
+    assert statistics_bytes(workload.layers, ["fisher"], workload) == sum(4 * x.m * x.n for x in workload.layers)
 
 
 def test_sides_of_weightings() -> None:
-    assert sides(Identity()) == (0, 0)
-    assert sides(Diagonal()) == (0, 1)
-    assert sides(TwoSided()) == (2, 2)
-    assert sides(TwoSided(diagonal_left=True)) == (1, 2)
+    def sides_of(weighting: Weighting, m: int, n: int) -> Sides:
+        return sides(weighting, needs_of(weighting, m, n))
+
+    assert sides_of(Identity(), 2, 3) == Sides(0, 0)
+    assert sides_of(Diagonal(), 2, 3) == Sides(0, 1)
+    assert sides_of(TwoSided(), 3, 3) == Sides(2, 2)
+    assert sides_of(TwoSided(), 2, 3) == Sides(2, 0, seen=True)
+    assert sides_of(TwoSided(), 3, 2) == Sides(0, 2, seen=True)
+    assert sides_of(TwoSided(diagonal_left=True), 3, 2) == Sides(1, 2)
 
 
 def test_decompositions_by_hand() -> None:
     assert eigh_flops(2) == 72
     assert svd_flops(3, 2) == svd_flops(2, 3) == 6 * 3 * 4 + 20 * 8
-    plain = decomposition(2, 3, 0, 0, Numerics.eigh)
-    assert (plain.float64, plain.eigen) == (2 * 2 * 2 * 3 + 2 * 2 * 2 * 3, 72)  # W Wᵀ, and Uᵀ W
-    whitened = decomposition(2, 3, 0, 2, Numerics.eigh)
-    assert whitened.float64 == pytest.approx(plain.float64 + 3**3 / 3 + 2 * 2 * 3 * 3)  # the check, and W C
-    assert decomposition(3, 2, 0, 2, Numerics.output_eigh).eigen == eigh_flops(3)
-    assert decomposition(3, 2, 0, 2, Numerics.double_svd).eigen == svd_flops(2, 2) + svd_flops(3, 2)
-    left = decomposition(2, 3, 2, 0, Numerics.eigh)
-    assert left.float64 - plain.float64 == pytest.approx(2 * 2**3 / 3 + 2 * 2 * 2 * 3 + 2 * 2 * 2)
+    plain = decomposition(2, 3, Sides(0, 0), Numerics.eigh)
+    assert (plain.float32, plain.float64, plain.eigen) == (2 * 12 + 2 * 12, 0, 72)  # W Wᵀ, and Uᵀ W
+    assert plain == decomposition(3, 2, Sides(0, 0), Numerics.eigh)
+    assert decomposition(2, 3, Sides(0, 2), Numerics.eigh).float32 == plain.float32 + 2 * 2 * 3 * 3  # W C
+    assert decomposition(2, 3, Sides(0, 0, seen=True), Numerics.eigh).float32 == 2 * 12
+    assert decomposition(3, 2, Sides(0, 2), Numerics.output_eigh).eigen == eigh_flops(3)
+    assert decomposition(3, 2, Sides(0, 2), Numerics.double_svd).eigen == svd_flops(2, 2) + svd_flops(3, 2)
+    for shape, near in (((2, 3), Sides(2, 0)), ((3, 2), Sides(0, 2))):
+        assert decomposition(*shape, near, Numerics.eigh).float64 == pytest.approx(8 / 3 + 4 * 16 - 8)
+    left = decomposition(2, 3, Sides(2, 0), Numerics.cholesky)
+    assert left.float64 - decomposition(2, 3, Sides(0, 0), Numerics.cholesky).float64 == pytest.approx(
+        2 * 2**3 / 3 + 2 * 2 * 2 * 3 + 2 * 2 * 2
+    )
 
 
 def test_parts_state_their_own_cost(llama: PreTrainedModel) -> None:
@@ -228,7 +242,7 @@ def test_a_model_of_seven_billion_parameters() -> None:
     assert workload.forward(1).model / 2048 == pytest.approx(2 * 6.6e9 + 32 * 4 * 2048 * 4096, rel=0.01)
 
     rows = {row.name: row for row in rows_of(["method=kron", *words], model)}
-    statistics = 32 * 4 * ((3 * 4096**2 + 11008**2) + (5 * 4096**2 + 2 * 11008**2))
+    statistics = 32 * 4 * (4 + 7) * 4096**2  # 23.6 GB; C and G themselves are 63.7
     activations = rows["calibration"].bytes - 13.5e9 - statistics
     assert 5e9 < activations < 12e9  # one window of 2048 tokens: what 224 layers take in and give out, and the logits
     assert rows["factorisation"].bytes < 30e9

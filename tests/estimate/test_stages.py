@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from svdexp.allocation import EffectiveRank, Uniform
-from svdexp.calibration import INPUT_STATISTICS
 from svdexp.calibration.compressed_path import compressed_path
-from svdexp.calibration.statistics import Gram
+from svdexp.calibration.statistics import INPUT_STATISTICS, Gram
 from svdexp.estimate.calibration import statistics_bytes
-from svdexp.estimate.decomposition import decomposition
+from svdexp.estimate.decomposition import Sides, decomposition
 from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage, stages
@@ -24,6 +23,7 @@ from svdexp.storage import FactorStorage
 from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
 from tests.estimate.workloads import workload_at
+from tests.storage.test_target import Signs
 
 METHOD = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
 BLOCKS, WINDOWS, LENGTH, RATIO = 3, 6, 24, 0.5
@@ -33,7 +33,10 @@ MATRICES = BLOCKS * sum(m * n for m, n in SHAPES)
 # of the first block, and for k, v and the gate of the second.
 KEPT = BLOCKS * (2 * 8 * 64 + 2 * 5 * 48 + 3 * 9 * 80) + 4 * 48 + 4 * 80
 COMPONENTS = BLOCKS * sum(4 * min(m, n) * (m + n) for m, n in SHAPES)
-GRAMS = BLOCKS * 4 * (32**2 + 32**2 + 32**2 + 48**2)  # q, k and v share one, gate and up another
+# Inputs of q, o, and gate and up, which share one; outputs of k, v and down, which have fewer than their inputs.
+MOMENTS = [32, 32, 32, 16, 16, 32]
+GRAMS = BLOCKS * 4 * sum(width**2 for width in MOMENTS)
+WHITENED = {(m, n): Sides(0, 0 if m < n else 2, m < n) for m, n in SHAPES}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +54,24 @@ def rows(
 
 
 def test_sums_are_counted_once_for_an_input_that_layers_share(workload: Workload) -> None:
-    per_token = BLOCKS * (3 * 2 * 32**2 + 2 * 48**2)
-    assert 3 * Gram.flops(32) + Gram.flops(48) == per_token / BLOCKS
+    per_token = BLOCKS * sum(2 * width**2 for width in MOMENTS)
+    assert sum(map(Gram.flops, MOMENTS)) == per_token / BLOCKS
     assert rows(workload)["calibration"].work.float32 == WINDOWS * LENGTH * per_token
+
+
+def test_routes_over_the_larger_side_take_its_moments(workload: Workload) -> None:
+    """So does what decomposes another matrix than W."""
+    inputs = 4 * BLOCKS * (3 * 32**2 + 48**2)
+    gradients = 4 * BLOCKS * (32**2 + 16**2 + 16**2 + 32**2 + 48**2 + 48**2 + 32**2)
+    dense = rows(workload)["calibration"].bytes
+    for numerics in (Numerics.cholesky, Numerics.double_svd):
+        found = rows(workload, replace(METHOD, numerics=numerics))["calibration"]
+        assert found.bytes - dense == inputs - GRAMS
+    kron = replace(METHOD, weighting=TwoSided())
+    split = replace(kron, storage=Signs())
+    assert split.storage.split
+    wider = rows(workload, split)["calibration"].bytes - rows(workload, kron)["calibration"].bytes
+    assert wider == inputs - GRAMS + gradients - 4 * BLOCKS * sum(min(shape) ** 2 for shape in SHAPES)
 
 
 def test_a_blockwise_run_passes_every_block_twice(workload: Workload) -> None:
@@ -75,11 +93,17 @@ def test_spectra_for_a_blockwise_run_cost_a_second_decomposition(workload: Workl
 
 
 def test_a_decomposition_holds_its_moments_and_the_larger_of_two_steps() -> None:
-    """Float64, (2, 3): C beside four matrices of its size that damp it, or four of W's and five of (2, 2)."""
-    assert decomposition(2, 3, 0, 2, Numerics.eigh).bytes == 8 * (9 + max(4 * 9, 4 * 6 + 5 * 4))
-    assert decomposition(2, 30, 0, 1, Numerics.eigh).bytes == 8 * (4 * 60 + 5 * 4)
-    both = decomposition(2, 3, 2, 2, Numerics.eigh).bytes
-    assert both == 8 * (9 + 4 + max(4 * 9, 4 + 4 * 6 + 5 * 4))
+    """Float64, (2, 3): C beside four matrices of its size that damp it, or four of W's and five of (3, 3)."""
+    assert decomposition(2, 3, Sides(0, 2), Numerics.cholesky).bytes == 8 * (9 + max(4 * 9, 4 * 6 + 5 * 9))
+    both = decomposition(20, 3, Sides(2, 2), Numerics.cholesky).bytes
+    assert both == 8 * (9 + 400 + max(4 * 400, 400 + 4 * 60 + 5 * 9))
+
+
+def test_on_the_smaller_side_a_decomposition_holds_what_is_as_large_as_that() -> None:
+    """Four matrices in float64, seven with a root; in float32 W, what becomes of it, and C where that is there."""
+    assert decomposition(2, 30, Sides(0, 0, True), Numerics.eigh).bytes == 8 * 4 * 4 + 4 * 2 * 60
+    assert decomposition(30, 2, Sides(0, 2, True), Numerics.eigh).bytes == 8 * 7 * 4 + 4 * 2 * 60
+    assert decomposition(2, 30, Sides(0, 2), Numerics.eigh).bytes == 8 * 4 * 4 + 4 * (2 * 60 + 900)
 
 
 def test_without_a_cache_statistics_and_components_stay_in_memory(workload: Workload) -> None:
@@ -124,15 +148,18 @@ def test_the_dense_model_sees_all_windows_without_its_head_in_one_batch(workload
 
 def test_every_matrix_is_decomposed(workload: Workload) -> None:
     found = rows(workload)["factorisation"].work
-    one_by_one = [decomposition(m, n, 0, 2, METHOD.numerics) for m, n in SHAPES]
+    one_by_one = [decomposition(*shape, WHITENED[shape], METHOD.numerics) for shape in SHAPES]
     assert found.eigen == BLOCKS * sum(work.eigen for work in one_by_one)
+    assert found.float32 == BLOCKS * sum(work.float32 for work in one_by_one)
     assert found.float64 == pytest.approx(BLOCKS * sum(work.float64 for work in one_by_one))
 
 
 def test_products_of_the_other_numerics() -> None:
     """Of (3, 2) under C: its check and Cholesky factor n³/3 each, 2 m n² in W C or W S, then what goes back."""
-    assert decomposition(3, 2, 0, 2, Numerics.cholesky).float64 == pytest.approx(2 * 8 / 3 + 2 * 12 + 8)
-    assert decomposition(3, 2, 0, 2, Numerics.double_svd).float64 == pytest.approx(8 / 3 + 2 * 12 + 2 * 8)
+    C = Sides(0, 2)
+    assert decomposition(3, 2, C, Numerics.cholesky).float64 == pytest.approx(2 * 8 / 3 + 2 * 12 + 8)
+    assert decomposition(3, 2, C, Numerics.double_svd).float64 == pytest.approx(8 / 3 + 2 * 12 + 2 * 8)
+    assert decomposition(3, 2, C, Numerics.output_eigh).float64 == pytest.approx(8 / 3 + 2 * 12 + 2 * 18 + 2 * 12)
 
 
 def test_seeing_compressed_inputs_takes_sums_of_the_windows_there_are(workload: Workload) -> None:
@@ -185,7 +212,7 @@ def test_statistics_of_one_size_are_made_once(workload: Workload, monkeypatch: p
 
     monkeypatch.setitem(INPUT_STATISTICS, "gram", Counted)
     for _ in range(2):
-        assert statistics_bytes(workload.layers, ["gram"], workload) == GRAMS
+        assert statistics_bytes(workload.layers, ["gram"], workload) == BLOCKS * 4 * (3 * 32**2 + 48**2)
     assert sorted(made) == [32, 48]
 
 
@@ -197,7 +224,7 @@ def test_of_a_streamed_model_one_block_is_in_memory(workload: Workload) -> None:
     weights = workload.body * workload.itemsize // BLOCKS
     assert whole["factorisation"].bytes - found["factorisation"].bytes == gone * weights
     assert found["factorisation"].work == whole["factorisation"].work
-    gradients = BLOCKS * 4 * (32**2 + 16**2 + 16**2 + 32**2 + 48**2 + 48**2 + 32**2)
+    gradients = BLOCKS * 4 * sum(min(shape) ** 2 for shape in SHAPES)
     statistics = (GRAMS + gradients) // BLOCKS
     kept = LENGTH * workload.stored * workload.itemsize // BLOCKS
     assert whole["calibration"].bytes - found["calibration"].bytes == gone * (weights + statistics + kept)

@@ -139,8 +139,8 @@ def test_what_a_deficient_moment_does_not_see_counts_a_little() -> None:
 
 
 def test_damping_is_zero_for_a_definite_moment_and_reported_for_a_deficient_one() -> None:
-    W = torch.randn(6, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    all_metrics = metrics(6, 12)
+    W = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    all_metrics = metrics(12, 6)
     assert decompose(W, all_metrics["both"]).damping.tolist() == [0, 0]
     left, right = decompose(W, all_metrics["fewer tokens than features"]).damping.tolist()
     few = all_metrics["fewer tokens than features"].right

@@ -69,10 +69,11 @@ def test_kron_is_the_optimum_under_both_roots(W: torch.Tensor, diagonal: bool) -
 def test_a_dead_channel_keeps_a_diagonal_weighting_finite(W: torch.Tensor) -> None:
     statistic = torch.rand(N, dtype=torch.float64)
     statistic[2] = 0
-    part = decompose(W, Diagonal()({"abs_mean": statistic}), torch.float64)
-    assert part.damping[1] > 0
-    assert torch.isfinite(part.left).all()
-    assert torch.isfinite(part.right).all()
+    for V in (W, torch.randn(N + 1, N, dtype=torch.float64)):
+        part = decompose(V, Diagonal()({"abs_mean": statistic}), torch.float64)
+        assert (part.damping[1] > 0) == (len(V) > N), "the channels of a wide matrix are nowhere inverted"
+        assert torch.isfinite(part.left).all()
+        assert torch.isfinite(part.right).all()
 
 
 def test_alpha_is_checked() -> None:

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from svdexp.models import hooks
-from svdexp.models.hooks import call_hooks, gradient_hooks, input_hooks, output_hooks, parameter_hook, submodules
+from svdexp.models.hooks import (
+    call_hooks,
+    gradient_hooks,
+    input_gradient_hooks,
+    input_hooks,
+    output_hooks,
+    parameter_hook,
+    submodules,
+)
 
 PACKAGE = Path(hooks.__file__).parents[1]
 
@@ -79,10 +87,26 @@ def test_gradients_are_those_of_outputs(inputs: bool) -> None:
     assert not inputs or not seen[0][1].requires_grad
 
 
+def test_gradients_of_inputs_are_each_modules_own() -> None:
+    parts = {"a": Shifted(), "b": Shifted()}
+    seen: dict[str, torch.Tensor] = {}
+    x = torch.tensor([3.0], requires_grad=True)
+    with input_gradient_hooks(parts, lambda name, gradient: seen.update({name: gradient})):
+        with torch.no_grad():
+            parts["a"](x)
+        parts["a"](x.detach())  # neither leaves any
+        (parts["a"](x) + 10 * parts["b"](x)).sum().backward()
+    assert seen == {"a": 2, "b": 20}
+    assert x.grad == 22
+
+
 def test_a_graph_that_outlives_the_context_tells_nothing() -> None:
     model, seen = Twice(), []
     x = torch.tensor([3.0], requires_grad=True)
-    with gradient_hooks({"a": model.a}, lambda *call: seen.append(call), inputs=False):
+    with (
+        gradient_hooks({"a": model.a}, lambda *call: seen.append(call), inputs=False),
+        input_gradient_hooks({"a": model.a}, lambda *call: seen.append(call)),
+    ):
         y = model(x)
     y.sum().backward()
     assert x.grad == 4
@@ -103,6 +127,7 @@ OPENED: dict[str, Callable[[dict[str, nn.Module]], AbstractContextManager[None]]
     "input": lambda modules: input_hooks(modules, lambda *call: None),
     "output": lambda modules: output_hooks(modules, lambda *call: None),
     "gradient": lambda modules: gradient_hooks(modules, lambda *call: None, inputs=True),
+    "input gradient": lambda modules: input_gradient_hooks(modules, lambda *call: None),
     "parameter": lambda modules: parameter_hook(lambda *call: None),
 }
 
@@ -129,7 +154,7 @@ def test_an_error_leaves_no_hook_behind(kind: str) -> None:
 
 def test_a_module_that_cannot_be_hooked_leaves_the_others_without() -> None:
     model = Twice()
-    for opened in (call_hooks, output_hooks):
+    for opened in (call_hooks, output_hooks, input_gradient_hooks):
         with pytest.raises(AttributeError), opened({"a": model.a, "none": None}, lambda *call: None):  # type: ignore[dict-item]
             pass
     assert installed(model) == 0

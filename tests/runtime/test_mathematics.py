@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
+from svdexp.calibration import STATISTICS
 from svdexp.runtime.shelves import FORMAT
 from svdexp.schema import Numerics
 from tests.support.mathematics import METHODS, WEIGHTINGS, Figures, everything, left_by, recorded, unlike
@@ -50,7 +50,7 @@ def test_every_numerics_finds_the_recorded_decompositions(
 
 def test_every_statistic_weighting_and_training_is_recorded() -> None:
     figures = recorded()["figures"]
-    for statistic in INPUT_STATISTICS | GRADIENT_STATISTICS:
+    for statistic in STATISTICS:
         assert any(key.endswith(f"statistics/{statistic}") for key in figures), statistic
     recipes = list(METHODS.values())
     parts = [part for method in recipes for part in (method.weighting, *method.training.values())]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from svdexp.allocation import GlobalLoss
-from svdexp.calibration import GRADIENT_STATISTICS, INPUT_STATISTICS
+from svdexp.calibration import STATISTICS
 from svdexp.calibration.dense import collect
 from svdexp.engine.compress import compress
 from svdexp.engine.workbench import Workbench
@@ -28,7 +28,7 @@ from tests.conftest import tiny_model
 from tests.support.two_processes import in_two, join_two
 
 KRON = Method("kron", TwoSided(), GlobalLoss(), FactorStorage())
-NEEDS = [*INPUT_STATISTICS, *GRADIENT_STATISTICS]
+NEEDS = STATISTICS
 
 
 def statistics(windows: torch.Tensor, processes: Processes | None) -> dict[str, torch.Tensor]:

@@ -1,0 +1,71 @@
+"""The optimum from two matrices of the size of W's smaller side, of which one is inverted.
+
+Let V = W where m ≤ n, and Wᵀ where m > n: its k rows are on the smaller side. With near = R Rᵀ the moment on that side
+(G where m ≤ n, C where m > n), and S = V · far · Vᵀ the other moment as V sees it, let Rᵀ S R = U Σ² Uᵀ. Then
+V ≈ R⁻ᵀ U_r · (R U_r)ᵀ V is the optimum at rank r: of the far moment nothing else is needed, and nothing is inverted.
+The price of squaring is that each singular value is accurate to about 1e-8 of the largest.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from svdexp.factorisation.moments import LEAST, definite, mean_of, through
+from svdexp.factorisation.weighting import Metric
+
+# Of a rank-deficient moment's mean eigenvalue, tried in turn: what is added to it.
+SHARES = [LEAST * 10.0**power for power in range(7)]
+
+
+class SmallerSide(NamedTuple):
+    """W = left · right, all components; `damping` is that of G and C."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+    spectrum: torch.Tensor
+    damping: tuple[float, float]
+
+
+def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> SmallerSide:
+    """Decompose W (m, n); left (m, k) and right (k, n), and products with W, are in `dtype`, all else in float64.
+
+    Raises:
+        UserError: a second moment is not finite.
+    """
+    wide = W.shape[0] <= W.shape[1]
+    V = (W if wide else W.mT).to(dtype)
+    near, far, seen = (
+        (metric.left, metric.right, metric.outputs) if wide else (metric.right, metric.left, metric.input_gradients)
+    )
+    S, far_damping = _seen(V, far, seen)
+    _, root, near_damping = definite(near)
+    energies, U = torch.linalg.eigh(root.transposed_times(root.transposed_times(S).mT))
+    energies, U = energies.flip(0), U.flip(1)
+    inner = root.transposed_divides(U).to(dtype)
+    outer = root.times(U).to(dtype).mT @ V
+    left, right, damping = inner, outer, (near_damping, far_damping)
+    if not wide:
+        left, right, damping = outer.mT.contiguous(), inner.mT.contiguous(), (far_damping, near_damping)
+    return SmallerSide(left, right, energies.clamp_min(0).sqrt(), damping)
+
+
+def _seen(V: torch.Tensor, far: torch.Tensor | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+    """S in float64, and the multiple of the identity that this adds to the far moment.
+
+    Nothing inverts S. But where it is rank-deficient (an expert with few tokens), ranks above its own would be spent on
+    directions at random without that. Zeros (an expert without tokens) become the identity.
+    """
+    moment = far if seen is None else seen
+    if moment is None:
+        return through(V, None).double(), 0.0
+    if mean_of(moment) <= 0:
+        return through(V, None).double(), 1.0
+    S = (through(V, far) if seen is None else seen).double()
+    if not torch.linalg.cholesky_ex(S).info.item():
+        return S, 0.0
+    plain = through(V, None).double()
+    for share in SHARES:
+        damping = share * float(S.trace() / plain.trace())
+        if not torch.linalg.cholesky_ex(S + damping * plain).info.item():
+            return S + damping * plain, damping
+    return S, 0.0  # the rows of V depend on each other
