@@ -1,4 +1,4 @@
-"""Command line: `python -m svdexp.bench.demo_layers [CHECKOUT]` prints what decomposing the demo model takes of the CPU.
+"""Command line: `python -m svdexp.bench.demo_layers [CHECKOUT]` prints CPU seconds of decomposing the demo model.
 
 Every layer, two-sided: ours, from what calibration leaves; the textbook, from C and G; and, given another checkout of
 svdexp, such as an older commit's, that one's from the same C and G, in turn with ours.
