@@ -66,7 +66,7 @@ def leave_statistics(folder: Path) -> list[Path]:
             f"{layer.name}/{need}": tensor.clone()
             for layer in layers
             if layer.group == group
-            for need, tensor in (statistics[layer.name] | {"W": layer.weight(model)}).items()
+            for need, tensor in {"W": layer.weight(model), **statistics[layer.name]}.items()
         }
         files.append(folder / f"{group}.safetensors")
         save_file(tensors, files[-1])

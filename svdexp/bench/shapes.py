@@ -78,7 +78,8 @@ def ours(given: Problem) -> Found:
     start, cpu = time.perf_counter(), time.process_time()
     part = decompose(given.W, metric)
     spent = time.perf_counter() - start, time.process_time() - cpu
-    return Found(*spent, {rank: tuple(part.truncate(rank)) for rank in ranks_of(m, n)})
+    factors = {rank: part.truncate(rank) for rank in ranks_of(m, n)}
+    return Found(*spent, {rank: (pair.A, pair.B) for rank, pair in factors.items()})
 
 
 def excess(given: Problem, found: Found, sigma: torch.Tensor) -> float:

@@ -59,17 +59,16 @@ def swept(workload: Workload, needs: Needs) -> Work:
 
     In each block one window more shows which layers share an input; two record the blocks' arguments.
     """
-    forward, gradients = (
-        workload.forward(workload.windows + 3, head=False),
-        of_backward(distinct(by_layer(needs, workload.layers))),
-    )
+    forward = workload.forward(workload.windows + 3, head=False)
+    gradients = of_backward(distinct(by_layer(needs, workload.layers)))
     return forward + workload.forward_backward(workload.windows) if gradients else forward
 
 
 def statistics_flops(workload: Workload, needs: Needs) -> float:
     """FLOPs of all sums over the calibration tokens; layers with a common input share its statistics."""
     made = accumulators(workload.layers, needs, workload)
-    return workload.tokens * sum(statistic.flops(*sizes) for statistic, sizes in made)
+    per_token: float = sum(statistic.flops(*sizes) for statistic, sizes in made)
+    return workload.tokens * per_token
 
 
 def statistics_bytes(layers: Sequence[Matrix], needs: Needs, workload: Workload) -> float:

@@ -18,7 +18,7 @@ SHARES = [LEAST * 10.0**power for power in range(7)]
 
 
 class SmallerSide(NamedTuple):
-    """W = left · right, all components; `damping` is that of G and C."""
+    """W = left · right, all components, with their singular values in `right`; `damping` is that of G and C."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -40,13 +40,15 @@ def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> Smal
     S, far_damping = _seen(V, far, seen)
     _, root, near_damping = definite(near)
     energies, U = torch.linalg.eigh(root.transposed_times(root.transposed_times(S).mT))
-    energies, U = energies.flip(0), U.flip(1)
-    inner = root.transposed_divides(U).to(dtype)
-    outer = root.times(U).to(dtype).mT @ V
-    left, right, damping = inner, outer, (near_damping, far_damping)
-    if not wide:
-        left, right, damping = outer.mT.contiguous(), inner.mT.contiguous(), (far_damping, near_damping)
-    return SmallerSide(left, right, energies.clamp_min(0).sqrt(), damping)
+    spectrum, U = energies.flip(0).clamp_min(0).sqrt(), U.flip(1)
+    inner, outer = root.transposed_divides(U), root.times(U).to(dtype).mT @ V
+    left, right, damping = inner.to(dtype), outer, (near_damping, far_damping)
+    if not wide:  # the singular values go from the left to the right
+        scale = torch.where(spectrum > 0, spectrum, 1.0)
+        left, right, damping = outer.mT / scale.to(dtype), (inner * scale).mT.to(dtype), (far_damping, near_damping)
+    # in one layout, whatever a library gave: the order of later sums hangs on it
+    left, right = left.contiguous(), right.contiguous()
+    return SmallerSide(left, right, spectrum, damping)
 
 
 def _seen(V: torch.Tensor, far: torch.Tensor | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, float]:

@@ -151,7 +151,7 @@ def test_damping_is_zero_for_a_definite_moment_and_reported_for_a_deficient_one(
 
 def test_no_tokens_means_plain_svd() -> None:
     W = torch.randn(6, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    part = decompose(W, Metric(right=torch.zeros(12, 12)))
+    part = decompose(W, Metric(right=torch.zeros(12, 12)), torch.float64)
     torch.testing.assert_close(part.spectrum, torch.linalg.svdvals(W))
     assert part.damping.tolist() == [0, 1]
 

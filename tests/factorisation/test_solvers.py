@@ -60,10 +60,11 @@ def test_where_cholesky_fails_the_run_says_so_and_goes_on(caplog: pytest.LogCapt
     torch.testing.assert_close(part.spectrum, expected.spectrum)
 
 
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9)])
 @pytest.mark.parametrize("fuse", SigmaFuse)
-def test_where_the_singular_values_go_does_not_change_the_product(fuse: SigmaFuse) -> None:
-    W = torch.randn(9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    part = decompose(W, Metric(right=moment(14, 100, torch.Generator().manual_seed(1))), torch.float64)
+def test_where_the_singular_values_go_does_not_change_the_product(fuse: SigmaFuse, shape: tuple[int, int]) -> None:
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    part = decompose(W, Metric(right=moment(shape[1], 100, torch.Generator().manual_seed(1))), torch.float64)
     factors, balanced = part.truncate(5, fuse), part.truncate(5)
     torch.testing.assert_close(factors.A @ factors.B, balanced.A @ balanced.B)
     if fuse is SigmaFuse.V:
