@@ -80,7 +80,8 @@ def swept(model: Any, layers: Any, windows: Any, needs: Sequence[str], folder: P
     from svdexp.calibration.streamed import sweep
     from svdexp.runtime.shelves import Shelf
 
-    sweep(model, layers, windows, {need: Shelf() for need in needs}, folder)
+    of_each = {layer.name: needs for layer in layers}
+    sweep(model, layers, windows, {need: Shelf() for need in needs}, folder, of_each)
 
 
 if __name__ == "__main__":
