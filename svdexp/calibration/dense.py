@@ -60,13 +60,12 @@ class DenseStatistics:
 
     def _read(self, group: str) -> dict[str, Statistics] | None:
         result: dict[str, dict[str, torch.Tensor]] = {x.name: {} for x in self.layers if x.group == group}
-        for statistic, shelf in self.shelves.items():
-            if not self._wanting(statistic, group):
-                continue
-            packed = shelf.get(group)
-            if packed is None:
+        wanted = {need: shelf for need, shelf in self.shelves.items() if self._wanting(need, group)}
+        packed = {statistic: shelf.get(group) for statistic, shelf in wanted.items()}  # all, to know what is damaged
+        for statistic, tensors in packed.items():
+            if tensors is None:
                 return None
-            for name, tensor in unpack(packed).items():
+            for name, tensor in unpack(tensors).items():
                 result[name][statistic] = tensor.to(self.model.device)
         return dict(result)
 
