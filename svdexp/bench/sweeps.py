@@ -23,13 +23,13 @@ from svdexp.schema import ModelConfig
 
 SHAPE = {
     "vocab_size": 1000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 4,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 2,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
 }
-WINDOWS, LENGTH = 2, 512
+WINDOWS, LENGTH = 24, 128
 SMALLEST = "k_proj"
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from svdexp.models.hooks import submodules
 from svdexp.models.prefetch import Ahead
 from svdexp.models.structure import NUMBERS, named_blocks, stored_tensors
+from svdexp.runtime.clock import return_freed
 from svdexp.runtime.disk import whole_file
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.finite import all_finite
@@ -85,6 +86,7 @@ class Residency:
         for name, tensor in _stored(model, group).items():
             if name in self.places:
                 put_tensor(model, name, torch.empty_like(tensor, device="meta"))
+        return_freed()  # so that many blocks take no more than few
 
     def file(self, group: str) -> Path:
         """Where a block is put that was changed."""

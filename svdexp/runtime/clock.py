@@ -85,10 +85,15 @@ def forget_peak() -> None:
     What earlier work holds on to counts on; where the system keeps one peak for a process's whole life, so does that.
     """
     gc.collect()
-    with suppress(OSError, AttributeError):  # of glibc, which otherwise keeps what was freed in small pieces
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed()
     with suppress(OSError):
         (PROCESS / "clear_refs").write_text(RESET_PEAK)
+
+
+def return_freed() -> None:
+    """Give the system back what was freed, of which glibc otherwise keeps pieces below 32 MB, and more with time."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_bytes() -> int:

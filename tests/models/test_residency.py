@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.models import residency as residency_module
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import found_in
@@ -46,6 +47,16 @@ def test_a_block_has_its_weights_for_its_turn(llama: PreTrainedModel, tmp_path: 
     with pytest.raises(ZeroDivisionError), at_hand(found, FIRST):
         raise ZeroDivisionError
     assert there(found) == []
+
+
+def test_what_a_block_took_goes_back_to_the_system(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, times = streamed(llama, tmp_path), []
+    monkeypatch.setattr(residency_module, "return_freed", lambda: times.append(there(found)))
+    with at_hand(found, FIRST), at_hand(found, FIRST):
+        assert times == []
+    assert times == [[]]
 
 
 def test_a_whole_model_is_left_as_it_is(llama: PreTrainedModel) -> None:
