@@ -2,7 +2,7 @@
 
 A bare forward pass has the same windows, one by one, through the blocks; a bare pass with gradients goes forward twice
 and back once, to the inputs, as a streamed one does. What the sums of second moments take is told apart: a sweep that
-measures one small layer goes the same way as one that measures all.
+measures one small layer of the first and one of the last block goes the same way as one that measures all.
 """
 
 from svdexp.runtime.interruption import interruptible
@@ -10,7 +10,7 @@ from svdexp.runtime.interruption import interruptible
 # isort: split
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +50,7 @@ def show(folder: Path, precision: str) -> None:
     from svdexp.calibration.dense import forward, forward_and_backward
     from svdexp.checkpoints.loading import load_model
     from svdexp.checkpoints.loading_streamed import load_streamed
+    from svdexp.factorisation import InputMoment, TwoSided, needs_of
     from svdexp.models.behaviour import frozen
     from svdexp.models.structure import Targets, find_matrices
 
@@ -59,7 +60,7 @@ def show(folder: Path, precision: str) -> None:
     streamed = load_streamed(config, dtype, device, folder / "blocks")
     windows = torch.randint(SHAPE["vocab_size"], (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
     layers = find_matrices(whole, Targets())
-    one = next(layer for layer in layers if layer.name.endswith(SMALLEST))
+    few = [layer for layer in layers if layer.name.endswith(SMALLEST)]
 
     def bare(gradients: bool) -> None:
         for window in windows:
@@ -68,20 +69,20 @@ def show(folder: Path, precision: str) -> None:
                 with frozen(whole):
                     forward_and_backward(whole, window[None])
 
-    for name, needs in (("forward", ["gram"]), ("with gradients", ["gram", "grad_gram"])):
-        for what, measured in (("one layer measured", [one]), ("all layers measured", layers)):
+    for name, weighting in (("forward", InputMoment()), ("with gradients", TwoSided())):
+        for what, measured in (("few layers measured", [few[0], few[-1]]), ("all layers measured", layers)):
+            needs = {layer.name: needs_of(weighting, layer.m, layer.n) for layer in measured}
             ours = partial(swept, streamed, measured, windows, needs, folder / "states")
-            ratio = 1 / speedup(ours, partial(bare, len(needs) > 1))
+            ratio = 1 / speedup(ours, partial(bare, isinstance(weighting, TwoSided)))
             print(f"{precision}, {name}, {what}: {ratio:.2f} × a bare pass", flush=True)
 
 
-def swept(model: Any, layers: Any, windows: Any, needs: Sequence[str], folder: Path) -> None:
-    """A sweep for statistics of `layers`, which are then let go."""
+def swept(model: Any, layers: Any, windows: Any, needs: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """A sweep for what `needs` says of each of the layers, which is then let go."""
     from svdexp.calibration.streamed import sweep
     from svdexp.runtime.shelves import Shelf
 
-    of_each = {layer.name: needs for layer in layers}
-    sweep(model, layers, windows, {need: Shelf() for need in needs}, folder, of_each)
+    sweep(model, layers, windows, {need: Shelf() for part in needs.values() for need in part}, folder, needs)
 
 
 if __name__ == "__main__":
