@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from svdexp.allocation import REPEATABLE, Allocation, Whole
+from svdexp.allocation import REPEATABLE, Allocation, Choosing, Whole
 from svdexp.calibration import STATISTICS, of_backward
 from svdexp.data import Excerpt
 from svdexp.data.reads import check_windows_of, contents_of, described, excerpt_of
@@ -88,17 +88,24 @@ class Method:
         return self.weighting is not None and bool(of_backward(self.weighting.needs))
 
     def statistics(self, layers: Iterable[Matrix]) -> dict[str, tuple[str, ...]]:
-        """Which statistics the weighting is given, by layer."""
+        """Which statistics the weighting is given, and beside it the storage, by layer."""
         return {layer.name: self.needs(layer.m, layer.n) for layer in layers}
 
     def needs(self, m: int, n: int) -> tuple[str, ...]:
         """Which of a layer with W (m, n).
 
-        They are of its smaller side, unless the route to the optimum goes over the larger one, or what is decomposed is
-        another matrix than the W that activations have seen.
+        They are of its smaller side, unless the route to the optimum goes over the larger one, or what is decomposed or
+        measured is another matrix than the W that activations have seen.
         """
-        reduced = takes_smaller_side(self.numerics, m, n) and not self.storage.split
-        return () if self.weighting is None else needs_of(self.weighting, m, n, reduced)
+        if self.weighting is None:
+            return ()
+        reduced = takes_smaller_side(self.numerics, m, n) and not self.storage.split and not self.measures
+        return tuple(dict.fromkeys([*needs_of(self.weighting, m, n, reduced), *self.storage.needs]))
+
+    @property
+    def measures(self) -> bool:
+        """Whether there are forms to choose from whose losses are not the tails of W's spectrum."""
+        return not all(form.exact for form in self.storage.menu.values())
 
     @property
     def decomposition(self) -> dict[str, str]:
@@ -106,8 +113,14 @@ class Method:
 
         Storages that hold all of W in the factors share them, and this says nothing of these.
         """
+        return self.decomposition_of(self.storage)
+
+    def decomposition_of(self, storage: Storage) -> dict[str, str]:
+        """The same for one of several storages."""
         found = {"weighting": described(self.weighting), "numerics": self.numerics.value}
-        return found | ({"target": self.storage.split} if self.storage.split else {})
+        if storage.split:
+            return found | {"target": storage.split}
+        return found | ({"moments": "both sides"} if self.measures else {})
 
     @property
     def replay(self) -> tuple[str, str] | None:
@@ -126,6 +139,7 @@ class Method:
     def __post_init__(self) -> None:
         self._refuse_idle_knobs()
         self._require_all_of_the_weights()
+        self._require_a_choice_of_forms()
         if self.weighting is None:
             self._require_own_factors()
             return
@@ -180,6 +194,30 @@ class Method:
                 f"storage={type(storage).__name__} has factors of a part of each matrix, but {knob} fits them to all "
                 "of it; leave it out or use storage=factors",
             )
+
+    def _require_a_choice_of_forms(self) -> None:
+        """Raise UserError unless storage and allocation agree on whether there are forms to choose from."""
+        allocation, storage = type(self.allocation).__name__, type(self.storage).__name__
+        if isinstance(self.allocation, Choosing):
+            require(
+                bool(self.storage.menu),
+                f"method.allocation={allocation} chooses among the forms of storage=forms, but there is "
+                f"storage={storage}; use method=mixed, which has both",
+            )
+        if not self.storage.menu:
+            return
+        require(
+            isinstance(self.allocation, Choosing),
+            f"storage={storage} lets a matrix be one of several forms, among which method.allocation={allocation} does "
+            "not choose; use method=mixed, or method/allocation=forms",
+        )
+        idle = {"update": self.update, "training": self.training}
+        for name, part in idle.items():
+            require(not part, f"storage={storage} has codes, which method.{name} does not repair; leave it out")
+        require(
+            self.traversal is Traversal.dense,
+            f"storage={storage} chooses by what the dense model's statistics say; use method.traversal=dense",
+        )
 
     def _require_own_factors(self) -> None:
         """Without a weighting there is nothing to decompose."""

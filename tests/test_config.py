@@ -46,6 +46,9 @@ REQUIRED = {
     ("calibration", "files"): ["calibration.files=[some.txt]"],
     ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],
     ("method/allocation", "from_gamma"): ["method.allocation.path=best_gamma.json"],
+    ("method/allocation", "forms"): ["storage=forms"],
+    ("method/allocation", "forms_from_file"): ["storage=forms", "method.allocation.path=forms.json"],
+    ("storage", "forms"): ["method/allocation=forms"],
 }
 
 
@@ -190,7 +193,7 @@ def test_an_evaluation_composes() -> None:
         (f"{ELASTIC} method=svd_llm method.traversal=blockwise", r"save=elastic .* method\.traversal=blockwise"),
         (f"{ELASTIC} method=dobi", r"save=elastic keeps weighted components, but method\.weighting is null"),
         (f"{ELASTIC} method=svd method/training=distill", r"save=elastic .* method\.training fits them to one"),
-        ("storage=rtn_int4 storage.code_bits=5", r"storage\.code_bits must be one of \[3, 4, 6, 8\], not 5"),
+        ("storage=rtn_int4 storage.code_bits=7", r"storage\.code_bits must be one of \[2, 3, 4, 5, 6, 8\], not 7"),
         ("storage=rtn_int4 storage.group_size=0", r"storage\.group_size must be at least 1"),
         ("storage=gptq4 storage.samples=0", r"storage\.samples must be at least 1"),
         ("storage=gptq4 storage.solver=other", r"storage\.solver"),

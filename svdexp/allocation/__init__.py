@@ -3,11 +3,12 @@
 Add one with one file here and its YAML in conf/method/allocation/.
 """
 
-from svdexp.allocation.budget import Aligned, Allocation, Budget, Evidence, Foreseen, Repeatable
+from svdexp.allocation.budget import Aligned, Allocation, Budget, Choosing, Evidence, Foreseen, Repeatable
 from svdexp.allocation.curves import RankCurves
 from svdexp.allocation.dynamic import Dynamic
 from svdexp.allocation.effective_rank import EffectiveRank
 from svdexp.allocation.fixed import allocate, expected_ranks, fixed_ranks
+from svdexp.allocation.forms import Forms, FormsFromFile
 from svdexp.allocation.from_file import FromFile
 from svdexp.allocation.from_gamma import FromGamma
 from svdexp.allocation.global_loss import GlobalLoss
@@ -28,10 +29,13 @@ __all__ = [
     "Aligned",
     "Allocation",
     "Budget",
+    "Choosing",
     "Dynamic",
     "EffectiveRank",
     "Evidence",
     "Foreseen",
+    "Forms",
+    "FormsFromFile",
     "FromFile",
     "FromGamma",
     "GlobalLoss",

@@ -36,6 +36,18 @@ class Learning(Protocol):
         """What calling it gives, and the curves."""
 
 
+# What a choice of forms says: ranks, and the word of a form for every matrix.
+Chosen = tuple[Ranks, dict[str, str]]
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """An allocation that chooses among the forms that a storage names."""
+
+    def choose(self, budget: "Budget", evidence: "Evidence") -> Chosen:
+        """What calling it gives, and the forms."""
+
+
 @runtime_checkable
 class Foreseen(Protocol):
     """An allocation that can say without evidence what is impossible."""
@@ -105,6 +117,7 @@ class Evidence:
         windows: calibration token ids, (N, L).
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty unless asked for
             by `needs_spectra`.
+        losses: per layer, what it loses in each form that the storage names, whole (1,), or by rank (min(m, n) + 1,).
         truncated: builds the layer called `name` at a rank, as the storage would hold it.
         made_with: what layers that `truncated` builds depend on, for the identity of what is measured with them.
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
@@ -119,6 +132,7 @@ class Evidence:
     made_with: Mapping[str, str] = field(default_factory=dict)
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
     seed: int = 0
+    losses: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -220,6 +234,12 @@ class Budget:
     def spent(self, ranks: Ranks) -> int:
         """Bits that `ranks` costs."""
         return sum(self.bits(name, rank) for name, rank in ranks.items())
+
+    def expected(self, ranks: Ranks) -> float:
+        """What `ranks` costs, or, where matrices have a choice of forms, as much of the budget as these can take."""
+        if not self.storage.menu:
+            return self.spent(ranks)
+        return min(self.total, sum(map(self.dense, self.shapes)))
 
     def ladder(self, name: str) -> Ladder:
         """The sizes that the layer can have."""

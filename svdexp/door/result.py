@@ -119,7 +119,8 @@ class Result:
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write a checkpoint that `svdexp.load` and transformers load, the latter with trust_remote_code=True.
 
-        results.json, ranks.json and layers.json lie in it, with what is known by now: `evaluate` adds to it.
+        results.json, ranks.json and layers.json lie in it, and forms.json where there was a choice of forms, with
+        what is known by now: `evaluate` adds to it.
 
         Raises:
             UserError: the folder holds something else than a model, or cannot be written.
@@ -137,6 +138,8 @@ class Result:
             noted = keys.ORIGIN.says(made_from.noted())
         results = self._record() | noted | keys.RUN_DIR.says(str(target))
         write_atomically(target / "ranks.json", json.dumps(self.ranks, indent=1))
+        if self.compression.forms:
+            write_atomically(target / "forms.json", json.dumps(self.compression.forms, indent=1))
         write_atomically(target / "layers.json", json.dumps(layer_rows(self.compression), indent=1))
         write_atomically(target / "results.json", json.dumps(results, indent=1))
         return target

@@ -7,10 +7,12 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import allocate
+from svdexp.allocation.forms import said
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
 from svdexp.engine import steps
+from svdexp.engine.losses import lost
 from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
 from svdexp.engine.size import WholeModel
@@ -79,19 +81,27 @@ def compress(
         log.warning("%s", warning)
     job = steps.begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
     dense, weighting = method.traversal is Traversal.dense, method.weighting
-    bench, spectra = None, {}
+    benches: steps.Benches = {}
+    spectra, losses = {}, {}
     if weighting and (dense or method.allocation.needs_spectra):
-        bench = steps.dense_bench(job, weighting)
+        source = steps.dense_statistics(job)
+        benches = steps.dense_benches(job, weighting, source)
         # all of them now, because truncation changes the model that they are computed from
-        for group in progress(steps.to_decompose(job, bench), "decomposition"):
-            bench.decompose(group)
-        spectra = steps.spectra(job, bench)
+        for bench in benches.values():
+            for group in progress(steps.to_decompose(job, bench), "decomposition"):
+                bench.decompose(group)
+        if method.storage.menu and method.allocation.needs_spectra:
+            losses = steps.measured(job, steps.loss_bench(job, weighting, source, benches))
+        elif not method.storage.menu:
+            spectra = steps.spectra(job, benches[method.storage.split])
     with clock("allocation"):
-        ranks, curves = allocate(method.allocation, budget, fixed, steps.evidence(job, bench, spectra))
+        evidence = steps.evidence(job, benches.get(method.storage.split), spectra, losses)
+        ranks, curves, forms = allocate(method.allocation, budget, fixed, evidence)
+    job = job.choosing(forms)
     if weighting and not dense:
-        bench, spectra = steps.blockwise_bench(job, weighting, ranks), {}
+        benches, spectra = {method.storage.split: steps.blockwise_bench(job, weighting, ranks)}, {}
     before = steps.stored(job)
-    done = steps.truncate(job, bench, ranks, spectra)
+    done = steps.truncate(job, benches, ranks, spectra)
     trained = steps.train(job, ranks, done.dense) if method.training else {}
     with clock("storage"):
         steps.finish(job, ranks)
@@ -101,7 +111,9 @@ def compress(
         layers=layers,
         ratio=budget.ratio,
         ranks=ranks,
-        errors={name: part.error(ranks[name]) for name, part in done.spectra.items()},
+        forms={name: said(word, ranks[name]) for name, word in forms.items()},
+        errors={name: part.error(ranks[name]) for name, part in done.spectra.items()}
+        | {name: lost(losses[name], forms[name], ranks[name]) for name in losses},
         damping={name: float(part.damping.max()) for name, part in done.spectra.items()},
         spectra={name: part.spectrum for name, part in done.spectra.items()},
         dense_bits=sum(before.values()),

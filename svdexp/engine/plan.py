@@ -64,6 +64,10 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
         UserError: fixed ranks that do not fit a layer or the budget, and a budget that the shapes alone rule out.
     """
     budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
+    if targets.ranks and method.storage.menu:
+        raise UserError(
+            "targets.ranks says nothing of forms: use method.allocation.only, which says what matrices may be"
+        )
     fixed = fixed_ranks(targets.ranks, budget.shapes)
     rest = budget.without(fixed)
     if isinstance(method.allocation, Whole) and any(fixed.values()):

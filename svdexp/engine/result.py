@@ -19,10 +19,13 @@ class Compression:
         layers: the targeted layers, in the model's order.
         ratio: the kept fraction of their bits that was asked for.
         ranks: per layer; None was not factorised.
+        forms: per layer, where the allocation chose that, the word of its form, `pivot@37` at a rank; else empty.
         errors: per layer, the share of the weighted energy ‖L W R‖² that truncation removed, in [0, 1], W what the
-            storage wants decomposed; empty where there is no weighting.
+            storage wants decomposed, or that the layer's form loses as it was measured; empty where there is no
+            weighting.
         damping: per layer, the largest multiple of the identity that was added to a second moment; empty likewise.
-        spectra: per layer, the descending singular values of L W R, (min(m, n),); empty likewise.
+        spectra: per layer, the descending singular values of L W R, (min(m, n),); empty likewise, and
+            where there are forms.
         dense_bits, layer_bits: all targeted layers before, and each of them after, counted from their tensors.
         elastic: where it was asked for, what `checkpoint.save` adds so that lower ratios can be loaded.
         curves: how ranks were learned, where they were.
@@ -42,6 +45,7 @@ class Compression:
     curves: RankCurves | None = None
     training: Mapping[str, Trained] = field(default_factory=dict)
     left_dense: Mapping[str, list[str]] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bits(self) -> int:

@@ -1,10 +1,11 @@
 """The steps of one compression. What a step finds it returns; a job stays as it was begun."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
 from svdexp.data.reads import described
 from svdexp.engine.identity import source_of, statistics_in
+from svdexp.engine.losses import LossBench, Losses
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Decomposition, Weighting
 from svdexp.method import Method
@@ -28,7 +30,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache, shelf_folder
-from svdexp.storage import largest_rank, stored_bits
+from svdexp.storage import Kept, Storage, largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
 from svdexp.update import Repair, place_all
 
@@ -40,6 +42,7 @@ class Job:
     Attributes:
         source: what every result depends on, taken while the model is dense.
         teacher: the dense model, where trainings need it and `model` is streamed.
+        storages: of each layer, where the allocation chose that; the method's says which there are.
     """
 
     model: PreTrainedModel
@@ -53,6 +56,16 @@ class Job:
     elastic: bool
     source: Mapping[str, Any]
     teacher: PreTrainedModel | None
+    storages: Mapping[str, Storage] = field(default_factory=dict)
+
+    def storage(self, name: str) -> Storage:
+        """What keeps the layer called `name`."""
+        return self.storages.get(name, self.method.storage)
+
+    def choosing(self, forms: Mapping[str, str]) -> "Job":
+        """The job once layers have `forms`, by their words."""
+        menu = self.method.storage.menu
+        return replace_fields(self, storages={name: menu[word].storage for name, word in forms.items()})
 
     @property
     def groups(self) -> list[str]:
@@ -109,17 +122,50 @@ def states_folder(job: Job) -> Path | None:
     return job.cache.folder and shelf_folder(job.cache.folder, "states", **job.source)
 
 
-def dense_bench(job: Job, weighting: Weighting) -> Workbench:
-    """Decompositions under the dense model's statistics, shared between ratios and allocations."""
-    method = job.method
-    needs = method.statistics(job.layers)
+# Decompositions, by what storages split off of W before.
+Benches = Mapping[str | None, Workbench]
+
+
+def dense_statistics(job: Job) -> DenseStatistics:
+    """The dense model's statistics, of which each is shared between all methods that want it of the same layers."""
+    needs = job.method.statistics(job.layers)
     shelves = {
         need: job.cache.shelf("statistics", **about, **job.source) for need, about in statistics_in(needs).items()
     }
-    statistics = DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job), needs)
-    shelf = job.cache.shelf("decompositions", **method.decomposition, **job.source)
-    how = weighting, method.numerics, method.storage
-    return Workbench(job.model, job.layers, statistics, *how, shelf, job.clock)
+    return DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job), needs)
+
+
+def dense_benches(job: Job, weighting: Weighting, source: DenseStatistics) -> Benches:
+    """Decompositions under the dense model's statistics, shared between ratios and allocations.
+
+    Where layers are to have one of several forms, those of every form that has ranks.
+    """
+    method = job.method
+    storages = [form.storage for form in method.storage.menu.values() if form.ranked]
+    benches = {}
+    for storage in storages if method.storage.menu else [method.storage]:
+        shelf = job.cache.shelf("decompositions", **method.decomposition_of(storage), **job.source)
+        how = weighting, method.numerics, storage
+        benches[storage.split] = Workbench(job.model, job.layers, source, *how, shelf, job.clock)
+    return benches
+
+
+def loss_bench(job: Job, weighting: Weighting, source: DenseStatistics, benches: Benches) -> LossBench:
+    """What layers lose in each form, shared between ratios and choices of forms."""
+    method = job.method
+    shelf = job.cache.shelf("losses", **method.decomposition_of(method.storage), **job.source)
+    forms = method.storage.menu
+    return LossBench(job.model, job.layers, source, weighting, forms, benches, shelf, job.clock)
+
+
+def measured(job: Job, bench: LossBench) -> dict[str, Losses]:
+    """The losses of every layer, each process measuring its share of the groups."""
+    processes = Processes()
+    missing = processes.agree([group for group in job.groups if bench.missing(group)])
+    for group in progress(processes.share(missing), "losses of forms"):
+        bench.measure(group)
+    processes.wait()
+    return {name: losses for group in job.groups for name, losses in bench.losses(group).items()}
 
 
 def blockwise_bench(job: Job, weighting: Weighting, ranks: Ranks) -> Workbench:
@@ -147,7 +193,12 @@ def spectra(job: Job, bench: Workbench) -> dict[str, Decomposition]:
     return {name: part for group in job.groups for name, part in bench.spectra(group).items()}
 
 
-def evidence(job: Job, bench: Workbench | None, found: Mapping[str, Decomposition]) -> Evidence:
+def evidence(
+    job: Job,
+    bench: Workbench | None,
+    found: Mapping[str, Decomposition],
+    losses: Mapping[str, Losses] = MappingProxyType({}),
+) -> Evidence:
     """What the allocation may look at."""
     method = job.method
     made_with = {
@@ -163,15 +214,16 @@ def evidence(job: Job, bench: Workbench | None, found: Mapping[str, Decompositio
         return bench.decompositions(matrices[name].group, [name])[name]
 
     def truncated(name: str, rank: int) -> nn.Module:
-        factors, W = decomposition(name).truncate(rank, method.sigma_fuse), matrices[name].weight(job.model)
-        return method.storage.layer(factors, matrices[name].bias(job.model), W, method.storage.target(W)[1])
+        factors, matrix = decomposition(name).truncate(rank, method.sigma_fuse), matrices[name]
+        kept = bench.kept(matrix.group, name) if bench else None
+        return method.storage.layer(factors, matrix.bias(job.model), matrix.weight(job.model), kept)
 
     shelf = partial(job.cache.shelf, source=job.source)
     values = {name: part.spectrum for name, part in found.items()}
-    return Evidence(job.model, job.windows, values, truncated, made_with, shelf, job.seed)
+    return Evidence(job.model, job.windows, values, truncated, made_with, shelf, job.seed, losses)
 
 
-def truncate(job: Job, bench: Workbench | None, ranks: Ranks, known: Mapping[str, Decomposition]) -> Truncated:
+def truncate(job: Job, benches: Benches, ranks: Ranks, known: Mapping[str, Decomposition]) -> Truncated:
     """Replace every layer that has a rank, block by block, repairing each block as the method says.
 
     Components are read of these layers alone, and spectra only where they are not `known`.
@@ -182,20 +234,22 @@ def truncate(job: Job, bench: Workbench | None, ranks: Ranks, known: Mapping[str
     done = Truncated(dict(known), {}, {})
     for group in progress(job.groups, "truncation"):
         with at_hand(job.model, group, changes=True):
-            truncate_group(job, group, bench, ranks, repair, done)
+            truncate_group(job, group, benches, ranks, repair, done)
     return done
 
 
-def truncate_group(
-    job: Job, group: str, bench: Workbench | None, ranks: Ranks, repair: Repair, done: Truncated
-) -> None:
+def truncate_group(job: Job, group: str, benches: Benches, ranks: Ranks, repair: Repair, done: Truncated) -> None:
     """`truncate` of one group; what is found goes into `done`, spectra where they are not there."""
     method = job.method
     members = [matrix for matrix in job.of(group) if ranks[matrix.name] is not None]
     read = [matrix.name for matrix in (job.of(group) if job.elastic else members)]
-    parts = bench.decompositions(group, read) if bench else {}
-    if bench and not all(matrix.name in done.spectra for matrix in job.of(group)):
-        done.spectra.update(bench.spectra(group))
+    parts, kept = dict[str, Decomposition](), dict[str, Kept | None]()
+    for split, bench in benches.items():
+        mine = [name for name in read if job.storage(name).split == split]
+        parts |= bench.decompositions(group, mine) if mine else {}
+        kept |= {name: bench.kept(group, name) for name in mine}
+        if not job.storages and not all(matrix.name in done.spectra for matrix in job.of(group)):
+            done.spectra.update(bench.spectra(group))
     done.components.update(extra_components(job, group, parts, ranks) if job.elastic else {})
     dense = {matrix: matrix.layer(job.model) for matrix in members}
     factors = {
@@ -203,34 +257,52 @@ def truncate_group(
         for name, part in parts.items()
         if (rank := ranks[name]) is not None
     }
-    targets = {matrix.name: method.storage.target(matrix.weight(job.model))[0] for matrix in members}
+    targets = {
+        matrix.name: job.storage(matrix.name).target(matrix.weight(job.model), kept=kept.get(matrix.name))[0]
+        for matrix in members
+    }
     with job.clock("update" if method.update else "storage"):
-        repair(group, targets, factors, partial(place, job, dense))
+        repair(group, targets, factors, partial(place, job, dense, kept))
     if method.training:
         done.dense.update({matrix: matrix.layer(job.teacher) for matrix in dense} if job.teacher else dense)
 
 
-def place(job: Job, dense: Mapping[Matrix, nn.Module], name: str, factors: Factors, *, trial: bool = False) -> None:
-    """Put factors in the place of the layer called `name`, one of those in `dense`; on `trial`, as plain ones."""
+def place(
+    job: Job,
+    dense: Mapping[Matrix, nn.Module],
+    kept: Mapping[str, Kept | None],
+    name: str,
+    factors: Factors,
+    *,
+    trial: bool = False,
+) -> None:
+    """Put factors in the place of the layer called `name`, one of those in `dense`; on `trial`, as plain ones.
+
+    `kept` is what storages keep beside factors, by layer.
+    """
     with job.clock("storage"):
         matrix = next(matrix for matrix in dense if matrix.name == name)
         W, bias = matrix.family.weight(dense[matrix]), matrix.family.bias(dense[matrix])
         if job.method.training:
             layer: nn.Module = low_rank_layer(factors, bias, W.float())
         else:
-            layer = stored_layer(job, factors, bias, W, trial=trial)
+            layer = stored_layer(job.storage(name), factors, bias, W, kept.get(name), trial=trial)
         matrix.put(job.model, layer)
 
 
 def stored_layer(
-    job: Job, factors: Factors, bias: torch.Tensor | None, W: torch.Tensor, *, trial: bool = False
+    storage: Storage,
+    factors: Factors,
+    bias: torch.Tensor | None,
+    W: torch.Tensor,
+    kept: Kept | None,
+    *,
+    trial: bool = False,
 ) -> nn.Module:
     """The layer that is stored in place of W (m, n), or plain factors while storage waits for the model.
 
     On `trial` they are plain as well, unless the storage keeps something beside them.
     """
-    storage = job.method.storage
-    _, kept = storage.target(W)
     plain = storage.waits or (trial and kept is None)
     return low_rank_layer(factors, bias, W) if plain else storage.layer(factors, bias, W, kept)
 
@@ -261,21 +333,25 @@ def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str
             with at_hand(job.model, group, changes=True), at_hand(job.teacher or job.model, group):
                 for matrix in (matrix for matrix in members if matrix.name in compressed):
                     layer, W = compressed[matrix.name], matrix.family.weight(dense[matrix])
-                    matrix.put(job.model, stored_layer(job, factors_of(layer), layer.rank_out.bias, W))
+                    plain = factors_of(layer)
+                    matrix.put(job.model, stored_layer(job.method.storage, plain, layer.rank_out.bias, W, None))
     return trained
 
 
 def finish(job: Job, ranks: Ranks) -> None:
     """What storage does when all factors stand: matrices without, and what waits for the finished model."""
-    storage = job.method.storage
     left = [matrix for matrix in job.layers if ranks[matrix.name] is None]
     for group in dict.fromkeys(matrix.group for matrix in left):
         with at_hand(job.model, group, changes=True):
             for matrix in (matrix for matrix in left if matrix.group == group):
-                whole = storage.whole(matrix.weight(job.model), matrix.bias(job.model))
+                whole = job.storage(matrix.name).whole(matrix.weight(job.model), matrix.bias(job.model))
                 if whole is not None:
                     matrix.put(job.model, whole)
-    storage.finish(job.model, job.layers, job.windows)
+    storages = {matrix: job.storage(matrix.name) for matrix in job.layers}
+    kinds: dict[type[Storage], None] = dict.fromkeys(type(storage) for storage in storages.values())
+    for kind in kinds:
+        mine = {matrix: storage for matrix, storage in storages.items() if type(storage) is kind}
+        kind.finish(job.model, mine, job.windows)
 
 
 def stored(job: Job) -> dict[str, int]:

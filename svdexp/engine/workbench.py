@@ -13,9 +13,10 @@ from svdexp.models.residency import at_hand
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
 from svdexp.schema import Numerics
-from svdexp.storage import Storage
+from svdexp.storage import Kept, Storage
 
 COMPONENTS, SPECTRAL = ("left", "right"), ("spectrum", "damping")
+KEPT = ".kept"  # of the item that has what a storage keeps beside factors
 NONE = torch.empty(0, 0)  # stands for components that were not asked for
 
 
@@ -54,14 +55,28 @@ class Workbench:
         with self.clock("calibration"):
             statistics = self.source.statistics(group)
         tensors: dict[str, torch.Tensor] = {}
+        aside: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"), at_hand(self.model, group):
             for matrix in (matrix for matrix in self.layers if matrix.name in statistics):
-                rest, _ = self.storage.target(matrix.weight(self.model))
-                done = decompose(rest, self.weighting(statistics[matrix.name]), numerics=self.numerics)
-                kept = done if self.ranks is None else done.keep(self.ranks[matrix.name])
-                tensors |= {f"{matrix.name}/{key}": value for key, value in vars(kept).items()}
+                found = statistics[matrix.name]
+                rest, kept = self.storage.target(matrix.weight(self.model), found.get("gram"))
+                done = decompose(rest, self.weighting(found), numerics=self.numerics)
+                part = done if self.ranks is None else done.keep(self.ranks[matrix.name])
+                tensors |= {f"{matrix.name}/{key}": value for key, value in vars(part).items()}
+                aside |= {f"{matrix.name}/{key}": value for key, value in (kept or {}).items()}
+        if aside:
+            self.shelf.put(f"{group}{KEPT}", aside)
         self.shelf.put(group, tensors)
         return tensors
+
+    def kept(self, group: str, name: str) -> Kept | None:
+        """What the storage keeps of the layer `name` of `group` beside its factors."""
+        if not self.storage.split:
+            return None
+        if self.shelf.get(f"{group}{KEPT}") is None:
+            self.decompose(group)
+        aside, start = self.shelf.get(f"{group}{KEPT}") or {}, f"{name}/"
+        return {key.removeprefix(start): value for key, value in aside.items() if key.startswith(start)}
 
     def _find(self, group: str, names: Collection[str], keys: Collection[str]) -> dict[str, Decomposition]:
         wanted = {f"{name}/{key}" for name in names for key in keys}

@@ -45,7 +45,7 @@ def workload_of(
         length=length,
         ranks=ranks,
         kept_entries=sum(multiplied(layer, ranks[layer.name], budget) for layer in layers),
-        kept_share=budget.spent(ranks) / sum(map(budget.dense, budget.shapes)),
+        kept_share=budget.expected(ranks) / sum(map(budget.dense, budget.shapes)),
     )
 
 

@@ -4,12 +4,13 @@ Names are those of seconds/STAGE in results.json. Not counted are reading and wr
 earlier runs: the estimate assumes an empty one.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
-from svdexp.estimate.decomposition import decomposition, sides
+from svdexp.estimate.decomposition import decomposition, measured, sides
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
@@ -67,7 +68,7 @@ def stages(
         add("evaluate_dense", evaluate(workload, evaluation, texts, compressed=False), dense)
     add("usage", workload.forward_backward(1) if method.needs_gradients else workload.forward(1, head=False), dense)
     if method.weighting:
-        if method.weighting.needs:
+        if any(method.statistics(workload.layers).values()):
             add("calibration", calibration(workload, method, streamed), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
@@ -109,11 +110,22 @@ def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *
 def factorisation(workload: Workload, method: Method, weighting: Weighting) -> Work:
     """Every layer's decomposition, twice where an allocation looks at the dense model before a blockwise run.
 
+    Where there are forms to choose from, one for each part of W that those with ranks decompose, and their losses.
+
     Alive are one block's statistics and components, in float32, and one decomposition in float64.
     """
-    work, needs = Work(), method.statistics(workload.layers)
+    work, needs, forms = Work(), method.statistics(workload.layers), method.storage.menu.values()
+    parts = len({form.storage.split for form in forms if form.ranked}) if forms else 1
     for block in by_group(workload.layers):
-        solved = sum((decomposition(x.m, x.n, sides(weighting, needs[x.name]), method.numerics) for x in block), Work())
+        given = {x.name: sides(weighting, needs[x.name]) for x in block}
+        solved = sum((decomposition(x.m, x.n, given[x.name], method.numerics) for x in block), Work()) * parts
+        if forms and method.allocation.needs_spectra:
+            rows = Counter[str]()
+            for x in block:
+                rows[workload.leaders[x.name]] += x.m
+            solved += sum(
+                (measured(x.m, x.n, rows[workload.leaders[x.name]], given[x.name], forms) for x in block), Work()
+            )
         around = statistics_bytes(block, needs, workload) + components_bytes(block)
         work += solved + Work(bytes=solved.bytes + around)
     twice = method.traversal is Traversal.blockwise and measures_dense(method)

@@ -81,6 +81,10 @@ def common_form(layers: Collection[QuantisedLinear]) -> tuple[int, int | None]:
         UserError: they differ, or the layout has no such codes.
     """
     forms = {(layer.code_bits, layer.group_size) for layer in layers}
+    require(
+        not any(layer.zero_points for layer in layers),
+        "format=gptq has no zero points here: compress with storage.zero_points=false",
+    )
     require(len(forms) == 1, f"format=gptq has codes and groups of one size, but here are {len(forms)}")
     ((bits, group_size),) = forms
     require(bits in WIDTHS, f"format=gptq has codes of {', '.join(map(str, WIDTHS))} bits, not of {bits}")

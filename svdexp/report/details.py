@@ -122,6 +122,7 @@ def _layer(row: Mapping[str, Any]) -> dict[str, Any]:
     bits, dense_bits = row.get("bits"), row.get("bits_dense")
     return {
         **{"name": row["name"], "block": row["block"], "projection": row["projection"], "m": m, "n": n, "rank": rank},
+        **({"form": row["form"]} if row.get("form") else {}),
         "share": (1.0 if rank is None else round(rank / full, 5)) if full else None,
         "bits": round(bits / dense_bits, 5) if bits and dense_bits else None,
         "lost": float(f"{lost:.4g}") if isinstance(lost, int | float) and isfinite(lost) else None,

@@ -29,7 +29,7 @@ PROTOCOL: Mapping[str, type] = {
     **dict.fromkeys(("preset", "split", "cut", "bos"), str),
     **dict.fromkeys(("windows", "seq_len", "tokens"), int),
 }
-WORDS = ("name", "projection")  # of a row of layers.json; the rest are numbers
+WORDS = ("name", "projection")  # of a row of layers.json; the rest are numbers, but for a form
 
 
 def fault(record: Any) -> str | None:
@@ -75,7 +75,9 @@ def layers_fault(rows: Any) -> str | None:
         if not _has(row, dict.fromkeys(WORDS, str)) or not {"block", "rank"} <= row.keys():
             return "a layer is not what a run leaves"
         if not all(
-            value is None or is_number(value) for key, value in row.items() if key not in ("name", "projection")
+            value is None or is_number(value) or (key == "form" and isinstance(value, str))
+            for key, value in row.items()
+            if key not in WORDS
         ):
             return f"{row['name']} has words where numbers belong"
     return None

@@ -39,6 +39,8 @@ from svdexp.tracking import Findings, NoTracker, Telling, commit, layer_rows, na
 def run(config: Config, run_dir: Path) -> Results | None:
     """Carry out one experiment; leaves ranks.json, layers.json, checkpoint/ and results.json in `run_dir`.
 
+    And forms.json where there was a choice of forms.
+
     Of several processes that share the run the main one does so, and only it has results.
 
     Raises:
@@ -113,6 +115,8 @@ def experiment(
     )
     if main:
         write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))
+        if compression.forms:
+            write_atomically(run_dir / "forms.json", json.dumps(compression.forms, indent=1))
         write_atomically(run_dir / "layers.json", json.dumps(layer_rows(compression), indent=1))
     with clock("evaluate"):
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)

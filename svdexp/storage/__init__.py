@@ -3,20 +3,25 @@
 Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_FORMAT.py.
 """
 
-from svdexp.storage.base import NUMBER_BITS, Kept, Storage, stored_bits
+from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, stored_bits
 from svdexp.storage.factors import FactorStorage, largest_rank
+from svdexp.storage.forms import FormStorage
 from svdexp.storage.pivot import PivotStorage
 from svdexp.storage.quantised import GPTQStorage, RTNStorage
 from svdexp.storage.remap import RemapStorage
+from svdexp.storage.residual import ResidualStorage
 
 __all__ = [
     "NUMBER_BITS",
     "FactorStorage",
+    "Form",
+    "FormStorage",
     "GPTQStorage",
     "Kept",
     "PivotStorage",
     "RTNStorage",
     "RemapStorage",
+    "ResidualStorage",
     "Storage",
     "largest_rank",
     "stored_bits",

@@ -1,9 +1,9 @@
 """What every storage can do: one abstract class, and below it finals, which nobody derives from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ NUMBER_BITS = 16
 
 # What a storage keeps of W beside its factors: tensors by name, for the layer that it makes.
 Kept = Mapping[str, torch.Tensor]
+# Indices into several storages, and the matrix (m, n), float64, that the storage at that place holds.
+Held = Iterator[tuple[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Storage(ABC):
     """
 
     waits: ClassVar[bool] = False
+
+    @property
+    def rounds_factors(self) -> bool:
+        """Whether its layers hold factors less exactly than in 16 bits."""
+        return False
 
     def __init_subclass__(cls) -> None:
         """Refuse what no model could be: plain factors, which wait for `finish`, hold no part kept beside them."""
@@ -61,12 +68,29 @@ class Storage(ABC):
             UserError: it cannot hold these numbers.
         """
 
-    def target(self, W: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics of svdexp.calibration that `target` looks at, beside those of the weighting."""
+        return ()
+
+    def target(
+        self, W: torch.Tensor, C: torch.Tensor | None = None, kept: Kept | None = None
+    ) -> tuple[torch.Tensor, Kept | None]:
         """What is decomposed of the dense W (m, n), of the same shape, and what `layer` gets beside its factors.
 
         A storage that holds W ≈ Q + A B gives W − Q and Q. It must count Q in `bits`.
+
+        Args:
+            W: the dense weight.
+            C: second moment of the inputs, (n, n), where `needs` asks for "gram".
+            kept: what it gave before; then it looks at nothing else.
         """
         return W, None
+
+    @property
+    def menu(self) -> Mapping[str, "Form"]:
+        """What a matrix may be, by its word, where an allocation chooses that; empty: it has this storage."""
+        return {}
 
     @property
     def split(self) -> str | None:
@@ -85,12 +109,56 @@ class Storage(ABC):
         """The layer that holds all of W (m, n) and `bias`, with W's dtype and device; None leaves the dense one."""
         return None
 
-    def finish(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor) -> None:  # noqa: B027
-        """The last step, when all else is done to all `layers` of `model`; calibration `windows` are (N, L)."""
+    def rounded_factors(self, factors: Factors) -> Factors:
+        """The factors that its layer holds, but for the rounding to 16 bits."""
+        return factors
+
+    @staticmethod
+    def held(storages: Sequence[Any], W: torch.Tensor, C: torch.Tensor | None) -> Held:
+        """What `whole` and `finish` keep of W (m, n) in each of `storages`, which are of this class, in any order.
+
+        C is the second moment of the inputs, (n, n), its diagonal, (n,), or None for the identity.
+        """
+        yield from ((index, W) for index, _ in enumerate(storages))
+
+    @staticmethod  # noqa: B027
+    def finish(model: PreTrainedModel, storages: Mapping[Matrix, Any], windows: torch.Tensor) -> None:
+        """The last step, when all else is done to all layers of `model`; calibration `windows` are (N, L).
+
+        `storages` has all matrices whose storage is of this class, and that.
+        """
 
     def cost(self, workload: Workload) -> Work:
         """What the storage itself does in one run, where that is worth counting."""
         return Work()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to keep a matrix.
+
+    Attributes:
+        storage: what keeps it.
+        ranked: at one of the ranks of that storage; else whole.
+    """
+
+    storage: Storage
+    ranked: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether it loses what a rank leaves of W and nothing else."""
+        return not self.storage.split and not self.storage.rounds_factors
+
+    def measured(self, m: int, n: int) -> list[int] | None:
+        """The ranks at which its loss is measured; None: the loss is the spectrum's tail, at any rank.
+
+        That is where factors are rounded: 2^k and 3 · 2^k, from 8 on.
+        """
+        if not self.ranked or not self.storage.rounds_factors:
+            return None
+        steps = [rank for power in range(3, min(m, n).bit_length()) for rank in (1 << power, 3 << power - 1)]
+        return [rank for rank in steps if rank <= min(m, n)]
 
 
 def stored_bits(module: nn.Module) -> int:

@@ -8,7 +8,7 @@ either way, because rows have scales of their own. A's groups reach across compo
 one would lose its digits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, final
@@ -26,9 +26,12 @@ from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.finite import all_finite
 from svdexp.runtime.progress import progress
-from svdexp.storage.base import NUMBER_BITS, Kept, Storage
+from svdexp.storage.base import NUMBER_BITS, Held, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
-from svdexp.storage.rounding import Grid, Rounded, gptq, to_nearest
+from svdexp.storage.rounding import Grid, Rounded, gptq, gptq_each, to_nearest
+
+# Entries that GPTQ takes on at once, of one matrix on several grids: a gigabyte of float64.
+ENTRIES = 1 << 27
 
 
 @final
@@ -39,10 +42,13 @@ class RTNStorage(Storage):
     Attributes:
         code_bits: of one entry.
         group_size: how many neighbours along the input of a factor share a 16-bit scale; None: a whole row does.
+        zero_points: whether a group also has a code of zero of its own, `code_bits` wide, so that its grid need not be
+            symmetric.
     """
 
     code_bits: int = 4
     group_size: int | None = 32
+    zero_points: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -52,17 +58,24 @@ class RTNStorage(Storage):
             require_positive("storage.group_size", self.group_size)
 
     @property
+    def rounds_factors(self) -> bool:
+        """To codes."""
+        return True
+
+    @property
     def grid(self) -> Grid:
         """What entries are rounded to."""
-        return Grid(self.code_bits, self.group_size)
+        return Grid(self.code_bits, self.group_size, self.zero_points)
 
     def bits(self, rank: int, m: int, n: int) -> int:
         """Codes, up to whole bytes, and scales of both factors."""
         return self.whole_bits(rank, n) + self.whole_bits(m, rank)
 
     def whole_bits(self, m: int, n: int) -> int:
-        """Codes, up to whole bytes, and scales of one matrix."""
-        return 8 * packed_bytes(m * n, self.code_bits) + NUMBER_BITS * m * groups(n, self.group_size)
+        """Codes, up to whole bytes, scales, and packed codes of zero, of one matrix."""
+        count = m * groups(n, self.group_size)
+        zeros = packed_bytes(count, self.code_bits) if self.zero_points else 0
+        return 8 * (packed_bytes(m * n, self.code_bits) + zeros) + NUMBER_BITS * count
 
     def layer(
         self, factors: Factors, bias: torch.Tensor | None, like: torch.Tensor, kept: Kept | None = None
@@ -81,7 +94,26 @@ class RTNStorage(Storage):
         Raises:
             UserError: as `layer`.
         """
-        return coded(self.grid, to_nearest(W, self.grid), None, bias, W)
+        return self.coded(to_nearest(W, self.grid), bias, W)
+
+    def rounded_factors(self, factors: Factors) -> Factors:
+        """To the nearest, float64."""
+        factors = unit_columns(factors)
+        return Factors(*(self.grid.numbers(to_nearest(part, self.grid)) for part in (factors.A, factors.B)))
+
+    @staticmethod
+    def held(storages: Sequence["RTNStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Held:
+        """To the nearest."""
+        grids = enumerate(storage.grid for storage in storages)
+        yield from ((index, grid.numbers(to_nearest(W, grid))) for index, grid in grids)
+
+    def coded(self, rounded: Rounded, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+        """A layer of a whole matrix that is rounded already, and `bias`, with the dtype and device of `like`.
+
+        Raises:
+            UserError: as `layer`.
+        """
+        return coded(self.grid, rounded, None, bias, like)
 
 
 class Solver(StrEnum):
@@ -97,13 +129,14 @@ class GPTQStorage(Storage):
     """Factors, or whole matrices, whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
 
     Attributes:
-        code_bits, group_size: as of RTNStorage.
+        code_bits, group_size, zero_points: as of RTNStorage.
         samples: calibration windows used, at most; the paper takes 128.
         solver: who chooses the codes.
     """
 
     code_bits: int = 4
     group_size: int | None = 32
+    zero_points: bool = False
     samples: int = 128
     solver: Solver = Solver.own
     waits: ClassVar[bool] = True
@@ -113,11 +146,20 @@ class GPTQStorage(Storage):
         require_positive("storage.samples", self.samples)
         if self.solver is Solver.gptqmodel:
             require_gptqmodel()
+            require(
+                not self.zero_points and self.code_bits != 5,
+                "storage.solver=gptqmodel is used on symmetric grids of 2, 3, 4, 6 or 8 bits; use storage.solver=own",
+            )
 
     @property
     def nearest(self) -> RTNStorage:
         """The same codes without GPTQ: what they cost, and what stands for them where an allocation tries layers."""
-        return RTNStorage(self.code_bits, self.group_size)
+        return RTNStorage(self.code_bits, self.group_size, self.zero_points)
+
+    @property
+    def rounds_factors(self) -> bool:
+        """To codes."""
+        return True
 
     @property
     def grid(self) -> Grid:
@@ -142,21 +184,41 @@ class GPTQStorage(Storage):
         """
         return self.nearest.layer(factors, bias, like)
 
-    def finish(self, model: PreTrainedModel, layers: Sequence[Matrix], windows: torch.Tensor) -> None:
-        """Quantise `layers` of `model`, factors and dense ones, in place and in model order.
+    @staticmethod
+    def held(storages: Sequence["GPTQStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Held:
+        """By the own solver, in float32, or to the nearest where C is no matrix.
+
+        Grids with groups of one size go at once, as many as ENTRIES allow.
+        """
+        if C is None or C.ndim == 1:
+            yield from RTNStorage.held([storage.nearest for storage in storages], W, C)
+            return
+        most = max(1, ENTRIES // W.numel())
+        for size in dict.fromkeys(storage.group_size for storage in storages):
+            alike = [index for index, storage in enumerate(storages) if storage.group_size == size]
+            for indices in (alike[start : start + most] for start in range(0, len(alike), most)):
+                grids = [storages[index].grid for index in indices]
+                parts = zip(indices, grids, gptq_each(W, C, grids, torch.float32), strict=True)
+                yield from ((index, grid.numbers(rounded)) for index, grid, rounded in parts)
+
+    @staticmethod
+    def finish(model: PreTrainedModel, storages: Mapping[Matrix, "GPTQStorage"], windows: torch.Tensor) -> None:
+        """Quantise the layers of `storages` in `model`, factors and dense ones, in place and in model order.
 
         Layers fed by one tensor share a second moment, as the model computes it at that moment.
         """
-        path = BlockwiseStatistics(model, layers, windows[: self.samples], ("gram",))
+        layers = list(storages)
+        samples = max(storage.samples for storage in storages.values())
+        path = BlockwiseStatistics(model, layers, windows[:samples], ("gram",))
         for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
             for names in path.sharing(group):
                 statistics = path.statistics(group, names)
                 for matrix in (matrix for matrix in layers if matrix.name in names):
-                    layer, C = matrix.layer(model), statistics[matrix.name]["gram"]
+                    storage, layer, C = storages[matrix], matrix.layer(model), statistics[matrix.name]["gram"]
                     if isinstance(layer, LowRankLinear):
-                        matrix.put(model, self.calibrated(layer, C))
+                        matrix.put(model, storage.calibrated(layer, C))
                     else:
-                        matrix.put(model, self.calibrated_whole(matrix.weight(model), matrix.bias(model), C))
+                        matrix.put(model, storage.calibrated_whole(matrix.weight(model), matrix.bias(model), C))
 
     def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds the factors of `plain`, given the second moment C (n, n) of its inputs.
@@ -213,7 +275,13 @@ def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, 
             )
         state[f"{side}_codes"] = pack(part.codes.flatten(), grid.bits)
         state[f"{side}_scale"] = part.scale.view(torch.int16)
-    shape: dict[str, Any] = {"code_bits": grid.bits, "group_size": grid.group_size}
+        if part.zero is not None:
+            state[f"{side}_zero"] = pack(part.zero.flatten(), grid.bits)
+    shape: dict[str, Any] = {
+        "code_bits": grid.bits,
+        "group_size": grid.group_size,
+        "zero_points": grid.zero_points,
+    }
     layer = QuantisedLinear(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
     return filled(layer, state, like)
 

@@ -22,6 +22,7 @@ from svdexp.record.results import (
     DEVICE,
     DTYPE,
     FLOPS_PER_TOKEN,
+    FORMS,
     GENERATION,
     GENERATION_BYTES,
     LATENCY,
@@ -106,7 +107,8 @@ def label(key: str) -> Text:
 
 
 def verdicts(results: Record) -> list[str]:
-    """One sentence for each speed at which the compressed model loses to the dense one, or that comes to the same.
+    """One sentence for each speed at which the compressed model loses to the dense one, or that comes to the same, and
+    one on the forms that layers have, where there was a choice.
 
     A difference inside what repeats of one measurement differ by is none.
     """
@@ -121,6 +123,9 @@ def verdicts(results: Record) -> list[str]:
                 sentences.append(f"As fast as dense in {phase}: {factor:.2f} ×, where {apart}.")
             elif factor < 1:
                 sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
+    if forms := FORMS.get(results):
+        said = ", ".join(f"{form} in {count}" for form, count in forms.items())
+        sentences.append(f"Forms, and in how many layers: {said}.")
     return sentences
 
 

@@ -9,8 +9,9 @@ LayerRow = dict[str, Any]
 
 
 def layer_rows(compression: Compression) -> list[LayerRow]:
-    """Per layer: where it is, its shape (m, n) and rank (null: dense), the share of the weighted energy that it lost
-    (null without a weighting), and its bits before and after."""
+    """Per layer: where it is, its shape (m, n) and rank (null: dense), its form where
+    there was a choice, the share of the weighted energy that it lost (null without a weighting), and its bits before
+    and after."""
     dense_bits = compression.dense_bits / sum(layer.m * layer.n for layer in compression.layers)
     return [
         {
@@ -19,6 +20,7 @@ def layer_rows(compression: Compression) -> list[LayerRow]:
             "m": layer.m,
             "n": layer.n,
             "rank": compression.ranks[layer.name],
+            **({"form": compression.forms[layer.name]} if compression.forms else {}),
             "energy_lost": compression.errors.get(layer.name),
             "bits": compression.layer_bits[layer.name],
             "bits_dense": round(layer.m * layer.n * dense_bits),

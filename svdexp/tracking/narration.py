@@ -76,7 +76,7 @@ class Narration:
 def narrate(method: Method, save: Save) -> Narration:
     """Of a run of `method`."""
     needed = {
-        "calibration": bool(method.weighting and method.weighting.needs),
+        "calibration": bool(method.weighting and (method.weighting.needs or method.storage.needs)),
         "factorisation": method.weighting is not None,
         "update": method.update is not None,
         "training": bool(method.training),

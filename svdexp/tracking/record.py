@@ -1,6 +1,7 @@
 """The flat record of a run, as results.json has it."""
 
 import math
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def record(
 ) -> Results:
     """Everything measured and everything needed to measure it again; `weights` is the dense model's fingerprint."""
     damped = [value for value in compression.damping.values() if value > 0]
+    forms = Counter(form.partition("@")[0] for form in compression.forms.values())
     ranked = [error for error in compression.errors.values() if error > 0]
     results: Results = {
         **identified(config.model, weights),
@@ -47,6 +49,7 @@ def record(
         **keys.TARGET_BITS.says(compression.bits),
         keys.TARGET_BITS.dense: compression.dense_bits,
         **keys.LEFT_DENSE.says({reason: list(names) for reason, names in compression.left_dense.items()}),
+        **(keys.FORMS.says(dict(sorted(forms.items()))) if forms else {}),
         **keys.DAMPED_LAYERS.says(len(damped)),
         **keys.DAMPING_MAX.says(max(damped, default=0.0)),
         **keys.ENERGY_LOST_MEAN.says(sum(ranked) / len(ranked) if ranked else None),

@@ -55,7 +55,7 @@ def test_a_run_says_choices_and_options() -> None:
         *("diagonal", "sensitivity", None),
         "rtn_int4",
     )
-    assert said["storage_options"] == {"code_bits": 4, "group_size": 32}
+    assert said["storage_options"] == {"code_bits": 4, "group_size": 32, "zero_points": False}
     assert said["update_options"] is None
     assert spoken(said, "weighting") == "diagonal(alpha=1)"
     assert spoken(said, "update") is None
@@ -66,6 +66,7 @@ def test_a_changed_option_changes_no_name(job: None) -> None:
         "_target_": "svdexp.storage.GPTQStorage",
         "code_bits": 4,
         "group_size": 32,
+        "zero_points": False,
         "samples": 3,
         "solver": "own",
     }

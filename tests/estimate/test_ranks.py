@@ -29,7 +29,7 @@ def storage_called(name: str) -> Storage:
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.4])
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", sorted(CHOICES.keys() - {"forms"}))  # among which Uniform does not choose
 @pytest.mark.parametrize("architecture", ["llama_gqa", "gpt2"])
 def test_estimated_ranks_are_a_uniform_runs(architecture: str, name: str, ratio: float, windows: torch.Tensor) -> None:
     model, targets = tiny_model(architecture), Targets(ranks={"*.1.*": 4})

@@ -119,6 +119,7 @@ def test_transformers_and_gptqmodel_give_our_logits(factors: bool, tmp_path: Pat
     ("storage", "sentence"),
     [
         (FactorStorage(), r"all matrices of the blocks quantised, but not so is model\.layers\.0\."),
+        (RTNStorage(4, 32, zero_points=True), "has no zero points here"),
         (RTNStorage(6, None), "has codes of 3, 4, 8 bits, not of 6"),
         (RTNStorage(4, 32), r"_proj has shape \(\d+, \d+\), but .* of 32 .* method\.allocation\.rank_align=32"),
         (
@@ -126,7 +127,7 @@ def test_transformers_and_gptqmodel_give_our_logits(factors: bool, tmp_path: Pat
             r"multiples of 96 and rows in multiples of 8; no rank makes .* shape \(64, 64\)",
         ),
     ],
-    ids=["factors", "six bits", "ranks", "groups"],
+    ids=["factors", "zero points", "six bits", "ranks", "groups"],
 )
 def test_what_the_layout_cannot_hold(storage: Storage, sentence: str, tmp_path: Path, tokenizer: object) -> None:
     model = wide_model()

@@ -26,7 +26,7 @@ STORAGES = {
     "factors": FactorStorage(),
     "pivot": PivotStorage(),
     "remap": RemapStorage(),
-    "quantised": RTNStorage(6, 5),
+    "quantised": RTNStorage(5, 5, zero_points=True),
 }
 CLASSES = {
     "llama_gqa": ("LlamaForCausalLM", "LlamaModel"),

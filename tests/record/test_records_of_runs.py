@@ -1,6 +1,7 @@
 """What runs write is what is declared, no more and no less."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from hydra.core.config_store import ConfigStore
 from svdexp.cells.guard import config_dir
 from svdexp.record import misfits, place
 from svdexp.record import results as keys
+from svdexp.report.sound import layers_fault
 from svdexp.runs import compression as experiment
 from svdexp.runs import evaluation as standalone
 from svdexp.schema import Config, EvaluateConfig, validate, validate_evaluation
 
 # Of generative tasks, which tests/evaluation/test_library.py runs.
 SCORES = {keys.SCORE, keys.SCORE_STDERR}
-# What runs on CUDA alone have, and what evaluations alone have.
-ELSEWHERE = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE, keys.FILE_BYTES} | SCORES
+# What runs on CUDA alone have, what evaluations alone have, and what a choice of forms alone gives.
+ELSEWHERE = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE, keys.FILE_BYTES, keys.FORMS} | SCORES
 ROWS = [{"goal": "the rank of", "sol1": "a matrix", "sol2": "its rows", "label": row % 2} for row in range(4)]
 # Figures that an evaluation alone has, too.
 MEASURED = {keys.PPL, keys.PPL_STDERR, keys.PPL_TOKENS, keys.ACC, keys.SPEED, keys.LATENCY, keys.PARAMS, keys.BYTES}
@@ -58,6 +60,24 @@ def test_a_compressions_record(
     assert set(keys.ENTRIES) - written == ELSEWHERE
     twins = {found.entry for key in record if (found := place(key)) and found.of_dense}
     assert twins == {entry for entry in keys.ENTRIES if entry.twin} - SCORES
+
+
+def test_a_choice_of_forms_is_on_record(
+    model_folder: Path, other_text_file: Path, measured: list[str], tmp_path: Path
+) -> None:
+    ConfigStore.instance().store(name="schema", node=Config)
+    text = ["calibration=files", f"calibration.files=[{other_text_file}]", "calibration.samples=4"]
+    text += ["calibration.seq_len=32", "tracker=none", "save=none", "storage.forms=[rtn2-g8,gptq4-g8,pivot,dense]"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("config", [f"model.path={model_folder}", "method=mixed", "ratio=0.3", *text, *measured])
+        experiment.run(validate(cfg), tmp_path / "run")
+    record, rows = read(tmp_path / "run"), json.loads((tmp_path / "run" / "layers.json").read_text())
+    chosen = json.loads((tmp_path / "run" / "forms.json").read_text())
+    assert misfits(record) == []
+    assert layers_fault(rows) is None
+    assert {row["name"]: row["form"] for row in rows} == chosen
+    assert keys.FORMS.of(record) == Counter(form.partition("@")[0] for form in chosen.values())
+    assert all(0 <= row["energy_lost"] < 1 for row in rows)
 
 
 def test_an_evaluations_record(model_folder: Path, measured: list[str], tmp_path: Path) -> None:

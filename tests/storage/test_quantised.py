@@ -32,7 +32,10 @@ from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import by_the_book, correlated
 from tests.test_compress import WHITENED
 
-STORAGES = [RTNStorage(8, None), RTNStorage(6, 7), RTNStorage(4, 4), RTNStorage(3, 1), RTNStorage(4, 1000)]
+STORAGES = [
+    *(RTNStorage(8, None), RTNStorage(6, 7), RTNStorage(4, 4), RTNStorage(3, 1), RTNStorage(4, 1000)),
+    *(RTNStorage(5, 8), RTNStorage(2, 3), RTNStorage(3, 7, zero_points=True), RTNStorage(5, None, zero_points=True)),
+]
 SHAPES = [(7, 5, 3), (5, 7, 3), (6, 6, 6), (9, 4, 1), (1, 8, 1), (40, 30, 29)]
 UP = "model.layers.0.mlp.up_proj"
 
@@ -60,6 +63,8 @@ def test_bits_by_hand() -> None:
     """Rank 33 of (64, 40): B has 33 × 40 codes and two scales a row, A 64 × 33 and two."""
     assert RTNStorage(4, 32).bits(33, 64, 40) == 4 * 33 * (40 + 64) + 16 * 2 * (33 + 64)
     assert RTNStorage(8, None).bits(33, 64, 40) == 8 * 33 * (40 + 64) + 16 * (33 + 64)
+    assert RTNStorage(4, 32, zero_points=True).whole_bits(64, 40) == RTNStorage(4, 32).whole_bits(64, 40) + 4 * 2 * 64
+    assert RTNStorage(5, 32).whole_bits(3, 5) == 8 * 10 + 16 * 3  # 15 codes take 2 units of 5 bytes
     assert RTNStorage(6, None).bits(3, 5, 3) == 8 * 9 + 8 * 12 + 16 * 8  # 9 codes take 3 units of 3 bytes, 15 take 4
 
 
@@ -72,7 +77,8 @@ def test_both_factors_are_within_half_a_step(storage: RTNStorage, spread: int) -
     layer, length = build(factors, storage), factors.A.norm(dim=0)
     for side, whole in (("out", factors.A / length), ("in", factors.B * length[:, None])):
         error = (layer.factor(side, torch.float64) - whole).abs().amax(1)
-        assert bool((error <= whole.abs().amax(1) * 0.51 / (2 ** (storage.code_bits - 1) - 0.5) + 2.0**-25).all())
+        step = whole.abs().amax(1) / (2 ** (storage.code_bits - 1) - 0.5)
+        assert bool((error <= (1.02 if storage.zero_points else 0.51) * step + 2.0**-25).all())
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
@@ -286,11 +292,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer: object) -> Path:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"code_bits": 5}, "codes have 3, 4, 6, 8 bits, not 5"),
+        ({"code_bits": 7}, "codes have 2, 3, 4, 5, 6, 8 bits, not 7"),
         ({"code_bits": 8}, "_codes has shape .*, not"),
         ({"group_size": 0}, "a group has at least 1 code, not 0"),
         ({"group_size": "many"}, "a group has at least 1 code, not many"),
         ({"group_size": 3}, "_scale has shape .*, not"),
+        ({"zero_points": True}, "_zero"),
+        ({"zero_points": 1}, f"entry of {UP} in config.json is not understood"),
         ({"device": "cuda"}, f"entry of {UP} in config.json is not understood"),
         (None, f"entry of {UP} in config.json is not understood"),
     ],

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from svdexp.models.portable.svdexp_quantised import CODE_BITS, middle, pack, packed_bytes, unpack
-from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, to_nearest, turns
+from svdexp.models.portable.svdexp_quantised import CODE_BITS, pack, packed_bytes, unit, unpack
+from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, gptq_each, to_nearest, turns
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]
+ASYMMETRIC = [Grid(bits, size, zero_points=True) for bits in (2, 3, 5, 8) for size in (None, 5, 16)]
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +28,7 @@ def test_packed_codes_come_back(bits: int, count: int) -> None:
     packed = pack(codes, bits)
     assert (packed.dtype, len(packed)) == (torch.uint8, packed_bytes(count, bits))
     assert torch.equal(unpack(packed, count, bits).long(), codes)
-    assert bits * count <= 8 * len(packed) <= bits * count + 24
+    assert bits * count <= 8 * len(packed) < bits * count + 8 * unit(bits)[1]
 
 
 @pytest.mark.parametrize("bits", CODE_BITS)
@@ -65,19 +66,20 @@ def by_the_book(W: torch.Tensor, C: torch.Tensor, grid: Grid) -> Rounded:
     H = C + DAMPING * C.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     size = grid.group_size or columns
     left, done = torch.ones(columns, dtype=torch.bool), set()
-    codes, scale = torch.zeros_like(W), grid.scales(W)
+    codes, (scale, zero) = torch.zeros_like(W), grid.levels(W)
     for i in torch.cat(turns(C.diagonal(), grid.group_size)).tolist():
         group = i // size
         if group not in done:
             done.add(group)
-            scale[:, group] = grid.scales(W[:, group * size : (group + 1) * size])[:, 0]
+            levels = grid.levels(W[:, group * size : (group + 1) * size])
+            scale[:, group], zero[:, group] = (level[:, 0] for level in levels)
         inverse = torch.zeros_like(H)
         inverse[left[:, None] & left] = torch.linalg.inv(H[left][:, left]).flatten()
-        codes[:, i] = grid.nearest(W[:, i], scale[:, group].double())
-        error = W[:, i] - (codes[:, i] - middle(grid.bits)) * scale[:, group].double()
+        codes[:, i] = grid.nearest(W[:, i], scale[:, group].double(), zero[:, group])
+        error = W[:, i] - (codes[:, i] - zero[:, group]) * scale[:, group].double()
         W -= torch.outer(error / inverse[i, i], inverse[i])
         left[i] = False
-    return Rounded(codes.int(), scale)
+    return grid.rounded(codes.int(), scale, zero)
 
 
 def test_large_inputs_come_first_and_groups_stay_together() -> None:
@@ -86,7 +88,39 @@ def test_large_inputs_come_first_and_groups_stay_together() -> None:
     assert torch.cat(turns(diagonal, None)).tolist() == [5, 1, 3, 4, 2, 0, 6]
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("grid", ASYMMETRIC, ids=str)
+@pytest.mark.parametrize("columns", [1, 5, 13, 32])
+def test_zero_points_halve_the_steps_of_one_sided_groups(grid: Grid, columns: int) -> None:
+    """Numbers of one sign waste no code; of both signs, every number lies within a step, and zero is exact."""
+    W = drawn(6, columns).abs() + 0.1
+    rounded, symmetric = to_nearest(W, grid), to_nearest(W, Grid(grid.bits, grid.group_size))
+    assert int(rounded.codes.min()) >= 0
+    assert int(rounded.codes.max()) <= grid.highest
+    assert rounded.zero is not None
+    assert symmetric.zero is None
+    assert bool((rounded.scale <= 0.51 * symmetric.scale).all())
+    assert float((grid.numbers(rounded) - W).abs().max()) <= 0.5 * float(rounded.scale.max()) * (1 + 1e-9)
+    W = drawn(6, columns)
+    W[:, 0] = 0
+    rounded = to_nearest(W, grid)
+    stored, size = grid.numbers(rounded), grid.group_size or columns
+    assert bool((stored[:, 0] == 0).all())
+    steps = rounded.scale.double().repeat_interleave(size, 1)[:, :columns]
+    assert bool(((stored - W).abs() <= steps).all())
+
+
+def test_grids_walk_together_as_they_do_alone() -> None:
+    W, C = drawn(5, 40, seed=3), correlated(40)
+    for size in (None, 16):
+        grids = [Grid(2, size), Grid(3, size, zero_points=True), Grid(8, size), Grid(5, size)]
+        for grid, together in zip(grids, gptq_each(W, C, grids), strict=True):
+            alone = gptq(W, C, grid)
+            assert torch.equal(together.codes, alone.codes)
+            assert torch.equal(together.scale, alone.scale)
+            assert (together.zero is None) == (alone.zero is None) == (not grid.zero_points)
+
+
+@pytest.mark.parametrize("grid", GRIDS + ASYMMETRIC, ids=str)
 @pytest.mark.parametrize("columns", [3, 16, 140])
 def test_gptq_is_the_recursion(grid: Grid, columns: int) -> None:
     W, C = drawn(4, columns, seed=3), correlated(columns)
@@ -108,7 +142,7 @@ def test_gptq_loses_less_on_correlated_inputs(bits: int, group_size: int | None)
     assert lost(W, gptq(W, C, grid), grid, C) < 0.5 * lost(W, to_nearest(W, grid), grid, C)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("grid", GRIDS + ASYMMETRIC, ids=str)
 @pytest.mark.parametrize("C", [torch.eye(24), torch.zeros(24, 24)], ids=["white", "none"])
 def test_gptq_rounds_to_nearest_where_inputs_say_nothing(grid: Grid, C: torch.Tensor) -> None:
     W = drawn(5, 24)

@@ -33,7 +33,9 @@ class Signs(Storage):
     def bits(self, rank: int, m: int, n: int) -> int:
         return m * n + rank * (m + n) * 16
 
-    def target(self, W: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
+    def target(
+        self, W: torch.Tensor, C: torch.Tensor | None = None, kept: Kept | None = None
+    ) -> tuple[torch.Tensor, Kept | None]:
         Q = self.step * W.sign()
         return W - Q, {"Q": Q}
 
@@ -143,5 +145,7 @@ def test_what_waits_keeps_nothing_beside_its_factors() -> None:
         class Both(Storage):
             waits: ClassVar[bool] = True
 
-            def target(self, W: torch.Tensor) -> tuple[torch.Tensor, Kept | None]:
+            def target(
+                self, W: torch.Tensor, C: torch.Tensor | None = None, kept: Kept | None = None
+            ) -> tuple[torch.Tensor, Kept | None]:
                 return W, {"Q": W}

@@ -168,7 +168,11 @@ def _understood(entry: Any) -> bool:
     if not isinstance(entry, dict) or entry.get("storage") not in LAYERS:
         return False
     options, layer = entry.get("options", {}), LAYERS[entry["storage"]]
-    complete = isinstance(options, dict) and options.keys() == set(layer.options)
+    complete = (
+        isinstance(options, dict)
+        and options.keys() - layer.switches == set(layer.options)
+        and all(type(options.get(switch, False)) is bool for switch in layer.switches)
+    )
     if entry.get("rank") is None:
         return complete and layer.keeps_whole
     return complete and type(entry["rank"]) is int and entry["rank"] >= 1
@@ -177,6 +181,7 @@ def _understood(entry: Any) -> bool:
 def entry_of(layer: Any, rank: int | None) -> dict[str, Any]:
     """The entry in the table of a layer of one of the kinds."""
     options = {option: getattr(layer, option) for option in layer.options}
+    options |= {switch: True for switch in layer.switches if getattr(layer, switch)}
     return {"storage": layer.kind, "rank": rank} | ({"options": options} if options else {})
 
 

@@ -18,6 +18,7 @@ class Replacement(nn.Module):
     Attributes:
         kind: what config.json calls the format.
         options: what its constructor takes beside a shape, by keyword; its layers have it as attributes.
+        switches: further options that are False where config.json does not name them.
         keeps_whole: whether it can keep a matrix that is not factorised, with a rank of None.
         sides: its children on the side of the outputs and of the inputs, which several devices can split as they do a
             dense layer; None where there are none.
@@ -25,6 +26,7 @@ class Replacement(nn.Module):
 
     kind: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    switches: ClassVar[tuple[str, ...]] = ()
     keeps_whole: ClassVar[bool] = False
     sides: ClassVar[tuple[str, str] | None] = None
 

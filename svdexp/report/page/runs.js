@@ -82,7 +82,7 @@ function showRun() {
   place.append(element("h3", "Figures"), table(["figure", "value", "dense", "unit"], figures));
   place.append(folded("Settings", table(["setting", "value"], Object.entries(run.settings))));
   if (!run.layers.length) return;
-  const rows = run.layers.map((layer) => [layer.name, layer.m ? `${layer.m} × ${layer.n}` : "", layer.rank ?? "dense", short(layer.share), short(layer.bits), short(layer.lost)]);
+  const rows = run.layers.map((layer) => [layer.name, layer.m ? `${layer.m} × ${layer.n}` : "", layer.form ?? layer.rank ?? "dense", short(layer.share), short(layer.bits), short(layer.lost)]);
   place.append(folded("Layers", table(["layer", "m × n", "rank", "share of full rank", "share of bits", "energy lost"], rows)));
 }
 
@@ -114,7 +114,7 @@ function showDifference() {
   place.append(panels(data.ofTwo, (key) =>
     layersOf(b, key).filter((layer) => (first.get(layer.name)?.[key] ?? null) !== null).map((layer) => ({
       ...layer,
-      rank: `${first.get(layer.name).rank ?? "dense"} → ${layer.rank ?? "dense"}`,
+      rank: `${first.get(layer.name).form ?? first.get(layer.name).rank ?? "dense"} → ${layer.form ?? layer.rank ?? "dense"}`,
       [key]: layer[key] - first.get(layer.name)[key],
     })),
   ));
