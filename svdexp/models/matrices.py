@@ -56,6 +56,11 @@ class Matrix:
         """The name of the module that decides whether the matrix is used: where it runs, the matrix should."""
         return self.family.holder(self.name)
 
+    @property
+    def rivals(self) -> str | None:
+        """What it shares with the matrices of other experts; None where every token goes through it."""
+        return self.family.rivals(self.name)
+
     def computes(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
         """Whether its dense layer, called with `args`, made W x + b of one argument x."""
         return self.family.computes(self.layer(model), args, output)

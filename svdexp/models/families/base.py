@@ -37,6 +37,13 @@ class Family(ABC):
     def holder(self, name: str) -> str:
         """The name of the module that decides whether the matrix called `name` is used."""
 
+    def rivals(self, name: str) -> str | None:
+        """What the matrix called `name` and those have in common among which each token chooses some; None: it takes all.
+
+        Such matrices are experts: one of them may see few tokens, or none.
+        """
+        return None
+
     @abstractmethod
     def is_dense(self, layer: nn.Module) -> bool:
         """Whether a layer is the model's own."""

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
+from .svdexp_experts import ExpertList, split_named
 from .svdexp_layers import LAYERS
 
 PREFIX = "LowRank"
@@ -59,6 +60,9 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     ) -> None:
         if is_main_process:
             kinds = {entry["storage"] for entry in layer_table(self.config).values()}
+            for part in self.modules():
+                if isinstance(part, ExpertList):
+                    part.apart()  # in files every tensor is one of its own
             write_code({architecture, dense_class(type(self.base_model))}, kinds, Path(save_directory))
         # Tensors keep the names that they have here. Those of the original files, to which transformers would turn
         # back, may be of tensors made of several matrices, and now there may be factors in the place of one.
@@ -199,6 +203,8 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
     if model.base_model is model and not layers.keys() <= modules.keys():
         start = f"{model.base_model_prefix}."
         layers = {name.removeprefix(start): entry for name, entry in layers.items() if name.startswith(start)}
+    split_named(model, layers)
+    modules = dict(model.named_modules())
     for name, entry in layers.items():
         old = modules.get(name)
         if not isinstance(old, nn.Linear | Conv1D):
@@ -217,8 +223,11 @@ def sharding_plan(model: PreTrainedModel, layers: Table) -> dict[str, str]:
     """The tensor-parallel plan of the architecture for the layers that are now in it; empty where there is none.
 
     Of a layer whose output is split, the output side is split; of one whose input is split, the input side. The other
-    side is on every device. Pivots reorder what would be split and codes are no parameters, so these have no plan.
+    side is on every device. Pivots reorder what would be split and codes are no parameters, so these have no plan, nor
+    have experts.
     """
+    if any(isinstance(part, ExpertList) for part in model.modules()):
+        return {}
     dense: dict[str, str] = dict(getattr(model, "_tp_plan", None) or {})
     rules = {name: re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_modules()}
     plan: dict[str, str] = {}
