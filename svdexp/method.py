@@ -89,17 +89,17 @@ class Method:
 
     def statistics(self, layers: Iterable[Matrix]) -> dict[str, tuple[str, ...]]:
         """Which statistics the weighting is given, and beside it the storage, by layer."""
-        return {layer.name: self.needs(layer.m, layer.n) for layer in layers}
+        return {layer.name: self.needs(layer.m, layer.n, lent=layer.rivals is not None) for layer in layers}
 
-    def needs(self, m: int, n: int) -> tuple[str, ...]:
+    def needs(self, m: int, n: int, *, lent: bool = False) -> tuple[str, ...]:
         """Which of a layer with W (m, n).
 
-        They are of its smaller side, unless the route to the optimum goes over the larger one, or what is decomposed or
-        measured is another matrix than the W that activations have seen.
+        They are of its smaller side, unless the route to the optimum goes over the larger one, what is decomposed or measured
+        is another matrix than the W that activations have seen, or C and G are `lent` to other layers as well.
         """
         if self.weighting is None:
             return ()
-        reduced = takes_smaller_side(self.numerics, m, n) and not self.storage.split and not self.measures
+        reduced = takes_smaller_side(self.numerics, m, n) and not (self.storage.split or self.measures or lent)
         return tuple(dict.fromkeys([*needs_of(self.weighting, m, n, reduced), *self.storage.needs]))
 
     @property

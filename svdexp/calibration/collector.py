@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdexp.calibration.experts import lend
 from svdexp.calibration.needs import Needs, by_layer, distinct
 from svdexp.calibration.statistics import (
     GRADIENT_STATISTICS,
@@ -52,6 +53,7 @@ class Collector:
 
     def __init__(self, model: nn.Module, layers: Sequence[Matrix], leaders: dict[str, str], needs: Needs):
         modules, asked = layers_of(model, layers), by_layer(needs, layers)
+        self._layers = layers
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
         device = {name: next(layer.parameters()).device for name, layer in modules.items()}
@@ -100,6 +102,7 @@ class Collector:
 
     def results(self) -> dict[str, Statistics]:
         """Statistics per layer, once; layers that share an input share the tensors of its statistics."""
+        lend(self._layers, self._inputs, self._gradients)
         shared = {leader: _emptied(group) for leader, group in self._inputs.items()}
         found: dict[str, Statistics] = {}
         for name, leader in self.leaders.items():

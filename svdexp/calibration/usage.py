@@ -7,6 +7,7 @@ something else than W x + b; and a layer may run without gradients where these a
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,11 +108,25 @@ class Observer:
 
     def fault(self, name: str, gradients: bool) -> str | None:
         """Why the layer does not work as a linear one, if it does not."""
-        if name not in self.ran:
+        alike = self._alike(name)
+        if not alike & self.ran:
             return NEVER if self.matrices[name].holder in self.ran else NO_DATA
         if name in self.other:
             return OTHER
-        return NO_GRADIENT if gradients and name not in self.reached else None
+        return NO_GRADIENT if gradients and not alike & self.reached else None
+
+    def _alike(self, name: str) -> set[str]:
+        """The layers that are used as this one is: itself, or all experts where the one may be chosen next time."""
+        rivals = self.matrices[name].rivals
+        return {name} if rivals is None else self._stacks[rivals]
+
+    @cached_property
+    def _stacks(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for matrix in self.matrices.values():
+            if matrix.rivals is not None:
+                found.setdefault(matrix.rivals, set()).add(matrix.name)
+        return found
 
     def _look(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.ran.add(name)

@@ -25,13 +25,28 @@ from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.storage import NUMBER_BITS, FactorStorage, stored_bits
 from tests.conftest import TINY, tiny_model
+from tests.support.experts import EXPERTS, tiny_experts
 from tests.support.shrunk import truncated
+
+# With biases and transposed stacks, and beside shared experts and a first block without any.
+MIXTURES = ["gpt_oss", "deepseek_v3"]
+NAMES = [*TINY, *MIXTURES]
+
+
+def tiny(name: str) -> PreTrainedModel:
+    """One of them."""
+    return tiny_model(name) if name in TINY else tiny_experts(name)
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny(request.param)
 
 
 def skeleton(name: str) -> PreTrainedModel:
     """The architecture without weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(TINY[name]))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy((TINY | EXPERTS)[name]))
     return model
 
 
@@ -42,7 +57,7 @@ def of_one_block(model: PreTrainedModel) -> list[Matrix]:
 
 
 def test_every_family_is_met() -> None:
-    assert {matrix.family for name in TINY for matrix in find_matrices(tiny_model(name), Targets())} == set(FAMILIES)
+    assert {matrix.family for name in NAMES for matrix in find_matrices(tiny(name), Targets())} == set(FAMILIES)
 
 
 def test_layers_compute_what_weight_and_bias_say(model: PreTrainedModel) -> None:
@@ -89,9 +104,9 @@ def test_what_is_put_runs_and_what_stood_there_comes_back(model: PreTrainedModel
     assert matrices_in(model) == whole
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NAMES)
 def test_dense_layers_of_given_weights_make_the_same_model(name: str, windows: torch.Tensor) -> None:
-    model, source, empty = tiny_model(name), tiny_model(name), skeleton(name)
+    model, source, empty = tiny(name), tiny(name), skeleton(name)
     expected = model(windows).logits
     for matrix in find_matrices(model, Targets()):
         W, b = matrix.weight(source).clone(), matrix.bias(source)
@@ -104,11 +119,11 @@ def test_dense_layers_of_given_weights_make_the_same_model(name: str, windows: t
     ]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_weights_there_are_the_same_matrices(name: str) -> None:
     empty = skeleton(name)
     matrices = find_matrices(empty, Targets())
-    assert matrices == find_matrices(tiny_model(name), Targets())
+    assert matrices == find_matrices(tiny(name), Targets())
     assert all(matrix.weight(empty).is_meta and matrix.is_dense(empty) for matrix in matrices)
 
 
@@ -123,7 +138,9 @@ def test_handles_keep_no_model_alive_and_are_the_same_anywhere(model: PreTrained
     assert layer() is None
 
 
-def test_layers_by_name_in_the_order_of_the_modules(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_layers_by_name_in_the_order_of_the_modules(name: str) -> None:
+    model = tiny_model(name)
     found = layers_of(model, find_matrices(model, Targets()))
     inside = [name for name, _ in model.named_modules() if name in found]
     assert list(found) == inside
@@ -151,7 +168,9 @@ class Products(TorchFunctionMode):
         return result
 
 
-def test_listening_hears_what_every_product_gets(model: PreTrainedModel, windows: torch.Tensor) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_listening_hears_what_every_product_gets(name: str, windows: torch.Tensor) -> None:
+    model = tiny_model(name)
     matrices = find_matrices(model, Targets())
     layers = layers_of(model, matrices)
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}

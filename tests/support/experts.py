@@ -1,6 +1,10 @@
 """Tiny mixtures of experts, one of each kind of architecture."""
 
+import copy
+
+import torch
 from transformers import (
+    AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
     GptOssConfig,
@@ -8,8 +12,12 @@ from transformers import (
     MixtralConfig,
     OlmoeConfig,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen3MoeConfig,
 )
+
+from svdexp.models.matrices import Matrix
+from svdexp.models.structure import Targets, find_matrices
 
 SHAPE = {
     "vocab_size": 96,
@@ -54,3 +62,18 @@ EXPERTS: dict[str, PretrainedConfig] = {
         attention_chunk_size=32,
     ),
 }
+
+
+def tiny_experts(name: str) -> PreTrainedModel:
+    """A float32 model with random weights, the same at every call; biases are random too, so they count."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(EXPERTS[name]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def experts_in(model: PreTrainedModel) -> list[Matrix]:
+    """The matrices of its experts."""
+    return [matrix for matrix in find_matrices(model, Targets()) if matrix.rivals]

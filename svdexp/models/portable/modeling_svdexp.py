@@ -198,13 +198,14 @@ def replace_layers(model: PreTrainedModel, layers: Table) -> Table:
     Raises:
         ValueError: a name is not that of a linear layer, or a rank is beyond its shape.
     """
+    split_named(model, layers)
     modules = dict(model.named_modules())
     # The names in a model without a head lack the causal language model's prefix.
     if model.base_model is model and not layers.keys() <= modules.keys():
         start = f"{model.base_model_prefix}."
         layers = {name.removeprefix(start): entry for name, entry in layers.items() if name.startswith(start)}
-    split_named(model, layers)
-    modules = dict(model.named_modules())
+        split_named(model, layers)
+        modules = dict(model.named_modules())
     for name, entry in layers.items():
         old = modules.get(name)
         if not isinstance(old, nn.Linear | Conv1D):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .svdexp_factors import LowRankLinear
 
@@ -25,6 +26,8 @@ STACKS = ("gate_up_proj", "up_proj", "down_proj")
 SIMILAR = 0.8
 # Rows of a tensor that the kernels of grouped products take must have a multiple of so many bytes.
 ALIGNED = 16
+# What they multiply.
+GROUPED = (torch.float32, torch.bfloat16, torch.float16)
 SIDES = ("rank_in", "rank_out")
 
 
@@ -52,7 +55,12 @@ class Rows(NamedTuple):
     @property
     def unknown(self) -> bool:
         """Whether there are shapes only, as for an estimate."""
-        return self.counts.is_meta or type(self.counts) is not torch.Tensor
+        return has_no_values(self.counts)
+
+
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a shape only."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def layout_of(module: nn.Module) -> Layout | None:
@@ -129,7 +137,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _has_grouped_product(x: torch.Tensor) -> bool:
-    if not hasattr(nn.functional, "grouped_mm"):
+    if not hasattr(nn.functional, "grouped_mm") or x.dtype not in GROUPED:
         return False
     return x.device.type == "cpu" or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
 
@@ -252,7 +260,7 @@ def _everywhere(experts: Any, layout: Layout, products: Sequence[Any], x: torch.
     flat = x.reshape(-1, x.shape[-1])
     used = flat.any(-1)
     numbers = torch.arange(count, device=x.device).repeat_interleave(len(flat) // count)
-    if x.is_meta or type(x) is not torch.Tensor:
+    if has_no_values(x):
         return _through(experts, layout, products, flat, Rows(numbers, used.view(count, -1).sum(1)))
     places = used.nonzero()[:, 0]
     y = _through(experts, layout, products, flat[places], Rows(numbers[places], used.view(count, -1).sum(1)))
@@ -325,6 +333,7 @@ def dense_class(found: type[nn.Module]) -> type[nn.Module]:
 
 def split(experts: nn.Module, key: str, layers: Iterable[nn.Module]) -> None:
     """Let `layers` take the place of the stack called `key`."""
+    experts.__dict__.setdefault("order", list(experts._parameters))
     del experts._parameters[key]
     experts.add_module(key, ExpertList(layers))
     dense: Any = dense_class(type(experts))
@@ -335,6 +344,9 @@ def join(experts: nn.Module, key: str, stack: nn.Parameter) -> None:
     """The opposite: `stack` takes the place of the list called `key`."""
     del experts._modules[key]
     experts.register_parameter(key, stack)
+    for name in experts.__dict__["order"]:  # as they stood
+        if name in experts._parameters:
+            experts._parameters[name] = experts._parameters.pop(name)
     if not any(isinstance(part, ExpertList) for part in experts.children()):
         experts.__class__ = dense_class(type(experts))
 

@@ -1,0 +1,142 @@
+"""Mixtures of experts: matrices of their own while the model computes what it did."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import svdexp
+from svdexp.checkpoints.checkpoint import label
+from svdexp.models.factors import low_rank_layer
+from svdexp.models.hooks import input_hooks
+from svdexp.models.matrices import layers_of
+from svdexp.models.portable import svdexp_experts
+from svdexp.models.portable.svdexp_experts import ExpertList
+from svdexp.models.structure import stored_bytes, stored_tensors
+from tests.support.experts import EXPERTS, experts_in, tiny_experts
+from tests.support.shrunk import truncated
+
+TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=sorted(EXPERTS))
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+def put(model: PreTrainedModel, ranks: dict[str, int]) -> None:
+    """Give experts ranks."""
+    for matrix in (matrix for matrix in experts_in(model) if matrix.name in ranks):
+        W = matrix.weight(model)
+        matrix.put(model, low_rank_layer(truncated(W, ranks[matrix.name]), None, W))
+
+
+def many_ranks(model: PreTrainedModel, start: int = 2) -> dict[str, int]:
+    """Ranks from `start` upwards, so that some are similar and some are not."""
+    return {matrix.name: start + index % 11 for index, matrix in enumerate(experts_in(model))}
+
+
+def test_every_expert_has_its_matrices(name: str) -> None:
+    model = tiny_experts(name)
+    found = experts_in(model)
+    stacks = {key: x for key, x in model.named_parameters() if x.ndim == 3}
+    assert {matrix.rivals for matrix in found} == set(stacks)
+    assert len(found) == sum(len(stack) for stack in stacks.values())
+    for matrix in found:
+        stack = stacks[str(matrix.rivals)][int(matrix.name.rpartition(".")[2])]
+        W = matrix.weight(model)
+        assert torch.equal(W, stack if stack.shape == W.shape else stack.T)
+
+
+def test_layers_hear_the_tokens_that_chose_them_and_the_model_gives_the_same(name: str) -> None:
+    model = tiny_experts(name)
+    before = model(TOKENS).logits
+    tokens: dict[str, int] = {}
+    layers = layers_of(model, experts_in(model))
+    with input_hooks(layers, lambda layer, x: tokens.update({layer: tokens.get(layer, 0) + len(x)})):
+        heard = model(TOKENS).logits
+    torch.testing.assert_close(heard, before)
+    chosen = model.config.num_experts_per_tok * TOKENS.numel()
+    for stack in {str(matrix.rivals) for matrix in experts_in(model)}:
+        assert sum(count for layer, count in tokens.items() if layer.startswith(stack)) == chosen
+
+
+def test_full_rank_is_the_identity(name: str) -> None:
+    model = tiny_experts(name)
+    before = model(TOKENS).logits
+    for matrix in experts_in(model):
+        W = matrix.weight(model)
+        matrix.put(model, low_rank_layer(truncated(W, min(W.shape)), None, W))
+    assert any(isinstance(part, ExpertList) for part in model.modules())
+    torch.testing.assert_close(model(TOKENS).logits, before, atol=2e-5, rtol=1e-4)
+
+
+def test_side_by_side_is_what_one_by_one_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_experts(name)
+    ranks = many_ranks(model)
+    del ranks[next(iter(ranks))]  # stays dense
+    put(model, ranks)
+    grouped = model(TOKENS).logits
+    lists = [part for part in model.modules() if isinstance(part, ExpertList)]
+    assert sum("groups" in vars(part) for part in lists) == len(lists) - 1
+    assert max(len(vars(part).get("groups", ())) for part in lists) > 1
+    monkeypatch.setattr(svdexp_experts, "_has_grouped_product", lambda x: False)
+    torch.testing.assert_close(model(TOKENS).logits, grouped)
+
+
+def test_what_is_changed_counts_at_once(name: str) -> None:
+    model = tiny_experts(name)
+    put(model, many_ranks(model))
+    before = model(TOKENS).logits
+    matrix = experts_of(model)[0]
+    layer = model.get_submodule(matrix)
+    layer.rank_out.weight.mul_(2)  # in place: a view
+    changed = model(TOKENS).logits
+    assert not torch.equal(changed, before)
+    layer.rank_out.weight = torch.nn.Parameter(layer.rank_out.weight / 2, requires_grad=False)  # another tensor
+    torch.testing.assert_close(model(TOKENS).logits, before)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(twin(TOKENS).logits, before)
+    assert twin.double()(TOKENS).logits.dtype == torch.float64
+
+
+def experts_of(model: PreTrainedModel) -> list[str]:
+    """The names of the layers of lists."""
+    return [
+        f"{name}.{index}"
+        for name, part in model.named_modules()
+        if isinstance(part, ExpertList)
+        for index in range(len(part))
+    ]
+
+
+def test_gradients_reach_the_factors(name: str) -> None:
+    model = tiny_experts(name)
+    put(model, many_ranks(model))
+    model(TOKENS)  # side by side
+    layers = [model.get_submodule(layer).requires_grad_(True) for layer in experts_of(model)]
+    model(TOKENS).logits.square().sum().backward()
+    reached = [layer.rank_in.weight.grad is not None for layer in layers]
+    assert sum(reached) > len(reached) / 2
+
+
+def test_plain_transformers_loads_what_was_saved(name: str, tmp_path: Path) -> None:
+    model = tiny_experts(name)
+    ranks = many_ranks(model)
+    del ranks[next(iter(ranks))]
+    put(model, ranks)
+    before = model(TOKENS).logits  # side by side: views of one tensor
+    size = stored_bytes(model)
+    label(model, ranks)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "svdexp_experts.py").is_file()
+    torch.testing.assert_close(model(TOKENS).logits, before)
+    for again in (AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True), svdexp.load(tmp_path)[0]):
+        tensors, expected = stored_tensors(again), stored_tensors(model)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+        torch.testing.assert_close(again(TOKENS).logits, before)
+    assert stored_bytes(again) == size
