@@ -33,7 +33,7 @@ GROUPS = {
     "method/training": 4,
     "method/update": 2,
     "method/weighting": 5,
-    "model": 13,
+    "model": 31,
     "storage": 9,
     "tracker": 4,
 }

@@ -68,4 +68,6 @@ def _of(kind: Any, layers: Iterable[Matrix], accumulators: Accumulators) -> dict
 
 def _tell(unseen: Sequence[str]) -> None:
     if unseen:
-        log.warning("experts saw no token of the calibration text and take the mean of their layer: %s", abbreviated(unseen))
+        log.warning(
+            "experts saw no token of the calibration text and take the mean of their layer: %s", abbreviated(unseen)
+        )

@@ -64,7 +64,9 @@ def test_every_truncation_is_the_optimum_under_the_experts_own_statistics(name: 
             W = matrix.weight(dense).double()
             lost = torch.linalg.matrix_norm(left @ (W - matrix.weight(model).double()) @ right) ** 2
             energy = torch.linalg.svdvals(left @ W @ right).square()
-            torch.testing.assert_close(lost, energy[ranks[matrix.name] :].sum(), rtol=1e-3, atol=1e-6 * float(energy.sum()))
+            torch.testing.assert_close(
+                lost, energy[ranks[matrix.name] :].sum(), rtol=1e-3, atol=1e-6 * float(energy.sum())
+            )
 
 
 def test_few_vectors_lean_on_the_mean_and_many_do_not() -> None:
@@ -91,7 +93,10 @@ def test_an_expert_without_tokens_is_named_and_compressed(
     with caplog.at_level(logging.WARNING):
         result = svdexp.compress(model, windows, method="kron", ratio=0.5, storage="factors")
     said = "experts saw no token of the calibration text and take the mean of their layer: "
-    assert f"{said}model.layers.*.mlp.experts.gate_up_proj.* (2), model.layers.*.mlp.experts.down_proj.* (2)" in caplog.text
+    assert (
+        f"{said}model.layers.*.mlp.experts.gate_up_proj.* (2), model.layers.*.mlp.experts.down_proj.* (2)"
+        in caplog.text
+    )
     assert not result.compression.left_dense
     assert not any(torch.isnan(x).any() for x in model.parameters())
     unseen = [matrix for matrix in experts_in(tiny_experts("gpt_oss")) if matrix.name.endswith(".1")]
@@ -102,6 +107,8 @@ def test_an_expert_without_tokens_is_named_and_compressed(
 
 def test_pivots_and_blockwise_statistics_serve_experts_as_well(windows: torch.Tensor) -> None:
     model = tiny_experts("qwen3_moe")
-    result = svdexp.compress(model, windows, method="svd_llm", ratio=0.6, storage="pivot", overrides=["method.traversal=blockwise"])
+    result = svdexp.compress(
+        model, windows, method="svd_llm", ratio=0.6, storage="pivot", overrides=["method.traversal=blockwise"]
+    )
     assert 0.5 < result.achieved_ratio <= 0.6
     assert bool(torch.isfinite(model(windows).logits).all())

@@ -268,7 +268,9 @@ def _everywhere(experts: Any, layout: Layout, products: Sequence[Any], x: torch.
 
 
 def _through(experts: Any, layout: Layout, products: Sequence[Any], x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    first, last = (partial(_with_bias, experts, key, product) for key, product in zip(layout.stacks, products, strict=True))
+    first, last = (
+        partial(_with_bias, experts, key, product) for key, product in zip(layout.stacks, products, strict=True)
+    )
     inner = first(x, rows)
     if not getattr(experts, "has_gate", True):
         inner = experts.act_fn(inner)
