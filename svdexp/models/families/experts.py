@@ -28,7 +28,7 @@ from svdexp.models.portable.svdexp_experts import (
 
 
 class Slice(nn.Linear):
-    """The dense layer of one matrix: a view of its stack, or, where there is none any more, with a weight of its own."""
+    """The dense layer of one matrix: a view of its stack, or, where there is none, with a weight of its own."""
 
     def __init__(self, m: int, n: int, weight: torch.Tensor | None = None):
         nn.Module.__init__(self)

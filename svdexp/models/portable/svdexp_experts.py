@@ -235,7 +235,7 @@ def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tens
 
 
 def run(experts: Any, products: Sequence[Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-    """What `experts` compute of what they are given, by `products`, one for each stack: x (rows, n), rows → (rows, m)."""
+    """What `experts` compute of what they are given, by `products`, one a stack: x (rows, n), rows → (rows, m)."""
     layout = layout_of(experts)
     assert layout is not None
     return (_everywhere if layout.everywhere else _chosen)(experts, layout, products, *args, **kwargs)
