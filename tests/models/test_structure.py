@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, RwkvConfig
+from transformers import AutoModelForCausalLM, JetMoeConfig, MixtralConfig, PreTrainedModel, RwkvConfig
 
 from svdexp.models.families import LINEAR
 from svdexp.models.structure import Targets, find_blocks, find_matrices
@@ -49,23 +49,38 @@ def test_the_head_only_when_asked_and_never_when_tied() -> None:
         find_matrices(tiny_model("llama_gqa"), Targets(lm_head=True))
 
 
-def test_experts_in_one_tensor_are_refused_by_name_and_can_be_excluded() -> None:
-    model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
-    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.experts\.") as refusal:
+def stacks() -> PreTrainedModel:
+    """A mixture whose experts are not called by transformers' experts interface."""
+    sizes = {key: LLAMA_LIKE[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    config = JetMoeConfig(**sizes, num_key_value_heads=2, kv_channels=8, num_local_experts=2, num_experts_per_tok=1)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def test_stacks_of_another_kind_are_refused_by_name_and_can_be_excluded() -> None:
+    model = stacks()
+    with pytest.raises(UserError, match=r"model\.layers\.0\..*put_linear.* stacks matrices") as refusal:
         find_matrices(model, Targets())
     assert "targets.exclude" in str(refusal.value)
-    layers = find_matrices(model, Targets(exclude=["*.experts"]))
-    assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    layers = find_matrices(model, Targets(exclude=["*put_linear"]))
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"kv_proj", "layer"}
 
 
-def test_the_advice_for_stacked_experts_holds_for_all_blocks_and_keeps_what_is_excluded() -> None:
-    model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
-    with pytest.raises(UserError, match=r"all 6 of its kind.*targets\.exclude=") as refusal:
-        find_matrices(model, Targets(exclude=["*.k_proj"]))
+def test_the_advice_for_stacks_holds_for_all_blocks_and_keeps_what_is_excluded() -> None:
+    model = stacks()
+    with pytest.raises(UserError, match=r"all 12 of its kind.*targets\.exclude=") as refusal:
+        find_matrices(model, Targets(exclude=["*.kv_proj"]))
     advice = ast.literal_eval(str(refusal.value).rpartition("targets.exclude=")[2])
-    assert advice == ["*.k_proj", "model.layers.*.mlp.experts"]
+    assert advice[0] == "*.kv_proj"
     layers = find_matrices(model, Targets(exclude=advice))
-    assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "v_proj", "o_proj"}
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"layer"}
+
+
+def test_experts_can_be_excluded() -> None:
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**LLAMA_LIKE, num_local_experts=2))
+    assert sum(".experts." in layer.name for layer in find_matrices(model, Targets())) == 12
+    layers = find_matrices(model, Targets(exclude=["*.experts.*"]))
+    assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_vectors_of_many_dimensions_are_no_matrices() -> None:

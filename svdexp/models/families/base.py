@@ -38,7 +38,7 @@ class Family(ABC):
         """The name of the module that decides whether the matrix called `name` is used."""
 
     def rivals(self, name: str) -> str | None:
-        """The name that the matrix called `name` shares with others of which each token chooses some; None: it takes all.
+        """What the matrix called `name` shares with those of which a token chooses some; None: every token goes there.
 
         Such matrices are experts: one of them may see few tokens, or none.
         """
