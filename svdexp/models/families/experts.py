@@ -101,7 +101,8 @@ class Experts(Linear):
     def layer(self, model: nn.Module, name: str) -> nn.Module:
         """A slice, or a member of the list."""
         experts, key, index = _place(model, name)
-        found: nn.Module = experts._modules[key][index] if key in experts._modules else _slices(experts, key)[index]
+        layers: Any = experts._modules.get(key) or _slices(experts, key)
+        found: nn.Module = layers[index]
         return found
 
     def put(self, model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -140,7 +141,8 @@ class Experts(Linear):
 
     def filled(self, empty: nn.Module, W: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
         """A layer with `W` of its own; a matrix has no bias."""
-        return Slice(*W.shape, weight=W.detach())
+        m, n = W.shape
+        return Slice(m, n, W.detach())
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str, int]:

@@ -102,10 +102,10 @@ class ExpertList(nn.ModuleList):
 
     def _pairs(self) -> "list[Pair] | None":
         """The factors, if all layers are plain pairs of them that nobody listens to and nobody trains."""
-        layers = list(self._modules.values())
+        layers: list[Any] = list(self._modules.values())
         if not all(map(_is_plain, layers)):
             return None
-        pairs = [[layer._modules[side]._parameters["weight"] for side in SIDES] for layer in layers]
+        pairs: list[Pair] = [[layer._modules[side]._parameters["weight"] for side in SIDES] for layer in layers]
         trained = torch.is_grad_enabled() and any(weight.requires_grad for pair in pairs for weight in pair)
         return None if trained else pairs
 
@@ -131,7 +131,7 @@ def heard(layers: Iterable[Any]) -> bool:
 def _is_plain(layer: Any) -> bool:
     if type(layer) is not LowRankLinear:
         return False
-    sides = [layer._modules[side] for side in SIDES]
+    sides: list[Any] = [layer._modules[side] for side in SIDES]
     plain = all(type(side) is nn.Linear for side in sides) and sides[1]._parameters["bias"] is None
     return plain and not heard([layer, *sides])
 
@@ -229,8 +229,10 @@ def _product(group: Group, pairs: Sequence[Pair], x: torch.Tensor, counts: torch
 def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Each row of x (rows, n), sorted by expert, through its expert's layer, (rows, m), one expert after the other."""
     if rows.unknown:  # every expert gets all of them, each as a tensor of its own
-        return [layer(x.view_as(x)) for layer in layers][-1]
-    parts = zip(layers, x.split(rows.counts.tolist()), strict=True)
+        *_, y = [layer(x.view_as(x)) for layer in layers]
+        assert isinstance(y, torch.Tensor)
+        return y
+    parts = zip(layers, torch.split(x, rows.counts.tolist()), strict=True)
     return torch.cat([layer(part) for layer, part in parts if len(part)])
 
 
@@ -314,7 +316,7 @@ class Experts(nn.Module):
         if key in self._modules:
             return self._modules[key]
         slices = self.__dict__.get("slices", {}).get(key, ())  # svdexp's dense layers, to be heard
-        return partial(one_by_one, slices) if heard(slices) else partial(stacked, self._parameters[key], transposed)
+        return partial(one_by_one, slices) if heard(slices) else partial(stacked, self.get_parameter(key), transposed)
 
     def __getattr__(self, name: str) -> Any:
         """Methods of the dense class, too."""
