@@ -28,13 +28,14 @@ def show() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from svdexp.bench import decompositions, estimates, layers, stacks, training
+    from svdexp.bench import decompositions, estimates, experts, layers, stacks, training
 
     torch.manual_seed(0)
     table = Table(title="speed against the plain way (above 1 is faster)", title_justify="left")
     for heading in ("what", "plain way", "shape", "ratio"):
         table.add_column(heading)
-    for row in chain(decompositions.rows(), layers.rows(), stacks.rows(), training.rows(), estimates.rows()):
+    parts = (decompositions, layers, experts, stacks, training, estimates)
+    for row in chain.from_iterable(part.rows() for part in parts):
         table.add_row(row.what, row.plain, row.shape, f"{row.ratio:.2f}")
     Console().print(table)
 

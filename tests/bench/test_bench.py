@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from svdexp.bench import sweeps
+from svdexp.bench import experts, sweeps
 from svdexp.bench.estimates import said
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
@@ -19,6 +19,7 @@ from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage
 from svdexp.estimate.table import render
+from svdexp.models.portable.svdexp_experts import ExpertList
 from svdexp.models.work import Work
 from svdexp.storage import stored_bits
 
@@ -77,6 +78,15 @@ def test_a_process_is_watched_and_killed_when_there_is_enough(capsys: pytest.Cap
         watch([sys.executable, "-c", "x = b'1' * 90_000_000; print('here'); import time; time.sleep(2)"]).memory > 9e7
     )
     assert "s  here" in capsys.readouterr().out
+
+
+def test_timed_experts_take_the_share_they_claim_and_run_without_a_loop() -> None:
+    plain = experts.dense(torch.float32, 32)
+    ours = experts.compressed(plain)
+    numbers = [sum(x.numel() for x in model.parameters()) for model in (ours, plain)]
+    assert 0.3 < numbers[0] / numbers[1] <= experts.KEPT
+    assert ours["experts"](*experts.given(5, torch.float32, 32)).shape == (5, 32)
+    assert all("groups" in vars(part) for part in ours["experts"].children() if isinstance(part, ExpertList))
 
 
 def test_pairs_alternate() -> None:

@@ -131,9 +131,9 @@ def heard(layers: Iterable[Any]) -> bool:
 def _is_plain(layer: Any) -> bool:
     if type(layer) is not LowRankLinear:
         return False
-    sides: list[Any] = [layer._modules[side] for side in SIDES]
-    plain = all(type(side) is nn.Linear for side in sides) and sides[1]._parameters["bias"] is None
-    return plain and not heard([layer, *sides])
+    inner, outer = layer._modules["rank_in"], layer._modules["rank_out"]
+    plain = type(inner) is type(outer) is nn.Linear and outer._parameters["bias"] is None
+    return plain and not heard((layer, inner, outer))
 
 
 def _has_grouped_product(x: torch.Tensor) -> bool:
@@ -159,13 +159,11 @@ class Group(NamedTuple):
 
     def holds(self, pairs: "Sequence[Pair]") -> bool:
         """Whether the weights are still where they were put."""
-        members = [pairs[expert] for expert in self.experts]
-        where = tuple((B.data_ptr(), A.data_ptr()) for B, A in members)
-        return where == self.places and all(
-            one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-            for pair in members[1:]
-            for one, other in zip(pair, members[0], strict=True)
-        )
+        first, last = pairs[self.experts[0]], pairs[self.experts[-1]]
+        if self.places != tuple((pairs[i][0].data_ptr(), pairs[i][1].data_ptr()) for i in self.experts):
+            return False
+        # then what lies between is of one tensor as well
+        return all(_same_storage(*sides) for sides in zip(first, last, strict=True))
 
     def factors(self, pairs: "Sequence[Pair]") -> tuple[torch.Tensor, torch.Tensor]:
         """B and Aᵀ of all, whose weights these `pairs` are."""
@@ -175,6 +173,10 @@ class Group(NamedTuple):
     def _all(self, first: torch.Tensor) -> torch.Tensor:
         width = first.shape[1]
         return first.as_strided((len(self.experts), self.rank, width), (self.rank * width, width, 1))
+
+
+def _same_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 Pair = Sequence[Any]  # the weights B (r, n) and A (m, r) of one layer

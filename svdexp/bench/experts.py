@@ -1,0 +1,60 @@
+"""A layer of experts in factors against the dense one, as transformers runs it."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+from svdexp.bench.timing import Row, speedup
+from svdexp.models.factors import Factors, low_rank_layer
+from svdexp.models.matrices import matrices_in
+
+EXPERTS, CHOSEN, HIDDEN = 32, 4, 512
+KEPT = 0.4
+TOKENS = {"prefill 1024": 1024, "prefill 64": 64, "decode 1": 1}
+
+
+def dense(dtype: torch.dtype, hidden: int = HIDDEN) -> nn.ModuleDict:
+    """Experts whose gate and up projection is of shape (2 · hidden, hidden)."""
+    config: Any = Qwen3MoeConfig(
+        hidden_size=hidden, moe_intermediate_size=hidden, num_experts=EXPERTS, num_experts_per_tok=CHOSEN
+    )
+    config._experts_implementation = "grouped_mm"
+    experts = Qwen3MoeExperts(config).requires_grad_(False)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter, std=hidden**-0.5)
+    return nn.ModuleDict({"experts": experts.to(dtype)})
+
+
+def compressed(model: nn.ModuleDict) -> nn.ModuleDict:
+    """The same in factors that take KEPT of its numbers; what they compute does not matter."""
+    model = copy.deepcopy(model)
+    for matrix in matrices_in(model):
+        rank = int(KEPT * matrix.m * matrix.n / (matrix.m + matrix.n))
+        factors = Factors(torch.randn(matrix.m, rank) / rank**0.5, torch.randn(rank, matrix.n) / matrix.n**0.5)
+        matrix.put(model, low_rank_layer(factors, None, matrix.weight(model)))
+    return model
+
+
+def given(tokens: int, dtype: torch.dtype, hidden: int = HIDDEN) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, the experts that each token chooses, and their weights."""
+    weights, chosen = torch.randn(tokens, EXPERTS).softmax(-1).topk(CHOSEN)
+    return torch.randn(tokens, hidden).to(dtype), chosen, weights.to(dtype)
+
+
+def rows() -> Iterator[Row]:
+    """Every comparison."""
+    for dtype in (torch.float32, torch.bfloat16):
+        plain = dense(dtype)
+        ours = compressed(plain)
+        for what, tokens in TOKENS.items():
+            arguments = given(tokens, dtype)
+            with torch.no_grad():
+                ratio = speedup(partial(ours["experts"], *arguments), partial(plain["experts"], *arguments))
+            name = str(dtype).removeprefix("torch.")
+            yield Row(f"{EXPERTS} experts, {what}, kept {KEPT}, {name}", "dense experts", "(1024, 512)", ratio)
