@@ -44,9 +44,11 @@ def at_rest(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         for name, module in model.named_modules():
-            place = name
+            place, inside = name, name
             while place not in training:
-                place = place.rpartition(".")[0]
+                place, inside = place.rpartition(".")[0], place
             module.training = training[place]
+            # what is new has the flag of the layer's weight, or of the stack of experts, that was there
+            before = {f"{place}.weight", inside}
             for key, parameter in module.named_parameters(name, recurse=False):
-                parameter.requires_grad_((key if place == name else f"{place}.weight") in trainable)
+                parameter.requires_grad_(bool((before if place != name else {key}) & trainable))

@@ -20,6 +20,7 @@ from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, PivotStorage
 from svdexp.update import RefitOutput
 from tests.conftest import TINY
+from tests.support.experts import tiny_experts
 
 WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
 METHODS = {
@@ -53,6 +54,16 @@ def test_whatever_modes_a_caller_left_on(name: str, around: str, windows: torch.
     with AROUND[around]():
         compress(model, windows + 0, METHODS[name], 0.6)  # tokens that are made in this mode
     assert torch.equal(logits(model, windows), logits(expected, windows))
+
+
+def test_experts_have_the_flags_of_their_stack(windows: torch.Tensor) -> None:
+    model = tiny_experts("gpt_oss").requires_grad_(True)
+    first, second = model.model.layers
+    second.mlp.experts.requires_grad_(False)
+    compress(model, windows, WHITENED, 0.6)
+    assert isinstance(first.mlp.experts.down_proj[0], LowRankLinear)
+    assert all(parameter.requires_grad for parameter in first.mlp.experts.parameters())
+    assert not any(parameter.requires_grad for parameter in second.mlp.experts.parameters())
 
 
 def test_new_layers_have_the_flags_of_those_they_replace(windows: torch.Tensor) -> None:

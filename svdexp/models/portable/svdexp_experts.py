@@ -19,8 +19,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .svdexp_factors import LowRankLinear
-
 STACKS = ("gate_up_proj", "up_proj", "down_proj")
 # Ranks of one tensor are at least this share of its largest: what is filled up costs memory and products.
 SIMILAR = 0.8
@@ -28,6 +26,7 @@ SIMILAR = 0.8
 ALIGNED = 16
 # What they multiply.
 GROUPED = (torch.float32, torch.bfloat16, torch.float16)
+# The children of a layer of the kind that does.
 SIDES = ("rank_in", "rank_out")
 
 
@@ -129,7 +128,7 @@ def heard(layers: Iterable[Any]) -> bool:
 
 
 def _is_plain(layer: Any) -> bool:
-    if type(layer) is not LowRankLinear:
+    if getattr(layer, "kind", None) != "factors":
         return False
     inner, outer = layer._modules["rank_in"], layer._modules["rank_out"]
     plain = type(inner) is type(outer) is nn.Linear and outer._parameters["bias"] is None
