@@ -54,9 +54,25 @@ SIZES: dict[str, Any] = {
     "vocab_size_per_layer_input": 96,
     "chunk_size": 8,
 }
+# What some families want beside these: sizes that depend on others, and blocks of every kind.
+MORE: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8},
+}
 # More than that is no tiny model: its config has sizes of other names.
 MOST = 20_000_000
 LENGTH = 24
+PARTS = ("text_config", "vision_config", "audio_config", "decoder_config", "decoder")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -189,12 +205,22 @@ def tiny_config(family: str) -> Any:
 def shrunk(kind: type[Any]) -> Any:
     """A config of a class with those of SIZES that it has."""
     default = kind()
-    own = {name: size for name, size in SIZES.items() if getattr(default, name, None) is not None}
-    parts = {name: type(getattr(default, name, None)) for name in ("text_config", "decoder_config", "decoder")}
+    own = {name: size for name, size in SIZES.items() if has(default, name)} | MORE.get(default.model_type, {})
+    parts = {name: type(getattr(default, name, None)) for name in PARTS}
     if "kv_lora_rank" in own and "num_attention_heads" in own:  # latent attention has heads of one kind
         own["num_key_value_heads"] = own["num_attention_heads"]
     nested = {name: shrunk(part).to_dict() for name, part in parts.items() if hasattr(part, "model_type")}
     return kind(**(nested or own))
+
+
+def has(config: Any, name: str) -> bool:
+    """Whether a config has a number that its constructor takes, the same for all blocks."""
+    if isinstance(getattr(type(config), name, None), property):
+        return False
+    try:
+        return getattr(config, name, None) is not None
+    except AttributeError:  # numbers that are a block's own say so
+        return False
 
 
 if __name__ == "__main__":
