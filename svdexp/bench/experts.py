@@ -25,7 +25,8 @@ def dense(dtype: torch.dtype, hidden: int = HIDDEN) -> nn.ModuleDict:
         hidden_size=hidden, moe_intermediate_size=hidden, num_experts=EXPERTS, num_experts_per_tok=CHOSEN
     )
     config._experts_implementation = "grouped_mm"
-    experts = Qwen3MoeExperts(config).requires_grad_(False)
+    build: Any = Qwen3MoeExperts
+    experts: nn.Module = build(config).requires_grad_(False)
     for parameter in experts.parameters():
         nn.init.normal_(parameter, std=hidden**-0.5)
     return nn.ModuleDict({"experts": experts.to(dtype)})
