@@ -11,7 +11,16 @@ from svdexp.engine.size import WholeModel, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.matrices import Matrix, Ranks
-from svdexp.models.structure import Targets, abbreviated, find_matrices, matches, other_stacks, shared_matrices
+from svdexp.models.structure import (
+    Targets,
+    abbreviated,
+    find_matrices,
+    matches,
+    other_stacks,
+    shared_matrices,
+    unknown_stacks,
+    vectors,
+)
 from svdexp.runtime.errors import UserError
 
 
@@ -53,7 +62,8 @@ def plan(model: PreTrainedModel, method: Method, ratio: float | WholeModel, targ
         require_replayable(model, *method.replay)
     budget, fixed = shares(layers, method, ratio_of(ratio, model, layers), targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
-    left = shared_matrices(model, targets) | other_stacks(model, targets)
+    left = shared_matrices(model, targets) | vectors(model, targets)
+    left |= unknown_stacks(model, targets) | other_stacks(model, targets)
     return Plan(layers, budget, fixed, notes, left)
 
 

@@ -103,11 +103,12 @@ def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
     if damaged := first_not_finite(model):
         raise UserError(f"model: {damaged} holds NaN or infinity; the checkpoint is damaged")
     matrices = []
-    shared = {name for names in shared_matrices(model, targets).values() for name in names}
+    shared = [name for names in shared_matrices(model, targets).values() for name in names]
+    apart = {*shared, *(name for names in vectors(model, targets).values() for name in names)}
     refuse_unsupported(model, targets)
     for group, block in named_blocks(model).items():
         for found in found_in(block, group):
-            if targets.match(found.name) and found.name not in shared:
+            if targets.match(found.name) and found.name not in apart:
                 matrices.append(_checked(found, group))
     if targets.lm_head:
         matrices.append(_head(model))
@@ -136,6 +137,17 @@ def shared_matrices(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     return {"share one weight under several names": names} if names else {}
 
 
+def vectors(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
+    """Linear layers of the blocks, selected by `targets`, of one output or input, such as gates: reason → names."""
+    names = [
+        found.name
+        for group, block in named_blocks(model).items()
+        for found in found_in(block, group)
+        if targets.match(found.name) and found.weight.dtype in NUMBERS and 1 in found.weight.shape
+    ]
+    return {"have a single row or column, which no factors make smaller": names} if names else {}
+
+
 def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     """Lists of blocks with linear layers that `targets` selects, beside the one that is compressed: reason → names."""
     prefix, _ = find_blocks(model)
@@ -159,11 +171,31 @@ def _any_number(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
+def unknown_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
+    """Weights of the blocks, selected by `targets`, that are matrices of no family: reason → names."""
+    found = list(_stacks(model, targets))
+    return {"are matrices stacked in tensors of a kind that svdexp does not compress": found} if found else {}
+
+
 def refuse_unsupported(model: nn.Module, targets: Targets) -> None:
-    """Raise UserError for weights of the blocks that are matrices of no family, such as experts stacked in 3-D."""
+    """Raise UserError where weights that are matrices of no family are more than half of the blocks' numbers."""
+    found = {name: parameter.shape for name, parameter in _stacks(model, targets).items()}
+    stacked = sum(shape.numel() for shape in found.values())
+    whole = sum(parameter.numel() for block in named_blocks(model).values() for parameter in block.parameters())
+    if 2 * stacked > whole:
+        first, shape = next(iter(found.items()))
+        holders = dict.fromkeys(_any_number(name.rpartition(".")[0]) for name in found)
+        patterns = ",".join(f"'{pattern}'" for pattern in [*targets.exclude, *holders])
+        raise UserError(
+            f"model: {first} stacks matrices in a tensor of shape {tuple(shape)}, which svdexp cannot compress; leave "
+            f"{'it' if len(found) == 1 else f'all {len(found)} of its kind'} dense with targets.exclude=[{patterns}]"
+        )
+
+
+def _stacks(model: nn.Module, targets: Targets) -> dict[str, nn.Parameter]:
     known = {id(family.parameter(layer)) for _, layer, family in found_in(model)}
-    found = {
-        f"{name}.{key}": parameter.shape
+    return {
+        f"{name}.{key}": parameter
         for group, block in named_blocks(model).items()
         for name, module in block.named_modules(prefix=group)
         if not isinstance(module, CONVOLUTIONS) and targets.match(name)
@@ -172,14 +204,6 @@ def refuse_unsupported(model: nn.Module, targets: Targets) -> None:
         and sum(size > 1 for size in parameter.shape) > 1  # others are vectors
         and id(parameter) not in known
     }
-    if found:
-        first, shape = next(iter(found.items()))
-        holders = dict.fromkeys(_any_number(name.rpartition(".")[0]) for name in found)
-        patterns = ",".join(f"'{pattern}'" for pattern in [*targets.exclude, *holders])
-        raise UserError(
-            f"model: {first} stacks matrices in a tensor of shape {tuple(shape)}, which svdexp cannot compress; leave "
-            f"{'it' if len(found) == 1 else f'all {len(found)} of its kind'} dense with targets.exclude=[{patterns}]"
-        )
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

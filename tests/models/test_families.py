@@ -21,8 +21,7 @@ from svdexp.models.families import FAMILIES, LINEAR
 from svdexp.models.families.linear import Linear
 from svdexp.models.hooks import gradient_hooks, input_hooks
 from svdexp.models.matrices import Matrix, found_in, layers_of, matrices_in
-from svdexp.models.structure import Targets, find_matrices
-from svdexp.runtime.errors import UserError
+from svdexp.models.structure import Targets, find_matrices, unknown_stacks
 from svdexp.storage import NUMBER_BITS, FactorStorage, stored_bits
 from tests.conftest import TINY, tiny_model
 from tests.support.experts import EXPERTS, tiny_experts
@@ -243,14 +242,14 @@ class Slices(Linear):
         return weight
 
 
-def test_another_familys_stacks_are_found_and_not_refused(
+def test_another_familys_stacks_are_found_and_not_left_dense(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama.model.layers[1].mlp.experts = Stack().requires_grad_(False)
-    with pytest.raises(UserError, match=r"layers\.1\.mlp\.experts\.weight stacks matrices"):
-        find_matrices(llama, Targets())
+    assert list(unknown_stacks(llama, Targets()).values()) == [["model.layers.1.mlp.experts.weight"]]
     family = Slices()
     monkeypatch.setattr(matrices, "FAMILIES", (LINEAR, family))
+    assert not unknown_stacks(llama, Targets())
     found = [matrix for matrix in find_matrices(llama, Targets()) if matrix.family is family]
     block = "model.layers.1"
     assert found == [Matrix(f"{block}.mlp.experts.{index}", block, 4, 4, family) for index in range(2)]

@@ -6,12 +6,27 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, JetMoeConfig, MixtralConfig, PreTrainedModel, RwkvConfig
+from transformers import (
+    AutoModelForCausalLM,
+    JetMoeConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    RecurrentGemmaConfig,
+    RwkvConfig,
+)
 
+from svdexp.allocation import Uniform
+from svdexp.engine.plan import plan
+from svdexp.factorisation import InputMoment
+from svdexp.method import Method
 from svdexp.models.families import LINEAR
-from svdexp.models.structure import Targets, find_blocks, find_matrices
+from svdexp.models.structure import Targets, find_blocks, find_matrices, unknown_stacks, vectors
 from svdexp.runtime.errors import UserError
+from svdexp.storage import FactorStorage
 from tests.conftest import LLAMA_LIKE, tiny_model
+
+WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
 
 LAYERS_PER_BLOCK = {"gpt2": 4, "gpt_neox": 4, "llama": 7, "llama_gqa": 7, "mistral": 7, "opt": 6, "qwen2": 7}
 
@@ -81,6 +96,24 @@ def test_experts_can_be_excluded() -> None:
     assert sum(".experts." in layer.name for layer in find_matrices(model, Targets())) == 12
     layers = find_matrices(model, Targets(exclude=["*.experts.*"]))
     assert {layer.name.rpartition(".")[2] for layer in layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_gates_of_one_output_are_left_dense_and_named() -> None:
+    config = Qwen2MoeConfig(**LLAMA_LIKE, num_key_value_heads=2, num_experts=2, moe_intermediate_size=16)
+    model = AutoModelForCausalLM.from_config(config)
+    gates = [f"model.layers.{index}.mlp.shared_expert_gate" for index in range(3)]
+    assert list(vectors(model, Targets()).values()) == [gates]
+    assert not {layer.name for layer in find_matrices(model, Targets())} & set(gates)
+    assert vectors(model, Targets(exclude=["*_gate"])) == {}
+
+
+def test_a_few_stacks_beside_other_layers_are_left_dense_and_named() -> None:
+    config = RecurrentGemmaConfig(**LLAMA_LIKE, lru_width=32)
+    model = AutoModelForCausalLM.from_config(config)
+    ((reason, names),) = unknown_stacks(model, Targets()).items()
+    assert "model.layers.0.temporal_block.rg_lru.input_gate_weight" in names
+    done = plan(model, WHITENED, 0.8, Targets())
+    assert done.left_dense[reason] == names
 
 
 def test_vectors_of_many_dimensions_are_no_matrices() -> None:
