@@ -56,8 +56,8 @@ SIZES: dict[str, Any] = {
 }
 # What some families want beside these: sizes that depend on others, and blocks of every kind.
 MORE: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"num_hidden_layers": 8},
     "bamba": {"attn_layer_indices": [1]},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "gemma3n_text": {"num_kv_shared_layers": 0},
@@ -67,7 +67,19 @@ MORE: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 8},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "kimi_linear": {"num_hidden_layers": 8},
+    "lfm3": {"num_hidden_layers": 4},
     "mamba2": {"num_heads": 8},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen3_5_moe_text": {"num_hidden_layers": 4},
+    "qwen3_5_text": {"num_hidden_layers": 4},
+    "qwen3_next": {"num_hidden_layers": 4},
+    "qwen4_exp_text": {"num_hidden_layers": 4},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "reformer": {"is_decoder": True},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 # More than that is no tiny model: its config has sizes of other names.
 MOST = 20_000_000
@@ -219,7 +231,7 @@ def has(config: Any, name: str) -> bool:
         return False
     try:
         return getattr(config, name, None) is not None
-    except AttributeError:  # numbers that are a block's own say so
+    except Exception:  # of a number that every block has for itself
         return False
 
 
