@@ -8,15 +8,23 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import svdexp
+from svdexp.allocation import Uniform
 from svdexp.checkpoints.checkpoint import label
+from svdexp.engine.compress import compress
+from svdexp.factorisation import InputMoment
+from svdexp.method import Method
 from svdexp.models.factors import low_rank_layer
 from svdexp.models.hooks import input_hooks
 from svdexp.models.matrices import layers_of
 from svdexp.models.portable import svdexp_experts
 from svdexp.models.portable.svdexp_experts import ExpertList
+from svdexp.models.residency import at_hand, running
 from svdexp.models.structure import stored_bytes, stored_tensors
+from svdexp.runtime.shelves import Cache
+from svdexp.storage import FactorStorage
 from tests.support.experts import EXPERTS, experts_in, tiny_experts
 from tests.support.shrunk import truncated
+from tests.support.streaming import streamed
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(1))
 
@@ -140,3 +148,16 @@ def test_plain_transformers_loads_what_was_saved(name: str, tmp_path: Path) -> N
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
         torch.testing.assert_close(again(TOKENS).logits, before)
     assert stored_bytes(again) == size
+
+
+def test_a_streamed_mixture_is_compressed_as_a_whole_one(windows: torch.Tensor, tmp_path: Path) -> None:
+    whole, model = tiny_experts("gpt_oss"), streamed(tiny_experts("gpt_oss"), tmp_path)
+    method = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
+    compress(whole, windows, method, 0.6)
+    compress(model, windows, method, 0.6, cache=Cache(tmp_path / "cache"))
+    expected = whole(windows).logits
+    for _ in range(2):
+        with running(model):
+            torch.testing.assert_close(model(windows).logits, expected, rtol=1e-4, atol=1e-4)
+        with at_hand(model, "model.layers.0", changes=True), running(model):
+            model(windows)  # leaves factors side by side in what is put into the file

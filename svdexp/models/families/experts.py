@@ -16,6 +16,7 @@ from torch import nn
 from svdexp.models.families.linear import Linear
 from svdexp.models.portable.svdexp_experts import (
     ExpertList,
+    become,
     dense_class,
     heard,
     join,
@@ -172,7 +173,7 @@ def _cut(experts: nn.Module, key: str, slices: list[Slice]) -> None:
     experts.__dict__["slices"] = {name: found[name] for name in layout.stacks if name in found}
     if not any(isinstance(part, ExpertList) for part in experts.children()) and len(found) == len(layout.stacks):
         dense: Any = dense_class(type(experts))
-        experts.__class__ = listening(dense)
+        become(experts, listening(dense))
 
 
 def _join(experts: nn.Module, key: str, layers: list[nn.Linear]) -> None:

@@ -336,13 +336,21 @@ def dense_class(found: type[nn.Module]) -> type[nn.Module]:
     return dense
 
 
+def become(experts: Any, kind: type[Any]) -> None:
+    """Let `experts` be of the class `kind`, also where accelerate has, or had, hooks that keep the class's forward."""
+    experts.__class__ = kind
+    for key in ("forward", "_old_forward"):
+        if isinstance(vars(experts).get(key), MethodType):
+            setattr(experts, key, MethodType(kind.forward, experts))
+
+
 def split(experts: nn.Module, key: str, layers: Iterable[nn.Module]) -> None:
     """Let `layers` take the place of the stack called `key`."""
     experts.__dict__.setdefault("order", list(experts._parameters))
     del experts._parameters[key]
     experts.add_module(key, ExpertList(layers))
     dense: Any = dense_class(type(experts))
-    experts.__class__ = _experts_like(dense)
+    become(experts, _experts_like(dense))
 
 
 def join(experts: nn.Module, key: str, stack: nn.Parameter) -> None:
@@ -353,7 +361,7 @@ def join(experts: nn.Module, key: str, stack: nn.Parameter) -> None:
         if name in experts._parameters:
             experts._parameters[name] = experts._parameters.pop(name)
     if not any(isinstance(part, ExpertList) for part in experts.children()):
-        experts.__class__ = dense_class(type(experts))
+        become(experts, dense_class(type(experts)))
 
 
 def matrix_of(experts: nn.Module, key: str, index: int) -> torch.Tensor:
