@@ -77,8 +77,16 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_next": {"num_hidden_layers": 4},
     "qwen4_exp_text": {"num_hidden_layers": 4},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "reformer": {"is_decoder": True},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "mamba_headdim": 16,
+        "n_mamba_heads": 4,
+        "num_mem_blocks": 1,
+        "adapter_rank": 4,
+        "use_mem_rope": False,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 # More than that is no tiny model: its config has sizes of other names.
@@ -124,7 +132,11 @@ def table(found: Mapping[str, str]) -> str:
     import transformers
 
     works = sum(said == WORKS for said in found.values())
-    head = f"Of {len(found)} causal families of transformers {transformers.__version__} {works} work ({WORKS})."
+    others = sum("svdexp compresses causal language models" in said for said in found.values())
+    head = (
+        f"Of the {len(found)} families for which transformers {transformers.__version__} has a causal language model "
+        f"{others} are encoders or encoder-decoders; of the other {len(found) - others} {works} work ({WORKS})."
+    )
     rows = [f"| {family} | {said} |" for family, said in found.items()]
     return "\n".join(["", head, "", "| `model_type` | |", "|---|---|", *rows, ""])
 
