@@ -94,8 +94,8 @@ class Method:
     def needs(self, m: int, n: int, *, lent: bool = False) -> tuple[str, ...]:
         """Which of a layer with W (m, n).
 
-        They are of its smaller side, unless the route to the optimum goes over the larger one, what is decomposed or measured
-        is another matrix than the W that activations have seen, or C and G are `lent` to other layers as well.
+        They are of its smaller side, unless the route to the optimum goes over the larger one, what is decomposed or
+        measured is another matrix than the W that activations have seen, or C and G are `lent` to other layers as well.
         """
         if self.weighting is None:
             return ()
