@@ -229,9 +229,8 @@ def _product(group: Group, pairs: Sequence[Pair], x: torch.Tensor, counts: torch
 
 def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Each row of x (rows, n), sorted by expert, through its expert's layer, (rows, m), one expert after the other."""
-    if rows.unknown:  # every expert gets all of them, each as a tensor of its own
-        *_, y = [layer(x.view_as(x)) for layer in layers]
-        assert isinstance(y, torch.Tensor)
+    if rows.unknown:  # nobody knows who gets which, but the shape is that of any
+        y: torch.Tensor = next(iter(layers))(x)
         return y
     parts = zip(layers, torch.split(x, rows.counts.tolist()), strict=True)
     return torch.cat([layer(part) for layer, part in parts if len(part)])
