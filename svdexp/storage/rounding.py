@@ -129,12 +129,13 @@ def gptq_each(
             scale[:, [group]], zero[:, [group]] = _levels(W[:, start:stop], grids)
         step, middle_code = scale[:, group].to(dtype), zero[:, group].to(dtype)
         columns = W[:, start:stop].mT.contiguous()
-        errors = torch.empty_like(columns)
+        errors, chosen = torch.empty_like(columns), torch.empty_like(columns)
         for i, row in enumerate(U[start:stop, start:stop]):
-            code = (columns[i] / step).round().add(middle_code).clamp_min(0).minimum(top)
+            code = torch.div(columns[i], step, out=chosen[i]).round_().add_(middle_code).clamp_min_(0)
+            torch.minimum(code, top, out=code)
             errors[i] = (columns[i] - (code - middle_code) * step) / row[i]
             columns[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
-            codes[:, start + i] = code
+        codes[:, start:stop] = chosen.mT
         W[:, stop:] -= errors.mT.contiguous() @ U[start:stop, stop:]
     codes = codes[:, order.argsort()].int()
     found = zip(grids, *(tensor.chunk(len(grids)) for tensor in (codes, scale, zero)), strict=True)
