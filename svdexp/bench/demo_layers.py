@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from svdexp.runtime.interruption import interruptible
 
-WINDOWS, LENGTH, TIMES = 8, 512, 3
+WINDOWS, LENGTH, TIMES = 8, 512, 2
 # What the other checkout runs: it prints the seconds that it takes. Its Metric has C and G alone.
 OTHER = """
 import sys, time, torch

@@ -139,13 +139,25 @@ class Collector:
             statistic.add(_rows(gradient))
 
     def _require_finite(self, values: torch.Tensor, what: str) -> None:
-        finite = torch.isfinite(values)
-        if not finite.all():
-            inside = int(finite.flatten(1).all(1).int().argmin()) if values.ndim == 3 else 0
+        inside = first_not_finite(values.detach())
+        if inside is not None:
             raise UserError(
                 f"calibration: {what} is not finite in window {self.window + inside}; "
                 "try precision=float32, or look for damaged weights"
             )
+
+
+def first_not_finite(values: torch.Tensor) -> int | None:
+    """Which of the windows in `values` (windows, tokens, width) is the first to hold a number that is not finite.
+
+    Of (tokens, width), 0 stands for any. Most often the sum, which is read off in one go, says that there is none.
+    """
+    if torch.isfinite(values.sum()):
+        return None
+    finite = torch.isfinite(values)
+    if finite.all():  # the sum overflowed
+        return None
+    return int(finite.flatten(1).all(1).int().argmin()) if values.ndim == 3 else 0
 
 
 def _rows(values: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
 from svdexp.calibration import STATISTICS, BlockwiseStatistics, DenseStatistics
-from svdexp.calibration.collector import shared_inputs
+from svdexp.calibration.collector import first_not_finite, shared_inputs
 from svdexp.calibration.dense import collect, smallest_model
 from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
@@ -155,6 +155,15 @@ def test_a_non_finite_activation_names_layer_and_window(llama: PreTrainedModel, 
     overflow_at(llama, token)
     with pytest.raises(UserError, match=r"layers\.0\.self_attn\.q_proj .* window [34]"):
         collect(llama, find_matrices(llama, Targets()), windows, ["gram"])
+
+
+def test_sums_that_overflow_are_of_finite_numbers() -> None:
+    values = torch.full((3, 2, 4), 3e38)
+    assert first_not_finite(values) is None
+    values[1, 1, 2], values[2, 0, 0] = torch.inf, -torch.inf
+    assert first_not_finite(values) == 1
+    assert first_not_finite(values[2]) == 0
+    assert first_not_finite(values[0]) is None
 
 
 def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
