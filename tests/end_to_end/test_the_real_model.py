@@ -63,11 +63,12 @@ def routes(W: torch.Tensor) -> list[Numerics]:
 def test_all_routes_agree_with_brute_force_on_every_layer(main_job: Outcome, folder: Path) -> None:
     """In ‖(W − A B) R‖ / ‖W R‖ of the factors themselves, not of the spectrum."""
     assert main_job.returncode == 0, main_job.stderr
-    (converted,) = (folder / "outputs" / "cache" / "converted").iterdir()
-    model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
+    (weights,) = folder.glob("outputs/cache/converted/*/model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32)
     layers = find_matrices(model, Targets())
     windows = torch.randint(1000, 2000, (8, 512), generator=torch.Generator().manual_seed(0))
-    moments = collect(model, layers, windows, ["gram", "output_gram"])
+    needs = {x.name: ("gram", "output_gram") if x.m <= x.n else ("gram",) for x in layers}
+    moments = collect(model, layers, windows, needs)
     # layers that one tensor feeds share its second moment
     for _, fed in itertools.groupby(layers, lambda layer: id(moments[layer.name]["gram"])):
         members = list(fed)
