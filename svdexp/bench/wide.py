@@ -31,7 +31,7 @@ WINDOWS = 8
 EVALUATED = 4
 LENGTH = 256
 RATIO = 0.6
-BAR = "it/s"  # what a progress bar ends with
+BARS = ("%|", "\x1b[")  # what lines of progress bars hold
 
 
 class Ended(NamedTuple):
@@ -101,7 +101,7 @@ def watch(call: Sequence[str], enough: Callable[[], bool] = lambda: False) -> En
     looker.start()
     assert process.stdout
     for line in process.stdout:
-        if not line.strip() or BAR in line:
+        if not line.strip() or any(mark in line for mark in BARS):
             continue
         with suppress(psutil.NoSuchProcess):
             times = inside.cpu_times()
