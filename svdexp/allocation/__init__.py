@@ -13,6 +13,7 @@ from svdexp.allocation.from_file import FromFile
 from svdexp.allocation.from_gamma import FromGamma
 from svdexp.allocation.global_loss import GlobalLoss
 from svdexp.allocation.learned import Learned
+from svdexp.allocation.measured import Measured, measure, scaled
 from svdexp.allocation.sensitivity import Sensitivity, SensitivityMetric
 from svdexp.allocation.truncation_loss import TruncationLoss
 from svdexp.allocation.uniform import Uniform
@@ -40,6 +41,7 @@ __all__ = [
     "FromGamma",
     "GlobalLoss",
     "Learned",
+    "Measured",
     "RankCurves",
     "Ranks",
     "Repeatable",
@@ -51,4 +53,6 @@ __all__ = [
     "allocate",
     "expected_ranks",
     "fixed_ranks",
+    "measure",
+    "scaled",
 ]

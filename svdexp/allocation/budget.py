@@ -118,6 +118,8 @@ class Evidence:
         spectra: per layer, the descending singular values of L W R, (min(m, n),); empty unless asked for
             by `needs_spectra`.
         losses: per layer, what it loses in each form that the storage names, whole (1,), or by rank (min(m, n) + 1,).
+        scales: per layer, by how much a measurement multiplied its predicted losses, if there was one; the spectra are
+            then multiplied already, by the root.
         truncated: builds the layer called `name` at a rank, as the storage would hold it.
         made_with: what layers that `truncated` builds depend on, for the identity of what is measured with them.
         shelf: called with the name of what an allocation measures and the options it depends on, where earlier
@@ -133,6 +135,7 @@ class Evidence:
     shelf: Callable[..., Shelf] = lambda stage, **options: Shelf()
     seed: int = 0
     losses: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -276,6 +279,11 @@ class Budget:
                 raise UserError(f"method.allocation.rank_align={self.rank_align} at {self.request} leaves {at}")
             raise UserError(f"{self.request} leaves {at}")
         return ladder.rank(rung)
+
+    def rank_at(self, name: str, share: float) -> int | None:
+        """The largest rank within `share` of the layer's dense bits, at least the lowest; None where that is whole."""
+        ladder = self.ladder(name)
+        return ladder.rank(max(0, ladder.affordable(share * self.dense(name))))
 
     def _loosened(self, attempt: Callable[["Budget"], object]) -> bool:
         """Whether `attempt` succeeds where ranks need not be multiples of anything."""

@@ -18,7 +18,8 @@ from typing import ClassVar
 
 import torch
 
-from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence
+from svdexp.allocation.budget import Budget, SpectralEvidence
+from svdexp.allocation.measured import Measured
 from svdexp.allocation.spectra import tails
 from svdexp.models.matrices import Ranks
 
@@ -39,7 +40,7 @@ class Trade:
 
 
 @dataclass(frozen=True)
-class GlobalLoss(Aligned):
+class GlobalLoss(Measured):
     """Minimises the summed truncation loss."""
 
     needs_spectra: ClassVar[bool] = True

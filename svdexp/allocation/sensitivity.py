@@ -130,9 +130,7 @@ class Sensitivity(Aligned):
     def _trials(self, budget: Budget, evidence: Evidence, name: str) -> dict[str, torch.Tensor]:
         """Perplexities with only the layer called `name` truncated, one per candidate."""
         windows = evidence.windows[: self.windows]
-        values = [
-            trial_perplexity(evidence, {name: rank_at(budget, name, ratio)}, windows) for ratio in self.candidates
-        ]
+        values = [trial_perplexity(evidence, {name: budget.rank_at(name, ratio)}, windows) for ratio in self.candidates]
         return {"perplexity": torch.tensor(values, dtype=torch.float64)}
 
     def _meet_target(self, budget: Budget, evidence: Evidence, cuts: Sequence[Candidate], target: float) -> Ranks:
@@ -161,13 +159,7 @@ def meet_budget(budget: Budget, cuts: Sequence[Candidate]) -> Ranks:
 def ranks_of(budget: Budget, cuts: Sequence[Candidate]) -> Ranks:
     """Each layer at the smallest ratio among `cuts`, or dense where there is none."""
     taken = _taken(cuts)
-    return {name: rank_at(budget, name, taken[name].ratio) if name in taken else None for name in budget.shapes}
-
-
-def rank_at(budget: Budget, name: str, ratio: float) -> int | None:
-    """The largest rank within `ratio` of the layer's dense bits, at least the lowest."""
-    ladder = budget.ladder(name)
-    return ladder.rank(max(0, ladder.affordable(ratio * budget.dense(name))))
+    return {name: budget.rank_at(name, taken[name].ratio) if name in taken else None for name in budget.shapes}
 
 
 def _taken(cuts: Sequence[Candidate]) -> dict[str, Candidate]:

@@ -15,13 +15,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from svdexp.allocation.budget import Aligned, Budget, SpectralEvidence, by_type
+from svdexp.allocation.budget import Budget, SpectralEvidence, by_type
+from svdexp.allocation.measured import Measured
 from svdexp.allocation.spectra import uniform_errors
 from svdexp.models.matrices import Ranks
 
 
 @dataclass(frozen=True)
-class TruncationLoss(Aligned):
+class TruncationLoss(Measured):
     """Within each type of layer, less is removed from matrices whose truncation loses more."""
 
     needs_spectra: ClassVar[bool] = True

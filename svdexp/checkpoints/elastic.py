@@ -13,9 +13,10 @@ again at any lower ratio, and the ranks that it chooses are slices of what is th
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import REPEATABLE, Allocation, Budget, Repeatable
+from svdexp.allocation import REPEATABLE, Allocation, Budget, Evidence, Repeatable, scaled
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import Matrix, Ranks, matrices_in
 from svdexp.models.portable.svdexp_factors import LowRankLinear
@@ -46,6 +47,7 @@ class Recipe:
         ratio: the kept fraction of the targeted layers' bits, in (0, 1].
         tokens: how many tokens calibrated.
         layers: the names of all targeted layers, in the order of the model's modules.
+        scales: by layer, what its predicted losses were multiplied by; empty where nothing was measured.
     """
 
     allocation: str
@@ -53,18 +55,22 @@ class Recipe:
     ratio: float
     tokens: int
     layers: list[str]
+    scales: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.allocation in REPEATABLE, f"there is no allocation {self.allocation!r} to repeat")
         require_ratio(self.ratio)
         require_positive("tokens", self.tokens)
         require(bool(self.layers), "it names no layers")
+        sound = all(name in self.layers and 0 < scale < math.inf for name, scale in self.scales.items())
+        require(sound, "a scale is no positive number, or of no layer")
 
     @classmethod
-    def of(cls, allocation: Allocation, ratio: float, tokens: int, layers: list[str]) -> "Recipe":
+    def of(cls, allocation: Allocation, budget: Budget, evidence: Evidence) -> "Recipe":
         """The recipe of a run with `allocation`, one of REPEATABLE."""
         options: Any = allocation
-        return cls(type(allocation).__name__, asdict(options), ratio, tokens, layers)
+        kept = list(budget.shapes), dict(evidence.scales)
+        return cls(type(allocation).__name__, asdict(options), budget.ratio, evidence.tokens, *kept)
 
     def part(self) -> Repeatable:
         """The allocation.
@@ -82,7 +88,7 @@ class Recipe:
             UserError: the ratio is too small for the shapes.
         """
         budget = Budget(ratio, {name: shapes[name] for name in self.layers}, FactorStorage())
-        return self.part()(budget, Remembered(spectra, self.tokens))
+        return self.part()(budget, Remembered(scaled(spectra, self.scales), self.tokens))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import allocate
+from svdexp.allocation import allocate, measure
 from svdexp.allocation.forms import said
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
@@ -96,6 +96,7 @@ def compress(
             spectra = steps.spectra(job, benches[method.storage.split])
     with clock("allocation"):
         evidence = steps.evidence(job, benches.get(method.storage.split), spectra, losses)
+        evidence = measure(method.allocation, budget.without(fixed), evidence)
         ranks, curves, forms = allocate(method.allocation, budget, fixed, evidence)
     job = job.choosing(forms)
     if weighting and not dense:
@@ -106,7 +107,7 @@ def compress(
     with clock("storage"):
         steps.finish(job, ranks)
     label(model, ranks)
-    recipe = Recipe.of(method.allocation, budget.ratio, windows.numel(), list(budget.shapes)) if elastic else None
+    recipe = Recipe.of(method.allocation, budget, evidence) if elastic else None
     return Compression(
         layers=layers,
         ratio=budget.ratio,

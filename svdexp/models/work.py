@@ -138,9 +138,18 @@ class Workload:
         return self.ranks[layer.name] or 0
 
     def forward(
-        self, windows: float, *, length: int | None = None, batch: int = 1, head: bool = True, compressed: bool = False
+        self,
+        windows: float,
+        *,
+        length: int | None = None,
+        batch: int = 1,
+        head: bool = True,
+        compressed: bool = False,
+        share: float = 1.0,
     ) -> Work:
         """`windows` forward passes, `batch` windows of `length` tokens (by default the calibration's) at a time.
+
+        They go through that `share` of the blocks, and through the head if `head`.
 
         2 FLOPs per token and entry of a matrix, and 4 · length · width per token and block for attention. Bytes are
         the widest activation, in and out, and with `head` the logits beside their float32 copy and softmax. Between
@@ -148,14 +157,15 @@ class Workload:
         operations.
         """
         length = length or self.length
-        per_token = 2 * self._entries(head, compressed) + self._attention(length)
+        inside = share * (2 * self._entries(False, compressed) + self._attention(length))
+        per_token = inside + (2 * self.head if head else 0)
         widest = max(layer.m + layer.n for layer in self.layers)
         logits = self.vocabulary * (self.itemsize + 8) if head else 0
         return Work(
             model=windows * length * per_token,
             bytes=batch * length * (2 * self.itemsize * widest + logits),
-            moved=windows * length * self._moved(head),
-            launches=math.ceil(windows / batch) * self.blocks * BLOCK_LAUNCHES,
+            moved=windows * length * self._moved(head, share),
+            launches=math.ceil(windows / batch) * share * self.blocks * BLOCK_LAUNCHES,
         )
 
     def decoding(self, steps: float, rows: int, *, compressed: bool = False) -> Work:
@@ -185,9 +195,9 @@ class Workload:
     def _entries(self, head: bool, compressed: bool) -> float:
         return self.body + (self.head if head else 0) - (self.entries - self.kept_entries if compressed else 0)
 
-    def _moved(self, head: bool) -> float:
+    def _moved(self, head: bool, share: float = 1.0) -> float:
         """Bytes per token that a pass reads or writes outside of products; of the logits, what their loss takes."""
-        return BETWEEN * self.stored * self.itemsize + (self.vocabulary * (self.itemsize + 16) if head else 0)
+        return share * BETWEEN * self.stored * self.itemsize + (self.vocabulary * (self.itemsize + 16) if head else 0)
 
     def _attention(self, length: int) -> int:
         return 4 * length * self.width * self.blocks

@@ -29,6 +29,8 @@ ALLOCATIONS: list[Allocation] = [
     GlobalLoss(),
     EffectiveRank(move=0.2, rank_align=2),
     TruncationLoss(),
+    GlobalLoss(measured=0.3, windows=2, length=16),
+    TruncationLoss(measured=0.3, windows=2, length=16),
 ]
 LOWER = (0.71, 0.6, 0.35, 0.2)
 LAYER = "model.layers.0.mlp.up_proj"

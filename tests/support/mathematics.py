@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from svdexp.allocation import Dynamic, Learned, Sensitivity, Uniform
+from svdexp.allocation import Dynamic, GlobalLoss, Learned, Sensitivity, Uniform
 from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams, perplexity
 from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
@@ -58,6 +58,7 @@ METHODS: dict[str, Method] = {
     "blockwise": replace(WHITENED, traversal=Traversal.blockwise),
     "dynamic": replace(WHITENED, allocation=Dynamic()),
     "sensitivity": replace(WHITENED, allocation=Sensitivity(candidates=[0.3, 0.6], windows=2)),
+    "measured": replace(WHITENED, allocation=GlobalLoss(measured=0.3, windows=2, length=8)),
     "learned": replace(WHITENED, allocation=RANKS),
     "block_refine": replace(WHITENED, training={"block_refine": BlockRefine(**STEPS)}),
     "distill": replace(WHITENED, training={"distill": Distill(**STEPS, seq_len=16)}),
