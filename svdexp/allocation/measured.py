@@ -59,7 +59,8 @@ class Measured(Aligned):
         groups = list(dict.fromkeys(layer.group for layer in workload.layers))
         behind = [1 - groups.index(layer.group) / len(groups) for layer in workload.layers]
         passes = [workload.forward(windows, length=length, share=share) for share in (1.0, *behind)]
-        return sum(passes, Work())
+        total, dense = sum(passes, Work()), 4 * windows * length * workload.vocabulary  # its log-probabilities stay
+        return replace(total, bytes=total.bytes + dense)
 
 
 def measure(allocation: object, budget: Budget, evidence: Evidence) -> Evidence:

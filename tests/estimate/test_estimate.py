@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from svdexp.allocation import Dynamic, Sensitivity, SensitivityMetric, Uniform, expected_ranks
+from svdexp.allocation import Dynamic, GlobalLoss, Sensitivity, SensitivityMetric, Uniform, expected_ranks
 from svdexp.calibration.dense import forward_and_backward
 from svdexp.calibration.statistics import Fisher, Gram
 from svdexp.cells.guard import config_dir
@@ -189,6 +189,11 @@ def test_parts_state_their_own_cost(llama: PreTrainedModel) -> None:
     assert cost_of(Dynamic(), workload) == workload.forward(6, head=False)
     searched = cost_of(Dynamic(alpha=None, windows=2), workload).model - cost_of(Dynamic(), workload).model
     assert searched == pytest.approx(11 * workload.forward(2, compressed=True).model)
+    scaled = cost_of(GlobalLoss(measured=0.1, windows=2, length=12), workload)
+    body, whole = (workload.forward(2, length=12, head=head).model for head in (False, True))
+    behind = 7 * (1 + 2 / 3 + 1 / 3)  # of three blocks, of seven matrices each
+    assert scaled.model == pytest.approx((1 + behind) * body + (1 + 21) * (whole - body))
+    assert cost_of(GlobalLoss(measured=None), workload) == Work()
     assert cost_of(Uniform(), workload) == cost_of(FactorStorage(), workload) == Work()
     runs = 4 + 2  # four distinct inputs a block
     update = cost_of(RefitOutput(samples=4), workload)
