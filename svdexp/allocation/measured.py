@@ -8,7 +8,8 @@ of its spectrum, and its height is measured, so the losses of all matrices are i
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -20,7 +21,7 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence
 from svdexp.allocation.divergence import Divergences
 from svdexp.allocation.spectra import tails
 from svdexp.models.matrices import Ranks
-from svdexp.models.residency import residency_of
+from svdexp.models.residency import blocks_of, residency_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive
 from svdexp.runtime.processes import Processes
@@ -38,11 +39,14 @@ class Measured(Aligned):
         measured: the share of its bits to which each matrix is cut; None measures nothing and scales nothing.
         windows: how many calibration windows it is measured on.
         length: how many of their tokens.
+        depth: the first block's losses count 1 + depth times what is measured, the last block's, and those outside
+            the blocks, once, and those between in proportion.
     """
 
     measured: float | None = None
     windows: int = 2
     length: int = 256
+    depth: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +54,9 @@ class Measured(Aligned):
             require(0 < self.measured < 1, f"method.allocation.measured must be in (0, 1), not {self.measured:g}")
         require_positive("method.allocation.windows", self.windows)
         require(self.length > 1, f"method.allocation.length must be at least 2, not {self.length}")
+        require(0 <= self.depth < math.inf, f"method.allocation.depth must be at least 0, not {self.depth:g}")
+        idle = self.depth > 0 and self.measured is None
+        require(not idle, "method.allocation.depth has no effect without method.allocation.measured")
 
     def cost(self, workload: Workload) -> Work:
         """A short pass per layer, through its block and those behind it, and one of the dense model."""
@@ -72,6 +79,8 @@ def measure(allocation: object, budget: Budget, evidence: Evidence) -> Evidence:
     cut = {name: rank for name, rank in ranks.items() if rank is not None}
     predicted = {name: float(tails(evidence.spectra[name])[rank]) for name, rank in cut.items()}
     found = scales(predicted, divergences(allocation, evidence, cut, budget.rank_align), list(budget.shapes))
+    blocks = list(blocks_of(evidence.model))
+    found = {name: scale * depth_factor(name, blocks, allocation.depth) for name, scale in found.items()}
     log.info("measured losses are %.3g to %.3g times those predicted", min(found.values()), max(found.values()))
     return replace(evidence, spectra=scaled(evidence.spectra, found), scales=found)
 
@@ -89,6 +98,12 @@ def scales(predicted: Mapping[str, float], measured: Mapping[str, float], names:
     """
     found = {name: measured[name] / predicted[name] for name in predicted if measured[name] > 0 < predicted[name]}
     return dict.fromkeys(names, median(found.values()) if found else 1.0) | found
+
+
+def depth_factor(name: str, blocks: Sequence[str], depth: float) -> float:
+    """LEMS's factor for the layer called `name`: 1 + depth · (the share of `blocks` that come behind its own)."""
+    behind = next((len(blocks) - 1 - i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), 0)
+    return 1 + depth * behind / max(len(blocks) - 1, 1)
 
 
 def divergences(allocation: Measured, evidence: Evidence, ranks: Mapping[str, int], align: int) -> dict[str, float]:

@@ -177,6 +177,27 @@ class GradGram:
         return SecondMoment.flops(m)
 
 
+class ClippedGradGram(GradGram):
+    """G as KFAC-SVD takes it (LEMS, ICML 2026), (m, m): from the middle three quarters of each window's tokens.
+
+    The norm of each of their gradients is brought into 0.1 … 10 times its mean over these tokens of the window; one of
+    zero stays zero, and counts in no mean of norms.
+    """
+
+    def add(self, x: torch.Tensor | None, g: torch.Tensor) -> None:
+        """Add Σ g gᵀ over those tokens."""
+        left_out = g.shape[1] // 8
+        super().add(x, clipped(g[:, left_out : g.shape[1] - left_out].float()))
+
+
+def clipped(g: torch.Tensor, least: float = 0.1, most: float = 10.0) -> torch.Tensor:
+    """Gradients (windows, tokens, m) whose norms are `least` to `most` times the window's mean norm."""
+    norms = g.norm(dim=-1, keepdim=True)
+    some = norms > 0
+    mean = norms.sum(1, keepdim=True) / some.sum(1, keepdim=True).clamp_min(1)
+    return g * (norms.clamp(least * mean, most * mean) / norms.where(some, 1))
+
+
 class Fisher(Mean):
     """E[(∂loss/∂W)²] per element of W, (m, n): squared gradients of single windows, averaged (empirical Fisher)."""
 
@@ -201,7 +222,11 @@ class Fisher(Mean):
 # Of x, shared by layers that one tensor feeds; all others are each layer's own.
 INPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}
 OUTPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"output_gram": OutputGram}
-GRADIENT_STATISTICS: dict[str, type[GradientStatistic]] = {"grad_gram": GradGram, "fisher": Fisher}
+GRADIENT_STATISTICS: dict[str, type[GradientStatistic]] = {
+    "grad_gram": GradGram,
+    "clipped_grad_gram": ClippedGradGram,
+    "fisher": Fisher,
+}
 INPUT_GRADIENT_STATISTICS: dict[str, type[VectorStatistic]] = {"input_grad_gram": InputGradGram}
 # The names of all.
 STATISTICS = (*INPUT_STATISTICS, *OUTPUT_STATISTICS, *GRADIENT_STATISTICS, *INPUT_GRADIENT_STATISTICS)

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 
 from svdexp.calibration import Statistics
-from svdexp.runtime.errors import UserError
+from svdexp.runtime.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -162,3 +162,31 @@ class TwoSided:
             outputs=statistics.get("output_gram"),
             input_gradients=statistics.get("input_grad_gram"),
         )
+
+
+@dataclass(frozen=True)
+class KFac:
+    """KFAC-SVD (LEMS, ICML 2026): `TwoSided` with gradients clipped, and both moments shrunk towards the identity.
+
+    C becomes (1 − α) C + α tr(C) / n · I, with `shrink_right` for α, and G likewise with `shrink_left`.
+    """
+
+    shrink_left: float = 0.3
+    shrink_right: float = 0.1
+    needs: ClassVar[tuple[str, ...]] = ("gram", "clipped_grad_gram")
+
+    def __post_init__(self) -> None:
+        for side in ("left", "right"):
+            share = getattr(self, f"shrink_{side}")
+            require(0 <= share <= 1, f"method.weighting.shrink_{side} must be between 0 and 1, not {share:g}")
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        """Weights on both sides."""
+        G, C = statistics["clipped_grad_gram"], statistics["gram"]
+        return Metric(left=shrunk(G, self.shrink_left), right=shrunk(C, self.shrink_right))
+
+
+def shrunk(moment: torch.Tensor, share: float) -> torch.Tensor:
+    """A second moment (d, d) of which a `share` of the trace is spread evenly over all directions; float64."""
+    moment = moment.double()
+    return (1 - share) * moment + share * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Evidence, GlobalLoss, TruncationLoss, measure, scaled
 from svdexp.allocation.divergence import Divergences
-from svdexp.allocation.measured import scales
+from svdexp.allocation.measured import depth_factor, scales
 from svdexp.allocation.spectra import tails
 from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
@@ -146,6 +146,16 @@ def test_truncation_loss_sees_scaled_errors(windows: torch.Tensor) -> None:
     assert ranks[0] != ranks[1]
 
 
+def test_early_blocks_may_count_more(windows: torch.Tensor) -> None:
+    """1 + 4 · 2/2, 1 + 4 · 1/2 and 1 in three blocks; outside of them 1."""
+    _, once = seen(tiny_model("llama_gqa"), windows, Spy(measured=0.3))
+    _, more = seen(tiny_model("llama_gqa"), windows, Spy(measured=0.3, depth=4.0))
+    factors = {name: more.scales[name] / scale for name, scale in once.scales.items()}
+    assert factors == pytest.approx({name: 5 - 2 * int(name.split(".")[2]) for name in factors})
+    assert depth_factor("lm_head", ["a.0", "a.1"], 4.0) == depth_factor("a.0.q", ["a.0"], 4.0) == 1
+    assert depth_factor("a.1.q", [f"a.{i}" for i in range(11)], 4.0) == pytest.approx(1 + 4 * 0.9)
+
+
 def test_tails_are_squares() -> None:
     spectra = {"a": torch.tensor([3.0, 2.0, 1.0]), "b": torch.tensor([1.0])}
     found = scaled(spectra, {"a": 4.0})
@@ -159,6 +169,8 @@ def test_tails_are_squares() -> None:
         ({"measured": 0.0}, r"method\.allocation\.measured must be in \(0, 1\), not 0"),
         ({"measured": 1.0}, "measured must be in"),
         ({"windows": 0}, r"method\.allocation\.windows"),
+        ({"measured": 0.1, "depth": -1.0}, r"method\.allocation\.depth must be at least 0, not -1"),
+        ({"depth": 2.0}, r"method\.allocation\.depth has no effect without method\.allocation\.measured"),
         ({"length": 1}, r"method\.allocation\.length must be at least 2, not 1"),
     ],
 )

@@ -10,7 +10,7 @@ from svdexp.allocation import Uniform
 from svdexp.calibration import STATISTICS, BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.collector import first_not_finite, shared_inputs
 from svdexp.calibration.dense import collect, smallest_model
-from svdexp.calibration.statistics import BLOCK, Gram, pack, unpack
+from svdexp.calibration.statistics import BLOCK, Gram, clipped, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
@@ -194,12 +194,33 @@ def gradients_of(model: PreTrainedModel, names: list[str], windows: torch.Tensor
             "input_grad_gram": W.T @ G @ W,
             "fisher": fisher[name].detach() / len(windows),
         }
+        g = torch.stack([token for y in outputs[name] for token in in_bounds(y.grad.flatten(0, -2)[3:21])])
+        result[name]["clipped_grad_gram"] = g.T @ g / len(g)
     return result
+
+
+def in_bounds(gradients: torch.Tensor) -> list[torch.Tensor]:
+    """Of one window, each token's (m,), scaled where it is not within 0.1 … 10 times the mean length."""
+    mean = sum(float(g.norm()) for g in gradients) / len(gradients)
+    return [g * min(max(float(g.norm()), 0.1 * mean), 10 * mean) / float(g.norm()) for g in gradients]
+
+
+def test_gradients_are_clipped_at_both_ends_and_zeros_left_out() -> None:
+    """In each window by itself."""
+    g = torch.tensor([[[1.0, 0], [0, 100], [0.01, 0], [0, 0]], [[3.0, 4], [3, 4], [3, 4], [3, 4]]])
+    mean = 101.01 / 3
+    expected = torch.tensor([[[0.1 * mean, 0], [0, 100], [0.1 * mean, 0], [0, 0]], [[3.0, 4]] * 4])
+    torch.testing.assert_close(clipped(g), expected)
+    many = torch.ones(1, 50, 1)
+    many[0, 0] = 1000
+    torch.testing.assert_close(clipped(many)[0, :2, 0], torch.tensor([10 * 1049 / 50, 0.1 * 1049 / 50]))
+    assert not clipped(torch.zeros(2, 3, 4)).any()
 
 
 def test_gradient_statistics_equal_autograd(model: PreTrainedModel, windows: torch.Tensor) -> None:
     layers = find_matrices(model, Targets())
-    found = collect(model, layers, windows, ["grad_gram", "input_grad_gram", "fisher", "gram"])
+    needs = ["grad_gram", "input_grad_gram", "clipped_grad_gram", "fisher", "gram"]
+    found = collect(model, layers, windows, needs)
     expected = gradients_of(model, [layer.name for layer in layers], windows)
     plain = collect(model, layers, windows, ["gram"])
     for name, statistics in expected.items():

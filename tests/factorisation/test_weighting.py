@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from svdexp.factorisation import Diagonal, FisherRows, TwoSided, decompose
+from svdexp.factorisation import Diagonal, FisherRows, KFac, TwoSided, decompose
 from svdexp.factorisation.weighting import ChannelScale
 from svdexp.runtime.errors import UserError
 from tests.factorisation.test_decompose import moment
@@ -79,3 +79,21 @@ def test_a_dead_channel_keeps_a_diagonal_weighting_finite(W: torch.Tensor) -> No
 def test_alpha_is_checked() -> None:
     with pytest.raises(UserError, match=r"method\.weighting\.alpha"):
         Diagonal(alpha=-1)
+
+
+def test_kfac_shrinks_both_sides_towards_the_identity(W: torch.Tensor) -> None:
+    """Against the SVD between Cholesky factors of the shrunk moments, as the paper's code does it."""
+    generator = torch.Generator().manual_seed(4)
+    C, G = moment(N, 200, generator), moment(M, 200, generator)
+    left = torch.linalg.cholesky(0.7 * G + 0.3 * G.trace() / M * torch.eye(M, dtype=torch.float64))
+    right = torch.linalg.cholesky(0.9 * C + 0.1 * C.trace() / N * torch.eye(N, dtype=torch.float64))
+    expected = torch.linalg.solve(left.T, truncated(left.T @ W @ right)) @ torch.linalg.inv(right)
+    torch.testing.assert_close(product(W, KFac()({"clipped_grad_gram": G, "gram": C})), expected)
+    plain = TwoSided()({"grad_gram": G, "gram": C})
+    torch.testing.assert_close(product(W, KFac(0, 0)({"clipped_grad_gram": G, "gram": C})), product(W, plain))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_kfac_shrinks_by_a_share(side: str) -> None:
+    with pytest.raises(UserError, match=f"method.weighting.shrink_{side} must be between 0 and 1, not 1.5"):
+        KFac(**{f"shrink_{side}": 1.5})

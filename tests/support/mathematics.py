@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from svdexp.allocation import Dynamic, GlobalLoss, Learned, Sensitivity, Uniform
 from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams, perplexity
-from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, TwoSided
+from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, KFac, TwoSided
 from svdexp.factorisation.weighting import ChannelScale
 from svdexp.method import Method
 from svdexp.runtime.shelves import FORMAT, Cache
@@ -49,6 +49,7 @@ WEIGHTINGS = {
     "input_moment": InputMoment(),
     "two_sided": TwoSided(),
     "two_sided_diagonal": TwoSided(diagonal_left=True),
+    "kfac": KFac(),
 }
 STEPS: dict[str, Any] = {"steps": 2, "batch": 2, "lr": 1e-2}
 RANKS = Learned(epochs=1, accumulation=3, lr=200.0, lr_end=100.0, randomised=False)
