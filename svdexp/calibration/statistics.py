@@ -195,7 +195,8 @@ def clipped(g: torch.Tensor, least: float = 0.1, most: float = 10.0) -> torch.Te
     norms = g.norm(dim=-1, keepdim=True)
     some = norms > 0
     mean = norms.sum(1, keepdim=True) / some.sum(1, keepdim=True).clamp_min(1)
-    return g * (norms.clamp(least * mean, most * mean) / norms.where(some, 1))
+    scale: torch.Tensor = norms.clamp(least * mean, most * mean) / norms.where(some, 1)
+    return g * scale
 
 
 class Fisher(Mean):
