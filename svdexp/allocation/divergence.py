@@ -53,7 +53,7 @@ class Divergences:
         if self._path is not None and inside:
             first = next(block for block in self._path.waiting if block in blocks.values())
             self._path.reach(first)
-            states = self._behind(self._path.fork(), inside, blocks, what)
+            states = self._behind(self._path.fork(self.model), inside, blocks, what)
             logits |= {name: self._leave(self._path, part) for name, part in states.items()}
         return {name: divergence(name, expected, part) / self.windows.numel() for name, part in logits.items()}
 
@@ -73,8 +73,9 @@ class Divergences:
         """What comes out of the last block with each of the replacements, in blocks that `path` has before it."""
         carried: dict[str, list[torch.Tensor]] = {}
         ahead = list(path.waiting)
-        for block in progress(ahead, what) if what else ahead:
-            with at_hand(self.model, block):
+        pairs = list(zip(ahead, [*ahead[1:], ""], strict=True))
+        for block, then in progress(pairs, what) if what else pairs:
+            with at_hand(self.model, block, then=then):
                 for name, states in carried.items():
                     carried[name] = [path.run(block, state).cpu() for state in states]
                 for name in (name for name in replacements if blocks[name] == block):
@@ -105,7 +106,7 @@ class Divergences:
         """Log-probabilities of the dense model, (L, v) float32 a window."""
         if self._path is None:
             return [self._run(window).float().log_softmax(-1) for window in self.windows]
-        path = self._path.fork()
+        path = self._path.fork(self.model)
         while path.waiting:
             path.advance()
         return [logits.float().log_softmax(-1) for logits in self._leave(path, path.states)]
