@@ -131,7 +131,8 @@ def measure_missing(meter: Divergences, layers: Mapping[str, Callable[[], nn.Mod
     Of a streamed model all at once, for each of its blocks is then read once.
     """
     whole = residency_of(meter.model) is None
-    shares = [[name] for name in Processes().share(list(layers))] if whole else [list(layers)]
+    mine = list(Processes().share(list(layers)))
+    shares = [[name] for name in mine] if whole else [mine]
     for names in progress(shares, "divergence") if whole else shares:
         for name, value in meter({name: layers[name] for name in names}, None if whole else "divergence").items():
             shelf.put(name, {"divergence": torch.tensor(value, dtype=torch.float64)})
