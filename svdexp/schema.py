@@ -12,18 +12,19 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from svdexp.runtime.errors import UserError, require, require_positive, require_ratio, require_seed, require_tokens
 from svdexp.runtime.model_names import name_of
 from svdexp.runtime.nearest import did_you_mean
-from svdexp.runtime.sizes import parse_size
+from svdexp.runtime.sizes import parse_factor, parse_size
 
 OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/ cannot be read without
 
 LARGEST_INTEGER = 2**63 - 1
 MIXTURE = "mixture"  # the text that is made of others
 THIS = "this"  # the device of a dry run that is for this machine
+RATIO_STEPS = 100  # ppl=… finds a ratio that is a multiple of one over this
 
 
 class Traversal(StrEnum):
@@ -360,6 +361,8 @@ class Config:
     tracker: dict[str, Any] = field(default_factory=dict)
     ratio: float = MISSING
     bytes: str | None = None  # of the whole model, in place of `ratio`: 300MB, or a fraction of the dense model's
+    ppl: str | None = None  # in place of both: 1.05x, the most times the dense model's perplexity; the size follows
+    ppl_text: str | None = None  # which of eval.texts `ppl` is measured on; null: the first
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.auto
@@ -377,6 +380,10 @@ class Config:
             self.save = Save.checkpoint
         if self.bytes is not None:
             parse_size(self.bytes, "bytes")
+        require(self.bytes is None or self.ppl is None, "bytes and ppl both say how small the model shall be: give one")
+        if self.ppl is not None:
+            parse_factor(self.ppl, "ppl")
+        require(self.ppl is not None or self.ppl_text is None, "ppl_text says what ppl is measured on: give ppl, too")
         wanted, kept = self.tracker.get("checkpoint"), self.save is not Save.none
         require(kept or not wanted, "tracker.checkpoint=true needs a checkpoint to send: save=checkpoint")
 
@@ -440,6 +447,8 @@ def _checked(cfg: DictConfig, schema: type[Schema]) -> Schema:
     try:
         require_integers(OmegaConf.to_container(cfg), "")
         config = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is missing: say {error.full_key}=…; --help says what it takes") from error
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
     assert isinstance(config, schema)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.svdexp_sweeps.launching import checked, compose, finished
 from svdexp.cells import HeldError, wait_for
+from svdexp.cells.guard import refuse_two_sizes
 from svdexp.cells.mistakes import as_mistake, one_sentence
 from svdexp.cells.naming import differences, digits_of, folder_for
 from svdexp.cells.traces import as_before, is_dry
@@ -141,6 +142,7 @@ class Grid(BasicSweeper):
         assert self.config is not None
         look = Look(apart)
         try:
+            refuse_two_sizes(words)
             cell, composed = compose(self.hydra_context, self.config, words, number)
             subdir = OmegaConf.to_container(composed.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
             if apart and str(subdir).startswith("${cell:"):  # nobody chose another
@@ -168,10 +170,12 @@ def refuse_mistakes(looks: Sequence[Look]) -> None:
 
 def sum_up(outcomes: Sequence[JobReturn]) -> None:
     """Print what all cells of a dry run together would take."""
-    from svdexp.estimate.summary import names_of, summary  # imports torch
+    from svdexp.estimate.summary import summary  # imports torch
 
     told = [outcome for outcome in outcomes if outcome.status is JobStatus.COMPLETED]
-    names = names_of([list(outcome.overrides or []) for outcome in told])
+    apart = differences([list(outcome.overrides or []) for outcome in told])
+    said = [" ".join(f"{key}={value}" for key, value in found.items()) for found in apart]
+    names = [words or f"cell {number}" for number, words in enumerate(said)]
     if len(told) > 1:
         print(summary({name: outcome.return_value for name, outcome in zip(names, told, strict=True)}))
 

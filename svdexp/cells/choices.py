@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +101,6 @@ def own_storage(method: str) -> str | None:
 def names_of(group: str) -> list[str]:
     """The choices of a group of conf/."""
     return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
-
-
-def about(group: str, name: str) -> str:
-    """The first line of the comment at the top of a choice's file; its `@package` is none."""
-    path = Path(config_dir(), group, f"{name}.yaml")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    said = [line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
-    return next((line for line in said if not line.startswith("@")), "")
 
 
 def eval_choice(name: str) -> Options:

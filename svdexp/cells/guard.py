@@ -61,7 +61,7 @@ def guarded(
     sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
     try:
         refuse_half_a_sweep()
-        refuse_two_sizes()
+        refuse_two_sizes(HydraConfig.get().overrides.task)
         if dry := is_dry(cfg):
             remove_traces(folder)
         config = check(cfg)
@@ -99,6 +99,7 @@ def what(config: Config | EvaluateConfig) -> str:
     """What is begun, in a few words."""
     if isinstance(config, Config):
         size = f"ratio {config.ratio:g}" if config.bytes is None else config.bytes
+        size = size if config.ppl is None else f"{config.ppl} the dense perplexity"
         return f"svdexp {__version__}: {config.model.name} by {config.method.name} to {size}"
     return f"svdexp {__version__}: {config.model.name} measured by eval={config.eval.name}"
 
@@ -115,12 +116,13 @@ def refuse_half_a_sweep() -> None:
         raise UserError(f"{name} is a sweep: add -m, or give one value for each of {', '.join(open_keys)}")
 
 
-def refuse_two_sizes() -> None:
-    """Raise UserError where a command line gives both a ratio and what the whole model may take."""
-    words = HydraConfig.get().overrides.task
-    given = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(words)}
-    if "ratio" in given and "bytes" in given and given["bytes"].value() is not None:
-        raise UserError("ratio and bytes both say how small the model shall be: give one of them")
+def refuse_two_sizes(words: Sequence[str]) -> None:
+    """Raise UserError where a command line, or a cell's, says in two ways how small the model shall be."""
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    given = {override.get_key_element(): override for override in overrides}
+    named = [key for key in ("ratio", "bytes", "ppl") if key in given and given[key].value() is not None]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} both say how small the model shall be: give one of them")
 
 
 def kept(cfg: DictConfig) -> list[str]:

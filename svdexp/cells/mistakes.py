@@ -1,9 +1,11 @@
 """What went wrong as one sentence for the user, whichever library raised it."""
 
+import sys
+
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from svdexp.cells.unknown import unknown
+from svdexp.cells.unknown import below_null, unknown
 from svdexp.runtime.disk import OUTSIDE
 from svdexp.runtime.errors import UserError
 
@@ -23,6 +25,8 @@ def as_mistake(error: Exception) -> Exception:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file in MOVED:
         return UserError(MOVED[error.missing_cfg_file])
     if isinstance(error, ConfigCompositionException) and (sentence := unknown(error)):
+        return UserError(sentence)
+    if isinstance(error, AssertionError) and (sentence := below_null(sys.argv[1:])):
         return UserError(sentence)
     if isinstance(error, OSError) and error.errno in OUTSIDE:
         return UserError(f"{error.filename or 'a file'}: {error.strerror}; all that was complete before is kept")

@@ -26,7 +26,7 @@ INCIDENTAL = (
 # cells of earlier versions are found again.
 TEXT = {"dataset": None, "subset": None, "column": "text"}
 LATER: dict[str, dict[str, Any]] = {
-    "": {"bytes": None},
+    "": {"bytes": None, "ppl": None, "ppl_text": None},
     "calibration": {**TEXT, "split": "train", "parts": [], "shares": []},
     "eval": {**TEXT, "split": "test", "include_path": None},
 }
@@ -117,8 +117,14 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return dict(values)
 
 
+def size_in_words(ratio: object, whole: object, ppl: object = None) -> object:
+    """What says how small the model shall be."""
+    asked = (f"ppl-{ppl}" if ppl is not None else None, whole, ratio)
+    return next(value for value in asked if value is not None)
+
+
 def register_names() -> None:
-    """Make ${cell:WORD,…}, ${words:WORD,…} and ${size:RATIO,BYTES} known to configurations."""
+    """Make ${cell:WORD,…}, ${words:WORD,…} and ${size:RATIO,BYTES,PPL} known to configurations."""
     OmegaConf.register_new_resolver("cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("words", joined, replace=True)
-    OmegaConf.register_new_resolver("size", lambda ratio, whole: ratio if whole is None else whole, replace=True)
+    OmegaConf.register_new_resolver("size", size_in_words, replace=True)

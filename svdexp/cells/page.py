@@ -18,6 +18,9 @@ USAGE = {
         ("evaluate", "path=MODEL", "figures of one model as it is"),
         ("export", "path=RUN to=FOLDER", "a checkpoint for others"),
         ("report", "FOLDER… --to FOLDER", "tables and pictures of many runs"),
+        ("methods", "", "every method: its parts, and what it is"),
+        ("bench", "", "speed of svdexp's own steps, as ratios"),
+        ("sync", "FOLDER…", "what runs kept for W&B is sent"),
     ),
     "evaluate": (
         ("evaluate", "path=MODEL KEY=VALUE …", "eval=quick, eval=full or eval=ppl"),
@@ -35,7 +38,7 @@ USAGE = {
 def page(config: str = "config") -> str:
     """The help of the command whose configuration is `config`."""
     lines = [f"svdexp {__version__}: SVD-based compression of language models", ""]
-    shown = [(f"{command(name)} {words}", says) for name, words, says in USAGE[config]]
+    shown = [(f"{command(name)} {words}".rstrip(), says) for name, words, says in USAGE[config]]
     width = max(len(line) for line, _ in shown) + 2
     lines += [f"  {line:{width}}{says}" for line, says in shown]
     if found := groups(config):

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -32,6 +33,21 @@ def unknown(error: ConfigCompositionException) -> str | None:
         return f"{key} is new in its table, so it takes a plus: +{key}=…"
     kind, known = ("group", all_groups()) if "/" in key else ("key", [*keys_of(cfg), *all_groups()])
     return f"there is no {kind} {key}{did_you_mean(key, known)}"
+
+
+def below_null(words: Sequence[str]) -> str | None:
+    """The sentence about the first of some overrides whose key is below one that is null; None where there is none.
+
+    Hydra lets OmegaConf's assertion about it through.
+    """
+    cfg = composed()
+    for key in (word.partition("=")[0].lstrip("+~") for word in words if "." in word.partition("=")[0]):
+        above = key.rpartition(".")[0]
+        if "/" not in key and OmegaConf.select(cfg, above, default=cfg) is None:
+            return (
+                f"{above} is null here, so there is no {key}: give all of it, {above}={{{key.rpartition('.')[2]}: …}}"
+            )
+    return None
 
 
 def composed() -> DictConfig:

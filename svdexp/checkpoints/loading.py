@@ -15,6 +15,7 @@ from transformers.utils.quantization_config import GgufConfig
 from svdexp.checkpoints.checkpoint import is_compressed, names_compressed
 from svdexp.checkpoints.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.checkpoints.gguf_tokenizer import amend_tokenizer
+from svdexp.checkpoints.hub import out_of_reach
 from svdexp.checkpoints.intake import at_most, header_shapes
 from svdexp.models.spreading import BALANCED
 from svdexp.runtime.errors import UserError, require
@@ -48,10 +49,23 @@ def locate(config: ModelConfig) -> Source:
         if not (path / "config.json").is_file():
             raise UserError(f"model.path={config.path} is a folder without config.json, so not a model")
         return Source(str(path), None, options)
-    # A hub id is NAME or OWNER/NAME; anything else can only have been meant as a folder.
-    if path.exists() or path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1:
+    # A hub id is NAME or OWNER/NAME; anything else can only have been meant as a folder, and so can NAME in one here.
+    meant = path.is_absolute() or config.path.startswith((".", "~")) or config.path.count("/") > 1
+    if path.exists() or meant or (len(path.parts) == 2 and path.parent.is_dir()):
         raise UserError(f"model.path={config.path} is not a folder")
     return Source(config.path, None, options)
+
+
+def reachable(config: ModelConfig) -> Source:
+    """`locate`, where a model of the hub's can be had.
+
+    Raises:
+        UserError: as `locate`; or it is neither here nor on a hub that answers.
+    """
+    source = locate(config)
+    there = Path(source.location).is_dir() or not out_of_reach(source.location, config.revision)
+    require(there, f"model.path={config.path} is no folder here, nor kept from the hub, and the hub does not answer")
+    return source
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -60,7 +74,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
-    source = locate(config)
+    source = reachable(config)
     with readable_errors(config, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.location, gguf_file=source.gguf_file, **source.options)
         if source.gguf_file is not None:
@@ -74,7 +88,7 @@ def load_config(config: ModelConfig, *, here: bool = False) -> Any:
     Raises:
         UserError: it cannot be loaded, or is of no causal language model.
     """
-    source = locate(config)
+    source = locate(config) if here else reachable(config)
     with readable_errors(config, "model"):
         options = {**source.options, "gguf_file": source.gguf_file, "local_files_only": here}
         found = AutoConfig.from_pretrained(source.location, **options)

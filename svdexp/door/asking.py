@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,12 +12,14 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.cells.choices import names_of
-from svdexp.door.composing import composed, refuse_idle
+from svdexp.door.composing import composed, keys_of, refuse_idle
+from svdexp.door.texts import documents_in, files_in, windows_in
 from svdexp.method import Method, build_method
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import Config, Save, validate
 
+Options = Mapping[str, Any]
 CACHE = "SVDEXP_CACHE"  # a folder, where no argument names one
 # Keys of a run that this door has words of its own for.
 ELSEWHERE = {
@@ -26,6 +28,8 @@ ELSEWHERE = {
     "tracker": "a run from Python has none",
     "dry_run": "python -m svdexp dry_run=true estimates",
     "objective": "it is for sweeps",
+    "ppl": "it is an argument, ppl=, and so is its text, ppl_text=",
+    "ppl_text": "it is an argument, ppl_text=",
     "hydra": "there is no run folder",
 }
 
@@ -58,6 +62,66 @@ class Asked:
             require(isinstance(name, str), f"{group}={name!r} is neither a choice's name nor a dictionary of options")
             self.overrides.append(f"{group}={name}")
         self.values |= {f"{group.replace('/', '.')}.{key}": option for key, option in options.items()}
+
+    def option(self, key: str, value: object) -> None:
+        """A value of a dotted key; None leaves what conf/ says."""
+        self.values |= {} if value is None else {key: plain_word(value)}
+
+    def model(self, model: object, revision: str | None, trust_remote_code: bool) -> None:
+        """Which model.
+
+        Raises:
+            UserError: it is nothing that is a model.
+        """
+        words, values = model_keys(model, revision, trust_remote_code)
+        self.overrides = [*words, *self.overrides]
+        self.values |= values
+
+    def method(self, method: object, experiment: str | None) -> None:
+        """A method by its name or as an object, and a recipe.
+
+        Raises:
+            UserError: it is neither.
+        """
+        self.overrides += [] if experiment is None else [f"experiment={experiment}"]
+        if isinstance(method, Method):
+            self.whole = method
+        elif method is not None:
+            require(isinstance(method, str), f"method: a name or a Method, not {type(method).__name__}")
+            self.overrides.append(f"method={method}")
+
+    def size(self, *, ratio: float | None, bytes: str | None, ppl: str | None, overrides: Sequence[str]) -> None:
+        """How small the model shall be; a perplexity is looked after elsewhere.
+
+        Raises:
+            UserError: it is said twice.
+        """
+        given = {"ratio": ratio, "bytes": bytes, "ppl": ppl}
+        said = [key for key in keys_of(overrides) if key in given]
+        said += [key for key, value in given.items() if value is not None]
+        require(len(said) < 2, "ratio, bytes and ppl say how small the model shall be: give one of them, once")
+        self.option("ratio", ratio)
+        self.option("bytes", bytes)
+
+    def calibration(self, text: object) -> list[str] | torch.Tensor | None:
+        """Ask for a text of conf/, or for files; what else calibrates: documents or token ids."""
+        if isinstance(text, torch.Tensor):
+            return windows_in(text, "calibration")
+        if isinstance(text, Mapping) or text is None:
+            self.choose("calibration", text or {})
+            return None
+        if files := files_in(text):
+            self.choose("calibration", {"name": "files", "files": files})
+            return None
+        documents = documents_in(text)
+        if documents is None:
+            self.choose("calibration", text)
+        return documents
+
+    def parts(self, **parts: object) -> None:
+        """Parts of the method by their stages."""
+        for stage, part in parts.items():
+            self.part(stage, part)
 
     def part(self, stage: str, value: object) -> None:
         """A part of the method: as `choose` takes it, or an object."""

@@ -29,7 +29,7 @@ def composed(name: str, schema: type, overrides: Sequence[str], values: Mapping[
         HydraException, OmegaConfBaseException: as on a command line.
     """
     words = list(overrides)
-    with undisturbed(schema), hydra.initialize_config_dir(config_dir(), job_name="svdexp", version_base="1.3"):
+    with hydra_of_ours(schema), hydra.initialize_config_dir(config_dir(), job_name="svdexp", version_base="1.3"):
         cfg = hydra.compose(name, words, return_hydra_config=True)
     _refuse_sweep(cfg, words, values)
     with open_dict(cfg):
@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def undisturbed(schema: type) -> Iterator[None]:
+def hydra_of_ours(schema: type) -> Iterator[None]:
     """Within this context Hydra knows `schema` and no application; then the caller's is as it was.
 
     Its own contexts refuse to begin inside of an application, and leave the version that they set.

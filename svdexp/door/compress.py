@@ -1,39 +1,53 @@
 """Compress a model from Python: the arguments are the options of conf/, and the run's own checks and steps."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Allocation
 from svdexp.checkpoints.loading import require_dense, resolve_device
-from svdexp.door.asking import Asked, cache_folder, model_keys, plain_word, refuse_moves, targets_of, tokenizer_at
-from svdexp.door.composing import keys_of
+from svdexp.door.asking import Asked, Options, cache_folder, refuse_moves, targets_of, tokenizer_at
+from svdexp.door.evaluate import questions
 from svdexp.door.guest import as_guest
 from svdexp.door.result import Result
-from svdexp.door.texts import Text, cut, documents_in, files_in, tokenizer_wanted, windows_in
+from svdexp.door.texts import Text, cut, tokenizer_wanted
 from svdexp.engine.compress import compress as compress_in_place
+from svdexp.engine.search import require_searchable
+from svdexp.engine.size import NearDense
+from svdexp.evaluation import Passage
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.structure import Targets
-from svdexp.runs.checks import check_ids, check_inputs, check_lengths, window_lengths
+from svdexp.runs.checks import (
+    check_ids,
+    check_inputs,
+    check_lengths,
+    excerpts,
+    refuse_known,
+    refuse_known_texts,
+    window_lengths,
+)
 from svdexp.runs.converted import Dense, tokenizer_of
-from svdexp.runs.inputs import calibration_bos, calibration_windows, placed_model, size_of, training_windows
+from svdexp.runs.inputs import (
+    calibration_bos,
+    calibration_windows,
+    measured_on,
+    placed_model,
+    size_of,
+    training_windows,
+)
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import Cache
+from svdexp.runtime.sizes import parse_factor
 from svdexp.schema import CalibrationConfig, Config
 from svdexp.storage import Storage
 from svdexp.training import Training
 from svdexp.update import Update
-
-log = logging.getLogger(__name__)
-
-Options = Mapping[str, Any]
 
 
 @as_guest
@@ -44,6 +58,8 @@ def compress(
     ratio: float | None = None,
     *,
     bytes: str | None = None,
+    ppl: str | None = None,
+    ppl_text: object = None,
     tokenizer: Any = None,
     samples: int | None = None,
     seq_len: int | None = None,
@@ -78,6 +94,10 @@ def compress(
         method: a name in conf/method/ or a `svdexp.method.Method`; kron by default.
         ratio: kept fraction of the compressed layers' stored bits, in (0, 1]; 0.8 by default.
         bytes: in place of it, what the whole model may take: "300MB", "1.5GiB", or "0.6" of the dense model.
+        ppl: in place of both, how near to the dense model: "1.05x" takes the smallest ratio, in hundredths, at which
+            perplexity is at most 1.05 times the dense model's.
+        ppl_text: what that is measured on, one text as `svdexp.evaluate` takes it, not the one that calibrates; pydoc's
+            held-out part by default.
         tokenizer: of a given model, wanted where text calibrates; or a folder. Of a folder or hub id its own by
             default.
         samples, seq_len: how many calibration windows, of how many tokens. Of documents all, of 1024 tokens or, where
@@ -96,56 +116,47 @@ def compress(
             given model may be compressed in part after an error or an interrupt.
     """
     given = isinstance(model, PreTrainedModel)
-    asked = Asked(whole=method if isinstance(method, Method) else None)
-    words, values = model_keys(model, revision, trust_remote_code)
-    asked.overrides += words
-    if experiment is not None:
-        asked.overrides.append(f"experiment={experiment}")
-    if isinstance(method, str):
-        asked.overrides.append(f"method={method}")
-    else:
-        require(method is None or asked.whole is not None, f"method: a name or a Method, not {type(method).__name__}")
-    parts = {"weighting": weighting, "allocation": allocation, "update": update, "storage": storage}
-    for stage, part in parts.items():
-        asked.part(stage, part)
-    asked.training(training)
-    windows = _calibration(asked, calibration)
-    sizes = [key for key in keys_of(overrides) if key in ("ratio", "bytes")]
-    sizes += [key for key, value in {"ratio": ratio, "bytes": bytes}.items() if value is not None]
-    require(len(sizes) < 2, "ratio and bytes say how small the model shall be: give one of them, once")
-    known = {"ratio": ratio, "bytes": bytes, "seed": seed, "device": device, "precision": precision}
-    known |= {"calibration.samples": samples, "calibration.seq_len": seq_len}
-    asked.values |= values | {key: plain_word(value) for key, value in known.items() if value is not None}
-    asked.values |= targets_of(targets) | {"save": "elastic" if elastic else "none"}
-    store = cache if isinstance(cache, Cache) else Cache(cache_folder(cache))
-    asked.values["cache"] = str(store.folder) if store.folder else None
-    asked.overrides += overrides
     if given:
         refuse_moves(device=device, precision=precision, revision=revision)
+    asked = Asked()
+    asked.method(method, experiment)
+    asked.parts(weighting=weighting, allocation=allocation, update=update, storage=storage)
+    asked.training(training)
+    own = asked.calibration(calibration)
+    asked.size(ratio=ratio, bytes=bytes, ppl=ppl, overrides=overrides)
+    require(ppl is not None or ppl_text is None, "ppl_text says what ppl is measured on: give ppl, too")
+    asked.option("calibration.samples", samples)
+    asked.option("calibration.seq_len", seq_len)
+    asked.option("seed", seed)
+    asked.option("device", device)
+    asked.option("precision", precision)
+    store = cache if isinstance(cache, Cache) else Cache(cache_folder(cache))
+    asked.model(model, revision, trust_remote_code)
+    asked.values |= targets_of(targets) | {
+        "save": "elastic" if elastic else "none",
+        "cache": str(store.folder) if store.folder else None,
+    }
+    asked.overrides += overrides
     config, built = asked.configured()
 
-    torch.manual_seed(config.seed)
     clock = StageClock()
     with clock("load"):
-        tokenizer = tokenizer_at(tokenizer, trust_remote_code)
-        device = None
-        if not given:
-            device = resolve_device(config.device)
-            require_dense(config.model)
-            tokenizer = tokenizer_of(config.model, config.cache) if tokenizer is None else tokenizer
-        tokens, lessons = _material(config, built, windows, tokenizer, (samples, seq_len))
-        dense = Dense(model, model_fingerprint(model)) if isinstance(model, PreTrainedModel) else None
-        if dense is None:
-            assert device is not None
-            dense = placed_model(config, device)
-        check_lengths(dense.model, window_lengths(config, built))
-        texts = {"calibration": tokens} | {f"method.training.{name}": own for name, own in lessons.items()}
-        check_ids(dense.model, texts, tokenizer)
+        tokenizer = _tokenizer(config, tokenizer, given)
+        target = None if ppl is None else _target(ppl, ppl_text, model, config, built, tokenizer)
+        torch.manual_seed(config.seed)
+        tokens, lessons = _material(config, built, own, tokenizer, (samples, seq_len))
+        texts = {"calibration": tokens} | {f"method.training.{name}": lesson for name, lesson in lessons.items()}
+        if target:
+            config.ppl, config.ppl_text = ppl, target.size.text
+            refuse_known(target.size.text, target.text.windows, texts)
+        dense = _dense(model, config)
+        check_lengths(dense.model, window_lengths(config, built) | (target.lengths() if target else {}))
+        check_ids(dense.model, texts | ({"ppl_text": target.text.windows} if target else {}), tokenizer)
     compression = compress_in_place(
         dense.model,
         tokens,
         built,
-        size_of(config),
+        target.size if target else size_of(config),
         targets=Targets(**vars(config.targets)),
         cache=store,
         clock=clock,
@@ -153,6 +164,7 @@ def compress(
         texts=lessons,
         elastic=elastic,
         weights=dense.weights,
+        perplexity=measured_on(target.text, target.size.text, None, store) if target else None,
     )
     return Result(
         model=dense.model,
@@ -166,20 +178,60 @@ def compress(
     )
 
 
-def _calibration(asked: Asked, calibration: object) -> list[str] | torch.Tensor | None:
-    """Ask for a text of conf/, or for files; what else calibrates: documents or token ids."""
-    if isinstance(calibration, torch.Tensor):
-        return windows_in(calibration, "calibration")
-    if isinstance(calibration, Mapping) or calibration is None:
-        asked.choose("calibration", calibration or {})
-        return None
-    if files := files_in(calibration):
-        asked.choose("calibration", {"name": "files", "files": files})
-        return None
-    documents = documents_in(calibration)
-    if documents is None:
-        asked.choose("calibration", calibration)
-    return documents
+class Target(NamedTuple):
+    """How near to the dense model, and on which windows."""
+
+    size: NearDense
+    text: Passage
+
+    def lengths(self) -> dict[str, int]:
+        """Of its windows, by what `check_lengths` calls it."""
+        return {"ppl_text: the length of a window": self.text.windows.shape[1]}
+
+
+def _tokenizer(config: Config, tokenizer: Any, given: bool) -> Any:
+    """As it was given or, of a model that is loaded, its own.
+
+    Raises:
+        UserError: such a model cannot be had here, or is compressed already.
+    """
+    found = tokenizer_at(tokenizer, config.model.trust_remote_code)
+    if given:
+        return found
+    resolve_device(config.device)
+    require_dense(config.model)
+    return tokenizer_of(config.model, config.cache) if found is None else found
+
+
+def _dense(model: object, config: Config) -> Dense:
+    """The dense model, given or loaded, and its fingerprint."""
+    if isinstance(model, PreTrainedModel):
+        return Dense(model, model_fingerprint(model))
+    return placed_model(config, resolve_device(config.device))
+
+
+def _target(ppl: str, text: object, model: object, config: Config, method: Method, tokenizer: Any) -> Target:
+    """What a perplexity asks for, and the text that it is measured on.
+
+    Raises:
+        UserError: the method has no sizes to try, or it is not one text, or one that calibrates.
+    """
+    factor = parse_factor(ppl, "ppl")
+    require_searchable(method)
+    asked = questions(
+        model if isinstance(model, PreTrainedModel) else config.model.path,
+        text,
+        None if text is None else [],
+        tokenizer=tokenizer,
+        speed=False,
+        seed=config.seed,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    require(len(asked.texts) == 1, "ppl_text: one text that perplexity is measured on")
+    refuse_known_texts(asked.config.eval, excerpts(config, method))
+    (name,) = asked.texts
+    return Target(NearDense(factor, name), asked.texts[name])
 
 
 def _material(

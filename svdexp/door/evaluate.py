@@ -37,9 +37,10 @@ from svdexp.models.spreading import BALANCED, settled
 from svdexp.record import Results, error_key, place
 from svdexp.record import results as keys
 from svdexp.record.keys import Family
-from svdexp.runs.checks import check_evaluation, check_ids, check_lengths
+from svdexp.runs.checks import check_ids, check_lengths, warn_of_shared_passages
 from svdexp.runs.converted import tokenizer_of
-from svdexp.runs.evaluation import find, load
+from svdexp.runs.evaluation import check_measured, find, load
+from svdexp.runs.history import Learnt
 from svdexp.runs.inputs import evaluation_windows
 from svdexp.runs.residency import evaluation_streams, require_likelihoods
 from svdexp.runtime.errors import UserError, require
@@ -175,11 +176,9 @@ def questions(
         UserError: as `evaluate`, before a model is read.
     """
     refuse_idle(overrides, ELSEWHERE)
-    _, values = model_keys(model, revision, trust_remote_code)
+    values = _model_values(model, revision, trust_remote_code)
     known = {"seed": seed, "device": device, "precision": precision, "residency": residency}
     known |= {"eval.windows": windows, "eval.seq_len": seq_len, "eval.limit": limit}
-    path = values.pop("model.path", None)
-    values |= {"path": path} if path else {"path": model_path(str(model)), "model.name": str(model)}
     values |= {key: plain_word(value) for key, value in known.items() if value is not None}
     folder = cache_folder(cache)
     values |= {"cache": str(folder) if folder else None, "eval.prompts": []}
@@ -188,28 +187,15 @@ def questions(
     values |= {f"eval.{key}": value for key, value in preset.items()}
     own: Mapping[str, Any] = {}
     if texts is not None or tasks is not None:
-        values["eval.tasks"] = [tasks] if isinstance(tasks, str) else list(tasks or [])
-        files = files_in(texts)
-        names = None if files else names_in(texts)
-        values |= {"eval.texts": ["files"] if files else names or [], "eval.files": files or []}
-        if texts is not None and not files and not names:
-            own = texts if isinstance(texts, Mapping) else {GIVEN: texts}
+        asked, own = _texts(texts)
+        values |= asked | {"eval.tasks": [tasks] if isinstance(tasks, str) else list(tasks or [])}
         speed = bool(speed)
-    if speed is False:
-        values["eval.efficiency"] = None
-    elif speed:  # before `overrides`, which may say how long prompts are
-        usual = ",".join(f"{key}:{value}" for key, value in asdict(EfficiencyConfig()).items())
-        words.append(f"eval.efficiency={{{usual}}}")
+    words += _speed(speed)
+    values |= {"eval.efficiency": None} if speed is False else {}
     config = validate_evaluation(composed("evaluate", EvaluateConfig, [*words, *overrides], values))
 
     torch.manual_seed(config.seed)
-    if isinstance(model, PreTrainedModel):
-        check_texts(config.eval)
-        check_tasks(config.eval)
-        if config.eval.efficiency:
-            require_context(model.config, config.eval.efficiency)
-    else:
-        check_evaluation(config.eval, find(config.model))
+    learnt = _checked(model, config)
     tokenizer = tokenizer_at(tokenizer, trust_remote_code)
     if tokenizer is None and not isinstance(model, PreTrainedModel):
         tokenizer = tokenizer_of(find(config.model), config.cache)
@@ -218,7 +204,47 @@ def questions(
         raise tokenizer_wanted("texts")
     passages = {} if tokenizer is None else evaluation_windows(config, tokenizer)
     passages |= {name: _passage(name, text, config.eval, tokenizer, windows, seq_len) for name, text in own.items()}
+    if passages:
+        warn_of_shared_passages({name: text.windows for name, text in passages.items()}, learnt.windows(tokenizer))
     return Questions(config, tokenizer, passages, load_exams(config.eval, config.seed))
+
+
+def _model_values(model: object, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Which model, as conf/evaluate.yaml has it: a name in conf/model/ is what that says, under its name."""
+    _, values = model_keys(model, revision, trust_remote_code)
+    path = values.pop("model.path", None)
+    return values | ({"path": path} if path else {"path": model_path(str(model)), "model.name": str(model)})
+
+
+def _texts(texts: object) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The options of texts that have names or are files, and those that are given, by names."""
+    files = files_in(texts)
+    names = None if files else names_in(texts)
+    options = {"eval.texts": ["files"] if files else names or [], "eval.files": files or []}
+    if texts is None or files or names:
+        return options, {}
+    return options, texts if isinstance(texts, Mapping) else {GIVEN: texts}
+
+
+def _speed(wanted: bool | None) -> list[str]:
+    """The override that asks for it; before those of a caller, who may say how long prompts are."""
+    usual = ",".join(f"{key}:{value}" for key, value in asdict(EfficiencyConfig()).items())
+    return [f"eval.efficiency={{{usual}}}"] if wanted else []
+
+
+def _checked(model: object, config: EvaluateConfig) -> Learnt:
+    """What the model at a path learnt from, where that is known.
+
+    Raises:
+        UserError: what can be known to be wrong before a model is read.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return check_measured(config.eval, find(config.model))
+    check_texts(config.eval)
+    check_tasks(config.eval)
+    if config.eval.efficiency:
+        require_context(model.config, config.eval.efficiency)
+    return Learnt()
 
 
 def answered(model: PreTrainedModel, asked: Questions, what: str) -> Results:

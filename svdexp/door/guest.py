@@ -1,8 +1,9 @@
 """Work in somebody else's process: its random numbers and modes are as they were afterwards, and mistakes are short."""
 
+import inspect
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -12,6 +13,7 @@ import torch
 
 from svdexp.cells.mistakes import KNOWN, as_mistake, one_sentence
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.nearest import did_you_mean
 
 P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
@@ -24,8 +26,11 @@ def as_guest(work: Callable[P, ResultT]) -> Callable[P, ResultT]:
     A traceback would hold on to the model's tensors as long as a notebook remembers its last error.
     """
 
+    known = inspect.signature(work)
+
     @wraps(work)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+        require_known(work.__name__, kwargs, known)
         try:
             with undisturbed():
                 return work(*args, **kwargs)
@@ -36,6 +41,20 @@ def as_guest(work: Callable[P, ResultT]) -> Callable[P, ResultT]:
         raise UserError(one_sentence(error))
 
     return wrapped
+
+
+def require_known(name: str, given: Iterable[str], known: inspect.Signature) -> None:
+    """Raise TypeError, as Python would, for a keyword that the function of this name does not have; with one it has.
+
+    What a function hands on by name is for whoever gets it.
+    """
+    kinds = {parameter.kind for parameter in known.parameters.values()}
+    for keyword in given if inspect.Parameter.VAR_KEYWORD not in kinds else ():
+        if keyword not in known.parameters:
+            near = did_you_mean(keyword, [key for key in known.parameters if key != "self"])
+            if not near and "overrides" in known.parameters:
+                near = "; keys of conf/ that are no arguments go into overrides=['KEY=VALUE']"
+            raise TypeError(f"{name}() has no argument {keyword}{near}")
 
 
 @contextmanager

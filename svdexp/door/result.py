@@ -1,5 +1,6 @@
 """What a compression from Python gives."""
 
+import inspect
 import json
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import resolve_dtype
 from svdexp.door.composing import composed
 from svdexp.door.evaluate import Questions, answered, beside, questions
-from svdexp.door.guest import as_guest
+from svdexp.door.guest import as_guest, require_known
 from svdexp.door.summary import Summary
 from svdexp.engine.result import Compression
 from svdexp.export.origin import copy_texts, origin
@@ -24,7 +25,9 @@ from svdexp.method import Method
 from svdexp.models.matrices import Ranks
 from svdexp.record import Results, dense_key
 from svdexp.record import results as keys
+from svdexp.runs.checks import excerpts, refuse_known_texts
 from svdexp.runs.converted import dense_model
+from svdexp.runs.history import is_there
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import require
@@ -106,10 +109,13 @@ class Result:
             over the first.
 
         Raises:
-            UserError: as `svdexp.evaluate`; or the dense model cannot be loaded again.
+            UserError: as `svdexp.evaluate`; the dense model cannot be loaded again, or a file calibrated the model.
         """
+        require_known("evaluate", options, inspect.signature(questions))
         wanted = {"tokenizer": self.tokenizer, "seed": self.config.seed, "cache": self.config.cache} | options
         asked = questions(self.config.model.path, texts, tasks, **wanted)
+        known = {knob: text for knob, text in excerpts(self.config, self.method).items() if is_there(text)}
+        refuse_known_texts(asked.config.eval, known)
         figures = answered(self.model, asked, "compressed")
         beside_it = self._dense_figures(asked, dense)
         self.figures |= figures | asked.protocols() | {dense_key(key): value for key, value in beside_it.items()}

@@ -13,6 +13,7 @@ from rich.text import Text
 from svdexp.cells.choices import GROUPS, spoken
 from svdexp.record import Results, compared
 from svdexp.record import results as keys
+from svdexp.runtime.sizes import size_in_words
 from svdexp.tracking.console import FIGURES, beside_dense, figure, is_one_of
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -84,7 +85,10 @@ class Summary:
         ranked = sum(row["rank"] is not None for row in self.layers)
         rows = [
             ("layers", f"{len(self.layers)}, of which {ranked} are factorised"),
-            ("size of these", f"{before / 8e6:,.1f} MB → {after / 8e6:,.1f} MB, {keys.RATIO.of(record):g} asked for"),
+            (
+                "size of these",
+                f"{size_in_words(before / 8)} → {size_in_words(after / 8)}, {keys.RATIO.of(record):g} asked for",
+            ),
         ]
         rows += [(key, said) for key in GROUPS if (said := spoken(record, key))]
         rows += [("training", " + ".join(trained))] if (trained := keys.TRAINING.get(record)) else []

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from svdexp.cells.choices import about, names_of, own_parts, own_storage
+from svdexp.cells.catalogue import choices
+from svdexp.cells.choices import own_parts, own_storage
 from svdexp.door.guest import as_guest
-from svdexp.report.collect import survey
+from svdexp.report.collect import standalone, survey
 from svdexp.report.frame import tidy
 
 
@@ -18,14 +19,16 @@ def read(folders: str | PathLike[str] | Sequence[str | PathLike[str]]) -> pd.Dat
 
     Returns:
         A row a run, best known by `series`, `ratio` and `folder`, with a column for each figure of results.json and
-        some that are made of them (docs/report.md). `.attrs["missing"]` says which runs left no record, and why.
+        some that are made of them (docs/report.md); models that were measured as they are come last, without a method.
+        `.attrs["missing"]` says which runs left no record, and why.
 
     Raises:
         UserError: there is none.
     """
     several = [folders] if isinstance(folders, str | PathLike) else list(folders)
-    records, missing = survey([Path(folder).expanduser() for folder in several])
-    table = tidy(records)
+    paths = [Path(folder).expanduser() for folder in several]
+    records, missing = survey(paths)
+    table = tidy(records, standalone(paths, records))
     table.attrs["missing"] = {str(gone.folder): gone.reason for gone in missing}
     return table
 
@@ -37,8 +40,8 @@ def methods() -> pd.DataFrame:
     A part that is empty is none; a storage, the run's own choice.
     """
     rows = {
-        name: (own_parts(name) or {}) | {"storage": own_storage(name), "about": about("method", name)}
-        for name in names_of("method")
+        choice.name: (own_parts(choice.name) or {}) | {"storage": own_storage(choice.name), "about": choice.says}
+        for choice in choices("method")
     }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     return table.fillna("")

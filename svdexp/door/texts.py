@@ -20,9 +20,14 @@ def files_in(text: object) -> list[str] | None:
     entries: list[object] = list(text) if isinstance(text, list | tuple) else [text]
     if entries and all(isinstance(entry, PathLike) for entry in entries):
         return [str(entry) for entry in entries]
-    if isinstance(text, str) and "\n" not in text and len(text) < 1024 and Path(text).is_file():
-        return [text]
-    return None
+    return [text] if isinstance(text, str) and "\n" not in text and _is_file(text) else None
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a text that is longer than names may be
+        return False
 
 
 def documents_in(text: object) -> list[str] | None:

@@ -1,12 +1,14 @@
 """The engine, visible in `compress`: statistics, factorisation, allocation, truncation, update, training, storage."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import allocate, measure
+from svdexp.allocation import Budget
 from svdexp.allocation.forms import said
 from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
@@ -15,11 +17,14 @@ from svdexp.engine import steps
 from svdexp.engine.losses import lost
 from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
-from svdexp.engine.size import WholeModel
+from svdexp.engine.search import Measure, Search, TooSmallError, require_searchable, search
+from svdexp.engine.size import NearDense, Size
 from svdexp.method import Method
+from svdexp.models.matrices import Ranks
 from svdexp.models.modes import as_loaded, recordable
 from svdexp.models.structure import Targets
-from svdexp.runtime.clock import StageClock
+from svdexp.runtime.clock import IdleClock, StageClock
+from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache
@@ -33,7 +38,7 @@ def compress(
     model: PreTrainedModel,
     windows: torch.Tensor,
     method: Method,
-    ratio: float | WholeModel,
+    ratio: Size,
     *,
     targets: Targets | None = None,
     cache: Cache | None = None,
@@ -43,6 +48,7 @@ def compress(
     elastic: bool = False,
     planned: Plan | None = None,
     weights: str | None = None,
+    perplexity: Measure | None = None,
 ) -> Compression:
     """Compress `model` in place; where several processes share the run, each compresses its own copy.
 
@@ -54,7 +60,8 @@ def compress(
         model: any causal language model whose blocks hold linear layers, on any device.
         windows: calibration token ids, (N, L).
         method: the stages.
-        ratio: kept fraction of the targeted layers' stored bits, in (0, 1]; or how large the whole model may be.
+        ratio: kept fraction of the targeted layers' stored bits, in (0, 1]; how large the whole model may be; or how
+            near to the dense one, for which sizes are tried.
         targets: which layers, and the ranks that are fixed; by default all linear layers of the blocks, and none.
         cache: where finished stages are found and left; in memory by default.
         clock: collects seconds per stage.
@@ -63,11 +70,14 @@ def compress(
         elastic: also keep what `checkpoint.save` adds for every lower ratio, in memory: about the dense model's size.
         planned: the plan of these arguments, where it was made already.
         weights: the model's fingerprint, where it was taken already.
+        perplexity: of the model on the text of a `NearDense`, which is wanted for that.
 
     Raises:
         UserError: unsupported module, non-finite values, a ratio too small for the layers' shapes, windows too short
             for a training, several processes without a cache on disk, or a method that cannot be `elastic`.
     """
+    if isinstance(ratio, NearDense):
+        require_searchable(method)
     windows, texts = recordable(windows), {name: recordable(tokens) for name, tokens in (texts or {}).items()}
     check_windows(method, windows, texts)
     targets, clock = targets or Targets(), clock or StageClock()
@@ -80,27 +90,23 @@ def compress(
     for warning in planned.warnings:
         log.warning("%s", warning)
     job = steps.begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
-    dense, weighting = method.traversal is Traversal.dense, method.weighting
-    benches: steps.Benches = {}
-    spectra, losses = {}, {}
-    if weighting and (dense or method.allocation.needs_spectra):
+    dense = steps.Decomposed({}, {}, {})
+    found: Search | None = None
+    if method.weighting and (method.traversal is Traversal.dense or method.allocation.needs_spectra):
         source = steps.dense_statistics(job)
-        benches = steps.dense_benches(job, weighting, source)
+        benches = steps.dense_benches(job, method.weighting, source)
         # all of them now, because truncation changes the model that they are computed from
         for bench in benches.values():
             for group in progress(steps.to_decompose(job, bench), "decomposition"):
                 bench.decompose(group)
-        if method.storage.menu and method.allocation.needs_spectra:
-            losses = steps.measured(job, steps.loss_bench(job, weighting, source, benches))
-        elif not method.storage.menu:
-            spectra = steps.spectra(job, benches[method.storage.split])
-    with clock("allocation"):
-        evidence = steps.evidence(job, benches.get(method.storage.split), spectra, losses)
-        evidence = measure(method.allocation, budget.without(fixed), evidence)
-        ranks, curves, forms = allocate(method.allocation, budget, fixed, evidence)
-    job = job.choosing(forms)
-    if weighting and not dense:
-        benches, spectra = {method.storage.split: steps.blockwise_bench(job, weighting, ranks)}, {}
+        dense = steps.decomposed(job, benches, source)
+    if isinstance(ratio, NearDense):
+        assert perplexity is not None, "a size near the dense model's wants what measures it"
+        with clock("search"):
+            found = searched(job, dense, budget, fixed, ratio, perplexity)
+        budget = replace(budget, ratio=found.ratio)
+    job, ranks, curves, forms, evidence, benches, spectra = steps.allocated(job, dense, budget, fixed)
+    losses = dense.losses
     before = steps.stored(job)
     done = steps.truncate(job, benches, ranks, spectra)
     trained = steps.train(job, ranks, done.dense) if method.training else {}
@@ -123,7 +129,28 @@ def compress(
         curves=curves,
         training=trained,
         left_dense=left,
+        search=found,
     )
+
+
+def searched(
+    job: steps.Job, dense: steps.Decomposed, budget: Budget, fixed: Ranks, wanted: NearDense, perplexity: Measure
+) -> Search:
+    """The ratio that is near enough to the dense model, which every trial leaves as it was."""
+    job = replace(job, clock=IdleClock())
+
+    @contextmanager
+    def compressed(ratio: float) -> Iterator[None]:
+        try:
+            chosen = steps.allocated(job, dense, replace(budget, ratio=ratio), fixed)
+        except UserError as error:
+            raise TooSmallError(str(error)) from error
+        with steps.dense_again(job):
+            steps.truncate(chosen.job, chosen.benches, chosen.ranks, chosen.spectra)
+            steps.finish(chosen.job, chosen.ranks)
+            yield
+
+    return search(wanted, job.model, perplexity, compressed)
 
 
 def check_windows(method: Method, windows: torch.Tensor, texts: Mapping[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
-from svdexp.engine.size import WholeModel, ratio_of
+from svdexp.engine.size import NearDense, Size, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.matrices import Matrix, Ranks
@@ -22,6 +22,9 @@ from svdexp.models.structure import (
     vectors,
 )
 from svdexp.runtime.errors import UserError
+
+# What a model is planned for whose ratio is searched for: the middle of what that mostly comes to.
+EXPECTED = 0.8
 
 
 class Plan(NamedTuple):
@@ -47,7 +50,7 @@ class Plan(NamedTuple):
         return [*self.notes, *said(self.left_dense)]
 
 
-def plan(model: PreTrainedModel, method: Method, ratio: float | WholeModel, targets: Targets) -> Plan:
+def plan(model: PreTrainedModel, method: Method, ratio: Size, targets: Targets) -> Plan:
     """The plan for `model`, which may be on the meta device.
 
     Raises:
@@ -60,11 +63,27 @@ def plan(model: PreTrainedModel, method: Method, ratio: float | WholeModel, targ
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
-    budget, fixed = shares(layers, method, ratio_of(ratio, model, layers), targets)
+    budget, fixed = shares_of(ratio, model, layers, method, targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
     left = shared_matrices(model, targets) | vectors(model, targets)
     left |= unknown_stacks(model, targets) | other_stacks(model, targets)
     return Plan(layers, budget, fixed, notes, left)
+
+
+def shares_of(
+    size: Size, model: PreTrainedModel, layers: Sequence[Matrix], method: Method, targets: Targets
+) -> tuple[Budget, Ranks]:
+    """`shares` at `size`: where that has to be searched for at EXPECTED or, where that cannot be had, at all of it.
+
+    Raises:
+        UserError: as `shares`.
+    """
+    if not isinstance(size, NearDense):
+        return shares(layers, method, ratio_of(size, model, layers), targets)
+    try:
+        return shares(layers, method, EXPECTED, targets)
+    except UserError:
+        return shares(layers, method, 1.0, targets)
 
 
 def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targets) -> tuple[Budget, Ranks]:
@@ -92,7 +111,7 @@ def without(
     idle: dict[str, list[str]],
     model: PreTrainedModel,
     method: Method,
-    ratio: float | WholeModel,
+    ratio: Size,
     targets: Targets,
 ) -> Plan:
     """The plan for `model` without layers that do not work as linear ones: `ratio` then counts the others alone.
@@ -108,7 +127,7 @@ def without(
         raise UserError(f"no layer to compress is left: {'; '.join(said(idle))}")
     # a pattern that fixed ranks of these alone has nothing to fix any more
     ranks = {key: rank for key, rank in targets.ranks.items() if any(matches(layer.name, [key]) for layer in rest)}
-    budget, fixed = shares(rest, method, ratio_of(ratio, model, rest), replace(targets, ranks=ranks))
+    budget, fixed = shares_of(ratio, model, rest, method, replace(targets, ranks=ranks))
     return plan._replace(layers=rest, budget=budget, fixed=fixed, left_dense=plan.left_dense | idle)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from svdexp.allocation import RankCurves
 from svdexp.checkpoints.elastic import Elastic
+from svdexp.engine.search import Search
 from svdexp.models.matrices import Matrix, Ranks
 from svdexp.training import Trained
 
@@ -31,6 +32,7 @@ class Compression:
         curves: how ranks were learned, where they were.
         training: what became of each training, by its name.
         left_dense: what the targets select and was not compressed, reason → names; `layers` are without it.
+        search: how the ratio was found, where a perplexity was asked for.
     """
 
     layers: Sequence[Matrix]
@@ -46,6 +48,7 @@ class Compression:
     training: Mapping[str, Trained] = field(default_factory=dict)
     left_dense: Mapping[str, list[str]] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
+    search: Search | None = None
 
     @property
     def bits(self) -> int:

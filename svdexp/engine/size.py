@@ -1,4 +1,4 @@
-"""How small a model shall be: a ratio of the compressed layers' bits, or the bytes of the whole model."""
+"""How small a model shall be: a ratio of the compressed layers' bits, the bytes of the whole, or how near to dense."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import stored_bytes
 from svdexp.runtime.errors import require
+from svdexp.runtime.sizes import size_in_words
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,30 @@ class WholeModel:
         whole = stored_bytes(model)
         targeted = sum(layer.m * layer.n for layer in layers) * model.dtype.itemsize
         wanted = self.bytes * whole if self.bytes <= 1 else self.bytes
-        require(wanted <= whole, f"bytes={spoken(wanted)} is more than the dense model takes, {spoken(whole)}")
-        rest = whole - targeted
+        asked, rest = f"bytes={size_in_words(wanted)}", whole - targeted
+        require(wanted <= whole, f"{asked} is more than the dense model takes, {size_in_words(whole)}")
         require(
             wanted > rest,
-            f"bytes={spoken(wanted)} is less than what is not compressed takes alone, {spoken(rest)}: embeddings, head "
-            "and all that targets leaves out",
+            f"{asked} is less than what is not compressed takes alone, {size_in_words(rest)}: embeddings, head and all "
+            "that targets leaves out",
         )
         return (wanted - rest) / targeted
+
+
+@dataclass(frozen=True)
+class NearDense:
+    """The smallest size at which the perplexity on a text is at most a multiple of the dense model's.
+
+    Attributes:
+        factor: how many times, at least 1.
+        text: the text's name, for records and sentences.
+    """
+
+    factor: float
+    text: str
+
+
+Size = float | WholeModel | NearDense
 
 
 def ratio_of(size: float | WholeModel, model: PreTrainedModel, layers: Sequence[Matrix]) -> float:
@@ -49,8 +66,3 @@ def ratio_of(size: float | WholeModel, model: PreTrainedModel, layers: Sequence[
         UserError: as `WholeModel.ratio`.
     """
     return size.ratio(model, layers) if isinstance(size, WholeModel) else size
-
-
-def spoken(count: float) -> str:
-    """Bytes in MB of 10⁶."""
-    return f"{count / 1e6:,.1f}MB"

@@ -1,6 +1,7 @@
 """The steps of one compression. What a step finds it returns; a job stays as it was begun."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from functools import lru_cache, partial
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Evidence
+from svdexp.allocation import Budget, Evidence, RankCurves, allocate, measure
 from svdexp.calibration import BlockwiseStatistics, DenseStatistics
 from svdexp.checkpoints.elastic import components
 from svdexp.data.reads import described
@@ -30,9 +31,13 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Cache, shelf_folder
+from svdexp.schema import Traversal
 from svdexp.storage import Kept, Storage, largest_rank, stored_bits
 from svdexp.training import Student, Trained, teach
 from svdexp.update import Repair, place_all
+
+# Decompositions, by what storages split off of W before.
+Benches = Mapping[str | None, Workbench]
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,20 @@ class Job:
     def of(self, group: str) -> list[Matrix]:
         """The layers of a group."""
         return [layer for layer in self.layers if layer.group == group]
+
+
+class Decomposed(NamedTuple):
+    """What is known of the dense model's layers, whatever the ratio.
+
+    Attributes:
+        benches: their decompositions; none where the method looks at none.
+        spectra: singular values of every L W R.
+        losses: what the storage's forms lose, where an allocation chooses among them.
+    """
+
+    benches: Benches
+    spectra: Mapping[str, Decomposition]
+    losses: Mapping[str, Losses]
 
 
 class Truncated(NamedTuple):
@@ -120,10 +139,6 @@ def begin(
 def states_folder(job: Job) -> Path | None:
     """Where states of the dense model wait, should it be a streamed one; None: there is no cache."""
     return job.cache.folder and shelf_folder(job.cache.folder, "states", **job.source)
-
-
-# Decompositions, by what storages split off of W before.
-Benches = Mapping[str | None, Workbench]
 
 
 def dense_statistics(job: Job) -> DenseStatistics:
@@ -221,6 +236,58 @@ def evidence(
     shelf = partial(job.cache.shelf, source=job.source)
     values = {name: part.spectrum for name, part in found.items()}
     return Evidence(job.model, job.windows, values, truncated, made_with, shelf, job.seed, losses)
+
+
+def decomposed(job: Job, benches: Benches, source: DenseStatistics) -> Decomposed:
+    """What is known once every layer is decomposed."""
+    method = job.method
+    if not method.storage.menu:
+        return Decomposed(benches, spectra(job, benches[method.storage.split]), {})
+    if method.weighting is None or not method.allocation.needs_spectra:
+        return Decomposed(benches, {}, {})
+    return Decomposed(benches, {}, measured(job, loss_bench(job, method.weighting, source, benches)))
+
+
+class Allocated(NamedTuple):
+    """The job with a form for every layer, where that was chosen; ranks, how they were learned, forms, and what they
+    follow from; and the decompositions that they truncate, with the spectra that are known."""
+
+    job: Job
+    ranks: Ranks
+    curves: RankCurves | None
+    forms: Mapping[str, str]
+    evidence: Evidence
+    benches: Benches
+    spectra: Mapping[str, Decomposition]
+
+
+def allocated(job: Job, dense: Decomposed, budget: Budget, fixed: Ranks) -> Allocated:
+    """A rank for every layer; decompositions are then those of the dense model or, blockwise, still to be made.
+
+    Raises:
+        UserError: the budget is too small.
+    """
+    method, part = job.method, job.method.storage.split
+    with job.clock("allocation"):
+        known = evidence(job, dense.benches.get(part), dense.spectra, dense.losses)
+        known = measure(method.allocation, budget.without(fixed), known)
+        ranks, curves, forms = allocate(method.allocation, budget, fixed, known)
+    job = job.choosing(forms)
+    if method.weighting and method.traversal is not Traversal.dense:
+        benches = {part: blockwise_bench(job, method.weighting, ranks)}
+        return Allocated(job, ranks, curves, forms, known, benches, {})
+    return Allocated(job, ranks, curves, forms, known, dense.benches, dense.spectra)
+
+
+@contextmanager
+def dense_again(job: Job) -> Iterator[None]:
+    """After this context every layer is the one that it was before."""
+    before = layers_of(job.model, job.layers)
+    try:
+        yield
+    finally:
+        for matrix in job.layers:
+            matrix.put(job.model, before[matrix.name])
 
 
 def truncate(job: Job, benches: Benches, ranks: Ranks, known: Mapping[str, Decomposition]) -> Truncated:

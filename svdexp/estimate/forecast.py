@@ -94,7 +94,12 @@ def foreseen(
     ranks = expected_ranks(method.allocation, budget, fixed)
     workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
     cached = config.cache is not None
-    return stages(workload, method, config.eval, texts, save=config.save, cached=cached, streamed=streamed)
+    judged = None
+    if config.ppl is not None and texts:
+        judged = texts[config.eval.texts.index(config.ppl_text) if config.ppl_text else 0]
+    return stages(
+        workload, method, config.eval, texts, save=config.save, cached=cached, streamed=streamed, judged=judged
+    )
 
 
 def shared_stages(config: Config, method: Method) -> dict[str, str]:

@@ -4,6 +4,7 @@ Names are those of seconds/STAGE in results.json. Not counted are reading and wr
 earlier runs: the estimate assumes an empty one.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload, cost_of
-from svdexp.schema import EvalConfig, Save, Traversal
+from svdexp.schema import RATIO_STEPS, EvalConfig, Save, Traversal
 from svdexp.storage import largest_rank
+
+# Sizes that a bisection tries, the dense model beside them.
+TRIALS = 1 + math.ceil(math.log2(RATIO_STEPS))
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def stages(
     save: Save,
     cached: bool,
     streamed: bool = False,
+    judged: int | None = None,
 ) -> list[Stage]:
     """One row per stage.
 
@@ -49,6 +54,7 @@ def stages(
         save: what is left on disk; an elastic checkpoint gathers in memory until all is truncated.
         cached: whether finished stages go to disk; without a cache they stay in memory.
         streamed: whether one block is in memory at a time, a dense one at most; windows then go one by one.
+        judged: on how many windows sizes are tried; None: the ratio is known.
     """
     dense, small = float(workload.model_bytes), workload.compressed_bytes
     if streamed:
@@ -71,6 +77,9 @@ def stages(
         if any(method.statistics(workload.layers).values()):
             add("calibration", calibration(workload, method, streamed), dense)
         add("factorisation", factorisation(workload, method, method.weighting), dense + held)
+    if judged is not None:
+        trial = search_trial(workload, method, evaluation, judged)
+        add("search", trial * TRIALS, dense + small + held)
     add("allocation", cost_of(method.allocation, workload), dense + held)
     add("storage", method.storage.cost(workload), dense + held + truncation_bytes(workload, save))
     if method.update is not None:
@@ -82,6 +91,17 @@ def stages(
     if save is not Save.none:  # the checkpoint is loaded again and both run one window
         add("save", workload.forward(2, compressed=True), 2 * small)
     return rows
+
+
+def search_trial(workload: Workload, method: Method, evaluation: EvalConfig, judged: int) -> Work:
+    """One size that is tried: all that the method does once it has a ratio, and `judged` windows of the text."""
+    work = cost_of(method.allocation, workload) + method.storage.cost(workload)
+    if method.update is not None:
+        work += cost_of(method.update, workload)
+    if method.weighting and method.traversal is Traversal.blockwise:
+        work += calibration(workload, method) + factorisation(workload, method, method.weighting)
+    windows = replace(evaluation, tasks=[], efficiency=None)
+    return work + evaluate(workload, windows, [judged], compressed=True)
 
 
 def of_one_block(workload: Workload) -> Workload:

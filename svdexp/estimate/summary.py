@@ -39,12 +39,3 @@ def seconds_with_cache(cells: Mapping[str, Forecast]) -> float:
             if made[1]:
                 found.add(made)
     return seconds
-
-
-def names_of(overrides: list[list[str]]) -> list[str]:
-    """What tells each cell of a sweep from the others: the words that not all have."""
-    common = set.intersection(*map(set, overrides)) if overrides else set()
-    return [
-        " ".join(word for word in words if word not in common) or f"cell {index}"
-        for index, words in enumerate(overrides)
-    ]

@@ -2,7 +2,7 @@
 
 from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
-from svdexp.evaluation.figures import evaluate
+from svdexp.evaluation.figures import evaluate, kept_perplexity
 from svdexp.evaluation.generation import continuations
 from svdexp.evaluation.passage import Passage, TextProtocol, check_texts, passage, passage_of, protocols, reading_of
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
@@ -20,6 +20,7 @@ __all__ = [
     "check_texts",
     "continuations",
     "evaluate",
+    "kept_perplexity",
     "load_exams",
     "measure_efficiency",
     "passage",

@@ -16,6 +16,7 @@ from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.evaluation.tasks.exam import quiet
 from svdexp.models.residency import residency_of
 from svdexp.record import Record, Results
+from svdexp.record.keys import Family
 from svdexp.record.results import ACC, ACC_NORM, ACC_NORM_STDERR, ACC_ROWS, ACC_STDERR, AVERAGE, SCORE, SCORE_STDERR
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, identity
@@ -39,7 +40,7 @@ def accuracies(
 ) -> Results:
     """acc/TASK and acc_norm/TASK with acc_stderr/TASK, acc_norm_stderr/TASK and acc_rows/TASK, and acc/average.
 
-    Of other metrics score/TASK/METRIC and score_stderr/TASK/METRIC.
+    Of other metrics score/TASK/METRIC and score_stderr/TASK/METRIC; of a group of lm-eval's the same under its name.
 
     Args:
         model: on its device, in evaluation mode.
@@ -54,22 +55,63 @@ def accuracies(
         UserError: a log-likelihood is not finite.
     """
     figures: Results = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for exam in exams:
         shelf = cache.shelf("accuracy", model=weights, device=model.device.type, **asked(exam, tokenizer))
         answers = shelf.remember("answers", partial(answer, model, tokenizer, exam, batch_size or REQUESTS))
         for metric, right in answers.items():
             figures |= told(exam.name, metric, right)
         figures |= ACC_ROWS.says({exam.name: sum(map(len, exam.rows.values()))})
+        found[exam.name] = as_lm_eval_says(exam, answers)
         said = ", ".join(f"{metric} {right.mean().item():.4f}" for metric, right in answers.items())
         log.info("%s of the %s model: %s", exam.name, what, said)
-    return figures | average(figures)
+    return figures | pooled(exams, found) | average(figures)
+
+
+def as_lm_eval_says(exam: Exam, answers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """A task's figures as lm-eval's groups read them: by METRIC,FILTER and METRIC_stderr,FILTER."""
+    filters = [entry["name"] for entry in (exam.recipe or {}).get("filter_list") or [{"name": "none"}]]
+    said: dict[str, Any] = {"sample_len": sum(map(len, exam.rows.values()))}
+    for key, values in answers.items():
+        metric, _, filtered = key.partition(",")
+        filtered = filtered or filters[0]
+        said[f"{metric},{filtered}"] = values.mean().item()
+        if values.ndim:
+            said[f"{metric}_stderr,{filtered}"] = standard_error(values)
+    return said
+
+
+def pooled(exams: Sequence[Exam], found: Mapping[str, Mapping[str, Any]]) -> Results:
+    """The figures of lm-eval's groups among what was asked, by its own rule for each: mostly every row counts once.
+
+    `found` has those of the tasks, as lm-eval says them.
+    """
+    figures: Results = {}
+    for group in {group.name: group for exam in exams for group in exam.groups}.values():
+        with quiet():
+            said = group.aggregate(found)
+        metrics = [key for key in said if "," in key and not key.partition(",")[0].endswith("_stderr")]
+        for key in metrics:
+            metric, _, filtered = key.partition(",")
+            alone = sum(other.startswith(f"{metric},") for other in metrics) == 1
+            error = said.get(f"{metric}_stderr,{filtered}")
+            shares, errors, member = family(group.name, metric if alone else key)
+            figures |= shares.says({member: float(said[key])})
+            figures |= errors.says({member: float(error)}) if isinstance(error, float) else {}
+        figures |= ACC_ROWS.says(
+            {group.name: sum(found[task.task_name]["sample_len"] for task in group.get_all_tasks())}
+        )
+    return figures
+
+
+def family(task: str, metric: str) -> tuple[Family[float], Family[float], str]:
+    """Where a metric of a task stands: the family of its figures, that of their errors, and the member."""
+    return (*METRICS[metric], task) if metric in METRICS else (SCORE, SCORE_STDERR, f"{task}/{metric}")
 
 
 def told(task: str, metric: str, values: torch.Tensor) -> Results:
     """The figures of what `answer` gives of one metric: mean and standard error, or the one figure that it is."""
-    shares, errors, member = SCORE, SCORE_STDERR, f"{task}/{metric}"
-    if metric in METRICS:
-        (shares, errors), member = METRICS[metric], task
+    shares, errors, member = family(task, metric)
     found = shares.says({member: values.mean().item()})
     return found | (errors.says({member: standard_error(values)}) if values.ndim else {})
 

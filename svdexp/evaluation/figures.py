@@ -17,7 +17,7 @@ from svdexp.models.structure import stored_bytes
 from svdexp.record import Results
 from svdexp.record.results import BYTES, PARAMS, PPL, PPL_STDERR, PPL_TOKENS
 from svdexp.runtime.processes import Processes
-from svdexp.runtime.shelves import Cache, Shelf, fingerprint
+from svdexp.runtime.shelves import Cache, fingerprint
 from svdexp.schema import Config, EvaluateConfig
 
 
@@ -44,10 +44,8 @@ def evaluate(
     if weights is None and (texts or exams):
         weights = model_fingerprint(model)
     for name, text in texts.items():
-        tokens = fingerprint({"windows": text.windows, "scored": text.scored})
-        shelf = cache.shelf("perplexity", model=weights, windows=tokens, **surroundings(model))
         bar = f"perplexity of the {what} model, {name}"
-        found = kept_perplexity(model, text, config.eval.batch_size, bar, shelf)
+        found = kept_perplexity(model, text, config.eval.batch_size, bar, cache, weights)
         figures |= PPL.says({name: found["value"].item()})
         figures |= PPL_STDERR.says({name: found["stderr"].item()})
         figures |= PPL_TOKENS.says({name: int(found["tokens"].item())})
@@ -64,10 +62,16 @@ def evaluate(
 
 
 def kept_perplexity(
-    model: PreTrainedModel, text: Passage, batch_size: int | None, bar: str, shelf: Shelf
+    model: PreTrainedModel, text: Passage, batch_size: int | None, bar: str, cache: Cache, weights: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """The fields of `Perplexity`, from the shelf or measured and put there; in every process the same."""
+    """The fields of `Perplexity`, from the cache or measured and put there; in every process the same.
+
+    `weights` is the model's fingerprint, where it was taken already.
+    """
     processes = Processes()
+    tokens = fingerprint({"windows": text.windows, "scored": text.scored})
+    about = {"model": weights or model_fingerprint(model), "windows": tokens, **surroundings(model)}
+    shelf = cache.shelf("perplexity", **about)
     known = processes.agree(shelf.get("perplexity"))
     if known is None:
         result = perplexity(model, text.windows, batch_size, bar, text.scored, processes)

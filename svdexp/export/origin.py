@@ -19,6 +19,7 @@ from svdexp.checkpoints.loading import Source, locate
 from svdexp.record.results import MODEL, ORIGIN
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.reading import read_plain_yaml
+from svdexp.runtime.words import FILE_ONLY
 from svdexp.schema import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -146,4 +147,4 @@ def _hub_licence(repository: str) -> str | None:
 
 def _say_unknown(model: str, error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    log.info("the licence of %s cannot be found out: %s", model, reason)
+    log.info("the licence of %s cannot be found out: %s", model, reason, extra=FILE_ONLY)

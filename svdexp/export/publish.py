@@ -16,6 +16,7 @@ from svdexp.record import Results
 from svdexp.runtime.disk import whole_folder, write_atomically
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
+from svdexp.runtime.sizes import size_in_words
 from svdexp.schema import Config, ExportConfig, Format
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def publish(config: ExportConfig) -> None:
         write(model, tokenizer, partial)
         describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format)
         size = sum(path.stat().st_size for path in partial.iterdir())
-    log.info("%s: %.1f MB", target, size / 1e6)
+    log.info("%s: %s", target, size_in_words(size))
     if config.push_to_hub:
         _upload(target, config.push_to_hub)
 

@@ -38,6 +38,7 @@ CALIBRATION = Key("calibration", TABLE, "the text that calibrates, and its windo
 CALIBRATION_BOS = Key("calibration_bos", WORD, "what calibration.bos came to")
 EVAL = Key("eval", TABLE, "what was measured")
 RATIO = Key("ratio", NUMBER, "kept fraction of the targeted layers, asked for", unit=Unit.share)
+SEARCH = Key("search", TABLE, "where ppl asked for a size: text, factor, the dense perplexity, and what was tried")
 SEED = Key("seed", COUNT, "of everything that is drawn")
 
 # What was done.

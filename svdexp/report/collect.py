@@ -37,7 +37,7 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
     apart, and in `written` when its file was. Standalone evaluations are passed over: `standalone`.
 
     Raises:
-        UserError: there is no record; says how the first cell without one ended.
+        UserError: there is no record, nor one of those; says how the first cell without one ended.
     """
     records, gone = [], missing(folders)
     for path in _found(folders):
@@ -51,10 +51,10 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
             gone.append(Missing(path.parent, f"results.json is malformed: {reason}"))
         elif not is_standalone:
             records.append(_placed(modern(record), path))
-    if not records:
+    if not records and not standalone(folders, []):
         where = ", ".join(map(str, folders)) or "no folder: name one"
         ended = f"; {len(gone)} cells have none, the first {gone[0].reason}" if gone else ""
-        raise UserError(f"no results.json of a compression below {where}{ended}")
+        raise UserError(f"no results.json of svdexp's below {where}{ended}")
     labelled = [record | {"label": label} for record, label in zip(records, labels(records), strict=True)]
     order = ("label", *(key.name for key in (keys.METHOD, keys.STORAGE, keys.ALLOCATION)))
     return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in order), -keys.RATIO.of(r))), gone

@@ -106,9 +106,18 @@ def figures(record: Record) -> Iterator[dict[str, Any]]:
             dense = record.get(found.dense) if found.dense else None
             yield {
                 **{"key": key, "value": _number(value), "dense": _number(dense), "unit": found.entry.unit or ""},
-                "error": _number(record.get(error_key(key) or "")),
+                "error": _error(record, key, value),
                 "better": found.entry.better.value if found.entry.better and found.entry not in TOOK else "",
             }
+
+
+def _error(record: Record, key: str, value: float) -> float | None:
+    """A figure's standard error; of a speed half of what its repeats differ by."""
+    head, _, phase = key.partition("/")
+    if head == keys.SPEED.name:
+        spread = keys.SPEED_SPREAD.of(record).get(phase)
+        return None if spread is None else _number(value * spread / 2)
+    return _number(record.get(error_key(key) or ""))
 
 
 def _is_figure(entry: Entry[Any]) -> bool:

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import sqrt
 
+import numpy as np
 import pandas as pd
 
 from svdexp.cells.choices import in_words
 from svdexp.record import results as keys
 from svdexp.record.kinds import Table
+from svdexp.record.speeds import speedup
 from svdexp.report.collect import Record
 from svdexp.runtime.model_names import name_of
 from svdexp.schema import TargetsConfig, Traversal
@@ -33,13 +35,17 @@ def tidy(records: Sequence[Record], rivals: Sequence[Record] = ()) -> pd.DataFra
     `run`: a number. `series`: the line of a picture that the run belongs to. `model_bytes`, `model_bytes_dense`,
     `target_bytes_dense`: the whole model and the targeted layers as a 16-bit checkpoint, whatever format the run
     computed in. `seconds_to_compress`: all stages but loading, evaluation and saving. `acc_mean`, `acc_mean_stderr`:
-    over the tasks of the run, which are independent; `asked`: these and the rows of each.
+    over the tasks of the run, which are independent; `asked`: these and the rows of each; `groups`: those of lm-eval's
+    whose pooled figures stand beside them.
     `speedup/…`: tokens per second over the dense model's. `calibrated_on`, `compresses`: in a few words.
 
     Behind them one for each of `rivals`, models that were measured as they are: without method and ratio, and with the
     bytes of its files as the model's.
     """
     rows = pd.DataFrame([*map(_row, records), *map(_rival, rivals)])
+    for key in (keys.METHOD.name, keys.RATIO.name, "model_bytes_dense", "target_bytes_dense"):
+        if key not in rows:  # of models as they are alone
+            rows[key] = pd.Series(np.nan, rows.index, object if key == keys.METHOD.name else float)
     for key in rows.select_dtypes(["object", "str"]):  # a file of columns takes one type in each
         if pd.api.types.infer_dtype(rows[key], skipna=True).startswith("mixed"):
             rows[key] = rows[key].map(str, na_action="ignore")
@@ -63,16 +69,15 @@ def _row(record: Record) -> Record:
     row["seconds_to_compress"] = seconds_to_compress(record)
     row |= sizes(record)
     row |= {f"ppl_bos/{text}": how.get("bos") for text, how in (keys.PROTOCOL.get(record) or {}).items()}
-    tasks = tasks_among(record)
+    pooled = groups_in(record)
+    tasks = [task for task in tasks_among(record) if task not in pooled]
     row |= _mean(tasks, keys.ACC.of(record), keys.ACC_STDERR.of(record), MEAN, MEAN_ERROR)
     row |= _mean(tasks, keys.ACC.of_dense(record), keys.ACC_STDERR.of_dense(record), MEAN_DENSE, MEAN_ERROR_DENSE)
     row["tasks"] = ", ".join(sorted(tasks)) or None
+    row["groups"] = ", ".join(group for group in pooled if group in keys.ACC.of(record)) or None
     rows = keys.ACC_ROWS.of(record)
     row["asked"] = ", ".join(f"{task} {rows.get(task, '')}".strip() for task in sorted(tasks)) or None
-    speeds, dense_speeds = keys.SPEED.of(record), keys.SPEED.of_dense(record)
-    for phase in keys.PHASES:
-        if (speed := speeds.get(phase)) and (dense_speed := dense_speeds.get(phase)):
-            row[f"speedup/{phase}"] = speed / dense_speed
+    row |= {f"speedup/{phase}": factor for phase in keys.PHASES if (factor := speedup(record, phase))}
     return row | {"calibrated_on": _calibration(keys.CALIBRATION.get(record)), "compresses": _compresses(record)}
 
 
@@ -107,6 +112,12 @@ def seconds_to_compress(record: Record) -> float:
 def tasks_among(columns: Iterable[str]) -> list[str]:
     """The tasks whose accuracies are among keys; their average is none."""
     return [task for task in keys.ACC.among(columns) if task != keys.AVERAGE]
+
+
+def groups_in(record: Record) -> list[str]:
+    """The groups of tasks that a run was asked for, whose pooled figures are no tasks'."""
+    asked = (keys.TASKS.get(record) or {}).values()
+    return list(dict.fromkeys(group for task in asked for group in task.get("groups", ())))
 
 
 def _mean(

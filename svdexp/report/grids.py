@@ -121,19 +121,23 @@ def _by_task(rows: pd.DataFrame) -> Iterator[Table]:
     """Every task of runs that were asked the same tasks and as many rows, by ratio."""
     for part, several in asked_alike(rows):
         first = part.iloc[0]
+        groups = first.get("groups")
         names = str(first["tasks"]).split(", ")
+        pooled = str(groups).split(", ") if isinstance(groups, str) else []
         counts = {task: first.get(ACC_ROWS.at(task)) for task in names}
         heads = [f"{task} ({rows:,.0f})" if rows == rows and rows else task for task, rows in counts.items()]
-        yield _tasks(part, names, heads, f": {first['asked']}" if several else "")
+        heads += [f"{group}, pooled" for group in pooled]
+        yield _tasks(part, [*names, *pooled], heads, len(names) > 1, f": {first['asked']}" if several else "")
 
 
-def _tasks(part: pd.DataFrame, tasks: Sequence[str], heads: Sequence[str], which: str) -> Table:
+def _tasks(part: pd.DataFrame, tasks: Sequence[str], heads: Sequence[str], averaged: bool, which: str) -> Table:
+    """Columns of `tasks`, groups of them included, under `heads`, and their mean where it is `averaged`."""
     columns = [(ACC.at(task), ACC_STDERR.at(task)) for task in tasks]
     dense_columns = [(ACC.dense_at(task), ACC_STDERR.dense_at(task)) for task in tasks]
-    if len(tasks) > 1:
+    if averaged:
         columns.append((MEAN, MEAN_ERROR))
         dense_columns.append((MEAN_DENSE, MEAN_ERROR_DENSE))
-    rows = [["ratio", "method", *heads, *([AVERAGE] if len(tasks) > 1 else [])]]
+    rows = [["ratio", "method", *heads, *([AVERAGE] if averaged else [])]]
     dense = [_value(part, key, error) for key, error in dense_columns]
     series, strong = [""], set()
     if any(dense):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from svdexp.record.results import DECODE, PREFILL
+from svdexp.record.speeds import even
 from svdexp.report.curves import CLIP, ceiling, finite, said_beyond
 from svdexp.report.panels import Panel, perplexity_panels
 from svdexp.report.style import STAR, Style, with_error
@@ -16,7 +17,7 @@ from svdexp.report.vega import Plot, Spec, lined, lines, logarithmic
 PHASES = (DECODE, PREFILL)
 TOLD = [
     *({"field": key, "title": title} for key, title in (("series", "method"), ("at", "kept"), ("said", "perplexity"))),
-    {"field": "x", "title": "× dense", "format": ".2f"},
+    {"field": "speed", "title": "× dense"},
 ]
 
 
@@ -52,6 +53,7 @@ def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
         {
             **{"x": run[f"speedup/{phase}"], "y": min(run[panel.key], top), "beyond": bool(run[panel.key] > top)},
             **{"series": run["series"], "at": f"{run['ratio']:g}", "said": with_error(run[panel.key], None)},
+            "speed": f"{run[f'speedup/{phase}']:.2f}{', even' if even(run.dropna().to_dict(), phase) else ''}",
             "run": f"#run-{run['run']}",
         }
         for _, run in panel.rows.iterrows()
@@ -59,7 +61,7 @@ def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
     inside = [point for point in points if not point["beyond"]]
     measured = finite(panel.rows[panel.dense_key]) if panel.dense_key in panel.rows else []
     middle = float(np.median(measured)) if measured else np.nan
-    known = {"x": 1.0, "y": middle, "at": "all", "series": "dense", "said": with_error(middle, None)}
+    known = {"x": 1.0, "speed": "1", "y": middle, "at": "all", "series": "dense", "said": with_error(middle, None)}
     dense = [known] if measured else []
     met = [*inside, *dense]
     best = [met[i] for i in front([p["x"] for p in met], [p["y"] for p in met])]

@@ -9,6 +9,7 @@ import pandas as pd
 from svdexp.cells.choices import GROUPS, spoken
 from svdexp.record import error_key
 from svdexp.record import results as keys
+from svdexp.record.speeds import even, speedup
 from svdexp.report.collect import Missing, Record
 from svdexp.report.frame import FULL, MEAN, MEAN_DENSE, seconds_to_compress, targets
 from svdexp.report.panels import perplexity_panels
@@ -77,7 +78,7 @@ def all_runs(records: Sequence[Record], frame: pd.DataFrame) -> Table:
     more: dict[str, list[str]] = {
         f"size, {name}": [_of_frame(size / unit, ".3g") for size in sizes],
         "mean accuracy": [_of_frame(value, ".3f") for value in _column(frame, MEAN)],
-        "decode, × dense": [_of_frame(value, ".2f") for value in _column(frame, f"speedup/{keys.DECODE}")],
+        "decode, × dense": [_speedup(record) for record in records],
         "device": [keys.DEVICE.get(record) or "" for record in records],
         "written": [str(record.get("written") or "") for record in records],
         "commit": [(keys.COMMIT.get(record) or "")[:9] for record in records],
@@ -89,6 +90,12 @@ def all_runs(records: Sequence[Record], frame: pd.DataFrame) -> Table:
         whole.append([*said, *(values[number] for values in more.values())])
     lines = ["", *map(str, frame["series"])]
     return Table("All runs", whole, series=lines, runs=[None, *range(1, len(rows) + 1)])
+
+
+def _speedup(record: Record) -> str:
+    """Of decoding, with `even` where the measurement cannot tell the models apart."""
+    factor = speedup(record, keys.DECODE)
+    return "" if factor is None else f"{factor:.2f}{', even' if even(record, keys.DECODE) else ''}"
 
 
 def _column(frame: pd.DataFrame, key: str) -> "pd.Series[float]":
@@ -152,7 +159,8 @@ def _published_pairs(records: Sequence[Record], known: Published) -> Iterator[tu
 def best_per_ratio(frame: pd.DataFrame) -> Rows:
     """Per model, text and ratio the run of least perplexity, what it lost against dense, and what it cost."""
     rows = [["model", "text", "ratio", "best", "perplexity", "× dense", "mean accuracy", "Δ to dense"]]
-    rows[0] += ["size, MB", "decode, × dense", "seconds to compress", "peak RSS, GB"]
+    unit, called = byte_unit(_column(frame, "model_bytes").max())
+    rows[0] += [f"size, {called}", "decode, × dense", "seconds to compress", "peak RSS, GB"]
     for model, part in frame.groupby("label"):
         for panel in perplexity_panels(part):
             for ratio, runs in sorted(panel.rows.groupby("ratio"), reverse=True):
@@ -167,8 +175,8 @@ def best_per_ratio(frame: pd.DataFrame) -> Rows:
                         _times(float(value), float(dense)) if dense else "",
                         "" if accuracy is None else f"{accuracy:.3f}",
                         "" if accuracy is None or dense_accuracy is None else f"{accuracy - dense_accuracy:+.3f}",
-                        f"{run['model_bytes'] / 1e6:,.0f}" if "model_bytes" in run else "",
-                        f"{run['speedup/decode']:.2f}" if "speedup/decode" in run else "",
+                        f"{run['model_bytes'] / unit:,.4g}" if "model_bytes" in run else "",
+                        _speedup(run.to_dict()),
                         f"{run['seconds_to_compress']:,.0f}",
                         f"{run[keys.PEAK_RSS.name] / 1e9:.1f}" if keys.PEAK_RSS.name in run else "",
                     ]

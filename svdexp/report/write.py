@@ -69,7 +69,9 @@ def write(records: Sequence[Record], gone: Sequence[Missing], target: Path, riva
                 write_one(path)
     except UnwritableError as error:
         raise UserError(f"--to {target} cannot be written: {error.reason}") from error
-    return f"{len(records)} runs, {len(gone)} cells without results: {target / 'report.html'}"
+    known = f"{len(records)} runs, {len(gone)} cells without results"
+    known += f", {len(rivals)} models as they are" if rivals else ""
+    return f"{known}: {target / 'report.html'}"
 
 
 def read_layers(records: Sequence[Record]) -> tuple[dict[str, list[dict[str, Any]]], list[Missing]]:
@@ -86,13 +88,17 @@ def read_layers(records: Sequence[Record]) -> tuple[dict[str, list[dict[str, Any
 
 def summary(frame: pd.DataFrame, gone: Sequence[Missing]) -> list[Section]:
     """What failed, and what was best."""
-    cells = f"{frame['ratio'].notna().sum()} runs with results, {len(gone)} cells without."
+    compressed = frame["ratio"].notna()
+    cells = f"{compressed.sum()} runs with results, {len(gone)} cells without"
+    cells += f", {(~compressed).sum()} models as they are." if (~compressed).any() else "."
     failed = Table("Cells without results", without_results(gone)) if gone else None
     sections = [Section("Cells without results", [cells], [failed])] if failed else []
     words = "The run of least perplexity. Stages that it found in the cache count no seconds."
     rows = best_per_ratio(frame)
-    best = [Table("Best per ratio", rows)] if rows else []
-    return [*sections, Section("Best per ratio", [words] if gone else [cells, words], best)]
+    if not rows:
+        return sections or [Section("Runs", [cells])]
+    best = Table("Best per ratio", rows)
+    return [*sections, Section("Best per ratio", [words] if gone else [cells, words], [best])]
 
 
 def details(records: Sequence[Record], everything: Sequence[Record], frame: pd.DataFrame) -> list[Section]:

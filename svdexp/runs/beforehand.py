@@ -2,8 +2,8 @@
 
 from svdexp.cells.identity import files_behind
 from svdexp.method import build, build_method
-from svdexp.runs.checks import check_evaluation, check_inputs
-from svdexp.runs.evaluation import find
+from svdexp.runs.checks import check_inputs
+from svdexp.runs.evaluation import check_measured, find
 from svdexp.schema import Config, EvaluateConfig
 
 
@@ -13,5 +13,5 @@ def check_cell(config: Config | EvaluateConfig) -> None:
         build(config.tracker, "tracker")
         check_inputs(config, build_method(config))
     else:
-        check_evaluation(config.eval, find(config.model))
+        check_measured(config.eval, find(config.model))
     files_behind(config)

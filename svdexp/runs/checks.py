@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 from svdexp.checkpoints.loading import load_config, locate, require_dense
 from svdexp.data import Excerpt, Split, whole_files
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
+from svdexp.engine.search import require_searchable
 from svdexp.evaluation import check_tasks, check_texts, reading_of, require_context
 from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.positions import positions_of
-from svdexp.runtime.errors import UserError
+from svdexp.runtime.errors import UserError, require
 from svdexp.schema import Config, EvalConfig, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,24 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
     for excerpt in excerpts(config, method).values():
         excerpt.check()
     check_evaluation(config.eval, config.model, found)
-    refuse_equal_rows(config, method)
-    refuse_equal_files(files_learnt(config, method), files_asked(config.eval))
+    refuse_known_texts(config.eval, excerpts(config, method))
+    if config.ppl is not None:
+        target_text(config)
+        require_searchable(method)
     check_windows(config, method)
+
+
+def target_text(config: Config) -> str:
+    """The text that `ppl` is measured on.
+
+    Raises:
+        UserError: it does not evaluate.
+    """
+    texts = config.eval.texts
+    require(bool(texts), "ppl is measured on a text: eval.texts has none")
+    name = config.ppl_text or texts[0]
+    require(name in texts, f"ppl_text={name} is not in eval.texts, which has {', '.join(texts)}")
+    return name
 
 
 def excerpts(config: Config, method: Method) -> dict[str, Excerpt]:
@@ -42,23 +58,29 @@ def excerpts(config: Config, method: Method) -> dict[str, Excerpt]:
     return {"calibration": Excerpt.of(config.calibration)} | own
 
 
-def refuse_equal_rows(config: Config, method: Method) -> None:
+def refuse_known_texts(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
+    """Raise UserError where the rows of one data set, or a file, calibrate or train, and evaluate too."""
+    refuse_equal_rows(asked, learnt)
+    refuse_equal_files(files_learnt(learnt), files_asked(asked))
+
+
+def refuse_equal_rows(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
     """Raise UserError where the rows of one data set calibrate or train, and evaluate too."""
-    if "hub" not in config.eval.texts:
+    if "hub" not in asked.texts:
         return
-    asked = reading_of("hub", config.eval).collection
-    for knob, excerpt in excerpts(config, method).items():
-        if asked in [member.collection for member in excerpt.members if member.text == "hub"]:
+    rows = reading_of("hub", asked).collection
+    for knob, excerpt in learnt.items():
+        if rows in [member.collection for member in excerpt.members if member.text == "hub"]:
             raise UserError(
-                f"{knob}.split and eval.split are both {config.calibration.split} of {config.eval.dataset}: what "
+                f"{knob}.split and eval.split are both {asked.split} of {asked.dataset}: what "
                 "calibrates or trains cannot evaluate, because its figures would be too good"
             )
 
 
-def files_learnt(config: Config, method: Method) -> dict[str, list[Path]]:
+def files_learnt(learnt: Mapping[str, Excerpt]) -> dict[str, list[Path]]:
     """The files whose whole text calibrates or trains, by the key that names them."""
     found: dict[str, list[Path]] = {}
-    for knob, excerpt in excerpts(config, method).items():
+    for knob, excerpt in learnt.items():
         found |= excerpt.whole_files(knob)
     return found
 
@@ -83,6 +105,15 @@ def warn_of_shared_passages(asked: Mapping[str, torch.Tensor], learnt: Mapping[s
                     "figures of this text will be better than they are",
                     *(text, shared, len(windows), PASSAGE, part),
                 )
+
+
+def refuse_known(text: str, windows: torch.Tensor, learnt: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError where all windows (N, L) of the text that says how small a model shall be were learnt from;
+    warn where some were."""
+    for part, known in learnt.items():
+        shared = windows_that_share(windows, known)
+        require(shared < len(windows), f"ppl_text, {text}: {part} holds all of it, so it cannot judge a model")
+    warn_of_shared_passages({text: windows}, learnt)
 
 
 def check_windows(config: Config, method: Method) -> None:

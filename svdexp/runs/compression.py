@@ -16,6 +16,7 @@ from svdexp.checkpoints.verification import verify_checkpoint
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.result import Compression
+from svdexp.engine.size import NearDense
 from svdexp.estimate.forecast import forecast, this_machine
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
@@ -25,7 +26,7 @@ from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
 from svdexp.runs.checks import check_inputs
-from svdexp.runs.inputs import calibration_bos, read, size_of
+from svdexp.runs.inputs import calibration_bos, measured_on, read, size_of
 from svdexp.runs.residency import room_for_blocks, skeleton_to_stream
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
@@ -80,7 +81,7 @@ def experiment(
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
     forget_peak()
-    story = narrate(method, config.save)
+    story = narrate(method, config.save, searches=config.ppl is not None)
     clock = StageClock(telling.stage, began=story.begins)
 
     with clock("load"):
@@ -112,6 +113,9 @@ def experiment(
         elastic=config.save is Save.elastic,
         planned=planned,
         weights=weights,
+        perplexity=measured_on(texts[size.text], size.text, config.eval.batch_size, cache)
+        if isinstance(size, NearDense)
+        else None,
     )
     if main:
         write_atomically(run_dir / "ranks.json", json.dumps(compression.ranks, indent=1))

@@ -25,15 +25,18 @@ from svdexp.runs.checks import (
     evaluation_lengths,
     prompt_ids,
     prompt_lengths,
+    refuse_known_texts,
+    warn_of_shared_passages,
 )
 from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.history import Learnt, learnt_by
 from svdexp.runs.inputs import evaluation_windows
 from svdexp.runs.residency import evaluation_streams, require_likelihoods, room_for_blocks
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
-from svdexp.schema import EvaluateConfig, ModelConfig
+from svdexp.schema import EvalConfig, EvaluateConfig, ModelConfig
 from svdexp.tracking import Narration, circumstances, commit, identified, show_one
 
 
@@ -47,19 +50,20 @@ def run(config: EvaluateConfig, run_dir: Path) -> Results:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.precision, device)
     source = find(config.model)
-    check_evaluation(config.eval, source)
+    learnt = check_measured(config.eval, source)
     cell = identity_of(config)  # of the files that are read now
     streamed = evaluation_streams(config, source, device)
     torch.manual_seed(config.seed)
     forget_peak()
     with room_for_blocks(run_dir) as blocks:
-        return measure(config, run_dir, source, device, dtype, cell, blocks if streamed else None)
+        return measure(config, run_dir, source, learnt, device, dtype, cell, blocks if streamed else None)
 
 
 def measure(
     config: EvaluateConfig,
     run_dir: Path,
     source: ModelConfig,
+    learnt: Learnt,
     device: torch.device,
     dtype: torch.dtype,
     cell: str,
@@ -78,6 +82,8 @@ def measure(
         model = settled(partial(load, source, dtype, blocks=blocks), device, config.device == BALANCED)
         require_next_token(model)
         check_lengths(model, evaluation_lengths(config.eval) | prompt_lengths(config.eval.prompts, tokenizer))
+        if texts:
+            warn_of_shared_passages({name: text.windows for name, text in texts.items()}, learnt.windows(tokenizer))
         tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
         check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
     with clock("evaluate"):
@@ -96,6 +102,19 @@ def measure(
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
     show_one(results)
     return results
+
+
+def check_measured(part: EvalConfig, source: ModelConfig) -> Learnt:
+    """What the model that `find` found learnt from, where it is a run's.
+
+    Raises:
+        UserError: what can be known to be wrong with its evaluation before its weights are read, such as a text that
+            it learnt from.
+    """
+    check_evaluation(part, source)
+    learnt = learnt_by(Path(source.path).expanduser())
+    refuse_known_texts(part, learnt.excerpts)
+    return learnt
 
 
 def find(config: ModelConfig) -> ModelConfig:

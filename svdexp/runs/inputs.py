@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints.loading import resolve_dtype
 from svdexp.data import Beginning, Excerpt, resolve_bos, warn_without_bos
-from svdexp.engine.size import WholeModel
-from svdexp.evaluation import Exam, Passage, load_exams, passage
+from svdexp.engine.search import Measure
+from svdexp.engine.size import NearDense, Size, WholeModel
+from svdexp.evaluation import Exam, Passage, kept_perplexity, load_exams, passage
 from svdexp.method import Method
 from svdexp.models.spreading import BALANCED, spread_out
 from svdexp.runs.checks import (
@@ -17,13 +18,15 @@ from svdexp.runs.checks import (
     check_lengths,
     prompt_ids,
     prompt_lengths,
+    target_text,
     warn_of_shared_passages,
     window_lengths,
 )
 from svdexp.runs.converted import Dense, dense_model, tokenizer_of
 from svdexp.runs.residency import require_likelihoods
 from svdexp.runtime.errors import require
-from svdexp.runtime.sizes import parse_size
+from svdexp.runtime.shelves import Cache
+from svdexp.runtime.sizes import parse_factor, parse_size
 from svdexp.schema import Config, EvaluateConfig, Residency, Sampling
 
 
@@ -117,6 +120,18 @@ def calibration_bos(config: Config, tokenizer: Any) -> Beginning:
     return resolve_bos(config.calibration.bos, tokenizer, "calibration.bos")
 
 
-def size_of(config: Config) -> float | WholeModel:
+def size_of(config: Config) -> Size:
     """How small the model shall be."""
+    if config.ppl is not None:
+        return NearDense(parse_factor(config.ppl, "ppl"), target_text(config))
     return config.ratio if config.bytes is None else WholeModel(parse_size(config.bytes, "bytes"))
+
+
+def measured_on(text: Passage, name: str, batch_size: int | None, cache: Cache) -> Measure:
+    """What a search for a size asks of a model: its perplexity on `text`, kept as those of evaluations are."""
+
+    def measure(model: PreTrainedModel) -> float:
+        found = kept_perplexity(model, text, batch_size, f"perplexity of what is tried, {name}", cache)
+        return float(found["value"])
+
+    return measure

@@ -1,18 +1,16 @@
 """What a run will take, told before it starts: `dry_run=true`. No weights are loaded, and no network is needed."""
 
 import logging
-import socket
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub.constants import ENDPOINT
 from transformers import AutoConfig
 
 from svdexp.cells import state_of
 from svdexp.cells.choices import published_config
+from svdexp.checkpoints.hub import hub_answers
 from svdexp.checkpoints.loading import dense_config, resolve_device, resolve_dtype, skeleton_of
 from svdexp.data import characters_of
 from svdexp.engine.plan import plan
@@ -34,7 +32,6 @@ from svdexp.schema import THIS, Config, ModelConfig, Precision, Residency, dry_d
 log = logging.getLogger(__name__)
 
 CHARACTERS = 4  # a token, where no tokenizer can be asked
-PATIENCE = 3  # seconds that the hub has to answer
 
 
 class Known(NamedTuple):
@@ -112,16 +109,6 @@ def known_config(model: ModelConfig) -> Known:
             raise
         note = f"{model.path} cannot be had here; the estimate is of its published shape, which ships with svdexp"
         return Known(AutoConfig.for_model(**fields), note)
-
-
-def hub_answers() -> bool:
-    """Whether there is a way to the hub; its own library tries for half a minute, and warns six times."""
-    endpoint = urlsplit(ENDPOINT)
-    try:
-        with socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=PATIENCE):
-            return True
-    except OSError:
-        return False
 
 
 def window_counts(config: Config, offline: bool = False) -> tuple[list[int], list[str]]:

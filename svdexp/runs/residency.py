@@ -120,6 +120,7 @@ def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | No
         "method.traversal=blockwise changes blocks on the way; use method.traversal=dense": method.traversal
         is Traversal.blockwise,
         f"storage={type(method.storage).__name__} {whole}; use one that looks at no inputs": method.storage.waits,
+        "ppl tries sizes on the whole model; find the ratio elsewhere, then give ratio": config.ppl is not None,
         "save=elastic gathers what was truncated in memory; use save=checkpoint": config.save is Save.elastic,
     }
     for reason, holds in reasons.items():

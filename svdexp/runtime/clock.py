@@ -74,6 +74,15 @@ class StageClock:
         self._since = now
 
 
+class IdleClock(StageClock):
+    """Counts nothing: what happens in its stages counts for the stage of another clock that is running."""
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """No more than what is in it."""
+        yield
+
+
 def peak_device_bytes() -> int:
     """The most memory that tensors held on one CUDA device since its statistics were reset."""
     return max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

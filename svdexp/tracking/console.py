@@ -39,10 +39,11 @@ from svdexp.record.results import (
     RELOAD,
     RUN_DIR,
     SPEED,
-    SPEED_SPREAD,
     TARGET_BITS,
 )
+from svdexp.record.speeds import even, speedup, spread
 from svdexp.runtime.invocation import command, shown
+from svdexp.runtime.sizes import size_in_words
 from svdexp.runtime.words import FILE_ONLY
 
 log = logging.getLogger(__name__)
@@ -113,16 +114,13 @@ def verdicts(results: Record) -> list[str]:
     A difference inside what repeats of one measurement differ by is none.
     """
     sentences = []
-    here, there = SPEED.of(results), SPEED.of_dense(results)
-    spreads = SPEED_SPREAD.of(results), SPEED_SPREAD.of_dense(results)
     for phase in PHASES:
-        if phase in here:
-            factor, spread = here[phase] / there[phase], max(found.get(phase, 0.0) for found in spreads)
-            if abs(factor - 1) <= spread:
-                apart = f"repeats of one measurement differ by {spread:.0%}"
-                sentences.append(f"As fast as dense in {phase}: {factor:.2f} ×, where {apart}.")
-            elif factor < 1:
-                sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
+        factor = speedup(results, phase)
+        if factor is not None and even(results, phase):
+            apart = f"repeats of one measurement differ by {spread(results, phase):.0%}"
+            sentences.append(f"As fast as dense in {phase}: {factor:.2f} ×, where {apart}.")
+        elif factor is not None and factor < 1:
+            sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
     if forms := FORMS.get(results):
         said = ", ".join(f"{form} in {count}" for form, count in forms.items())
         sentences.append(f"Forms, and in how many layers: {said}.")
@@ -153,9 +151,9 @@ def _print(pieces: Collection[RenderableType]) -> None:
 
 
 def number(key: str, value: float) -> str:
-    """A figure as a person reads it: bytes in MB, counts with separators, the rest to four digits, `nan`, `inf`."""
+    """A figure as a person reads it: bytes in MB or kB, counts with separators, else four digits, `nan`, `inf`."""
     if unit_of(key) is Unit.bytes:
-        return f"{value / 1e6:,.1f} MB"
+        return size_in_words(value)
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
@@ -185,7 +183,8 @@ def change(key: str, dense: float, value: float) -> str:
 def beside_dense(results: Record, key: str, dense: str) -> list[str]:
     """A row of a table: the key, the dense model's figure, the compressed one's, and what became of it."""
     there, here = _number(results, dense), _number(results, key)
-    return [key, figure(results, dense), figure(results, key), change(key, there, here)]
+    alike = ", even" if is_one_of(key, (SPEED,)) and even(results, key.partition("/")[2]) else ""
+    return [key, figure(results, dense), figure(results, key), change(key, there, here) + alike]
 
 
 def is_one_of(key: str, entries: Collection[Entry[Any]]) -> bool:

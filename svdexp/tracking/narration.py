@@ -15,10 +15,11 @@ LABELS = {
     "load": "loading",
     "evaluate_dense": "dense model evaluated",
     "usage": "layers watched at work",
+    "search": "sizes tried",
     "evaluate": "compressed model evaluated",
     "save": "checkpoint saved and loaded again",
 }
-ALTERNATING = ("calibration", "factorisation", "update", "storage")  # block by block in a blockwise run
+ALTERNATING = ("calibration", "factorisation", "search", "update", "storage")  # block by block in a blockwise run
 
 
 class Narration:
@@ -73,17 +74,20 @@ class Narration:
         return duration(took) + (f" (estimated {duration(foreseen)})" if foreseen is not None and told else "")
 
 
-def narrate(method: Method, save: Save) -> Narration:
-    """Of a run of `method`."""
+def narrate(method: Method, save: Save, *, searches: bool = False) -> Narration:
+    """Of a run of `method`, which `searches` for its ratio."""
     needed = {
         "calibration": bool(method.weighting and (method.weighting.needs or method.storage.needs)),
         "factorisation": method.weighting is not None,
         "update": method.update is not None,
         "training": bool(method.training),
+        "search": searches,
         "save": save is not Save.none,
     }
     # storage last of what changes the model: it waits for training, and some of it for the finished model
-    order = ("load", "evaluate_dense", "usage", "calibration", "factorisation", "allocation", "update", "training")
-    stages = [stage for stage in (*order, "storage", "evaluate", "save") if needed.get(stage, True)]
+    order = ("load", "evaluate_dense", "usage", "calibration", "factorisation", "search", "allocation")
+    stages = [
+        stage for stage in (*order, "update", "training", "storage", "evaluate", "save") if needed.get(stage, True)
+    ]
     blockwise = method.traversal is Traversal.blockwise
     return Narration(stages, ALTERNATING if blockwise else ("update", "storage"))

@@ -4,12 +4,14 @@ import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from svdexp.cells.choices import GROUPS, part_of
 from svdexp.engine.result import Compression
+from svdexp.engine.search import Search
 from svdexp.record import Results, dense_key
 from svdexp.record import results as keys
 from svdexp.record.kinds import Trained
@@ -45,6 +47,7 @@ def record(
         **keys.CALIBRATION.says(asdict(config.calibration)),
         **keys.EVAL.says(asdict(config.eval)),
         **keys.RATIO.says(compression.ratio),
+        **(keys.SEARCH.says(search_in_words(compression.search)) if compression.search else {}),
         **keys.ACHIEVED_RATIO.says(compression.achieved_ratio),
         **keys.TARGET_BITS.says(compression.bits),
         keys.TARGET_BITS.dense: compression.dense_bits,
@@ -90,6 +93,13 @@ def trainings(config: Config, compression: Compression) -> dict[str, Trained]:
         }
         for name, done in compression.training.items()
     }
+
+
+def search_in_words(search: Search) -> dict[str, Any]:
+    """How a ratio was found: `tried` has pairs of a ratio and the perplexity there, null where there is none."""
+    wanted = search.wanted
+    tried = [[trial.ratio, trial.ppl] for trial in search.trials]
+    return {"text": wanted.text, "factor": wanted.factor, "dense": search.dense, "tried": tried}
 
 
 def circumstances(seed: int, run_dir: Path, clock: StageClock, model: PreTrainedModel) -> Results:

@@ -96,6 +96,7 @@ def test_help_is_one_page_of_the_yamls_comments(tmp_path: Path) -> None:
     assert lines == page().splitlines()
     assert len(lines) <= 60
     assert max(map(len, lines)) <= 110
+    assert all(any(line.startswith(f"  {command(name)}") for line in lines) for name in MODULES)
     names = [line.split()[0].partition("=")[0] for line in lines if line.strip()]
     assert {entry.name for entry in [*groups(), *keys()]} <= set(names)
     assert "  ratio=0.8         KEPT fraction of the compressed layers' stored bits, 0 < ratio <= 1" in lines
@@ -107,6 +108,7 @@ def test_every_key_of_the_page_is_there() -> None:
         *(
             "ratio",
             "bytes",
+            "ppl",
             "seed",
             "targets",
             "device",

@@ -190,8 +190,8 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ratio": 0.5, "bytes": "50kB"}, "^ratio and bytes say how small the model shall be"),
-        ({"ratio": 0.5, "overrides": ["bytes=50kB"]}, "^ratio and bytes say how small the model shall be"),
+        ({"ratio": 0.5, "bytes": "50kB"}, "^ratio, bytes and ppl say how small the model shall be"),
+        ({"ratio": 0.5, "overrides": ["bytes=50kB"]}, "^ratio, bytes and ppl say how small the model shall be"),
         ({"ratio": 1.5}, r"^ratio is the kept fraction .* not 1\.5$"),
         ({"method": "nothing"}, "^method has no choice nothing, only .*svd_llm"),
         ({"storage": "gptq5"}, "^storage has no choice gptq5, only .*gptq4"),
@@ -221,6 +221,26 @@ def test_a_mistake_is_one_sentence(
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is caught.value.__context__ is None  # a traceback would hold on to the model
     assert same_weights(llama, before)
+
+
+def test_a_misspelt_argument_is_told_what_may_have_been_meant(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    loosely: Any = svdexp
+    with pytest.raises(TypeError, match=r"^compress\(\) has no argument metod; did you mean method\?$"):
+        loosely.compress(llama, windows, metod="svd")
+    with pytest.raises(TypeError, match=r"^compress\(\) has no argument alpha; keys of conf/ .* overrides="):
+        loosely.compress(llama, windows, alpha=1)
+    with pytest.raises(TypeError, match=r"^evaluate\(\) has no argument task; did you mean tasks\?$"):
+        loosely.evaluate(llama, task="piqa")
+    result = svdexp.compress(llama, windows, WHITENED)
+    with pytest.raises(TypeError, match=r"^evaluate\(\) has no argument limt; did you mean limit\?"):
+        result.evaluate(windows, limt=3)
+    with pytest.raises(TypeError, match=r"^save\(\) has no argument foldr; did you mean folder\?"):
+        loosely.Result.save(result, foldr="x")
+
+
+def test_a_long_sentence_is_a_text_and_no_file(llama: PreTrainedModel, tokenizer: Any) -> None:
+    sentence = "the rank of a matrix is the number of its independent rows and columns " * 8
+    assert svdexp.evaluate(llama, sentence, tokenizer=tokenizer)["ppl/given"] > 1
 
 
 def test_a_model_that_is_none_is_one_sentence(model_folder: Path) -> None:
@@ -347,6 +367,13 @@ def test_the_dense_model_is_where_it_can_be_had(
         assert table.loc["ppl/given", "dense"] == before["ppl/given"]
     with pytest.raises(svdexp.UserError, match="dense=MODEL"):
         result.evaluate([text], seq_len=32, dense=True)
+
+
+def test_a_file_that_calibrated_measures_no_result(model_folder: Path, text_file: Path, other_text_file: Path) -> None:
+    result = svdexp.compress(model_folder, text_file, samples=2, seq_len=16)
+    with pytest.raises(svdexp.UserError, match=r"^calibration\.files and eval\.files share"):
+        result.evaluate(text_file, windows=2, seq_len=16)
+    assert "ppl/files" in result.evaluate(other_text_file, windows=2, seq_len=16).index
 
 
 def test_evaluate_takes_models_folders_and_texts_of_any_kind(

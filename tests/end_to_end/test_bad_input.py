@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_model
+from tests.end_to_end import forked
 from tests.end_to_end.conftest import Svdexp
 
 
@@ -35,11 +36,28 @@ def assert_one_sentence(result: Any, *fragments: str) -> None:
         (["eval.efficiency.generate=0"], ["eval.efficiency.generate", "not 0"]),
         (["storage=elastic"], ["storage=elastic is save=elastic storage=factors now"]),
         (["-m", "storage=factors,elastic", "dry_run=true"], ["storage=elastic is save=elastic storage=factors now"]),
+        (
+            ["eval=ppl", "eval.efficiency.prompt=8"],
+            ["eval.efficiency is null here, so there is no eval.efficiency.prompt"],
+        ),
         (["calibration.chat=true"], ["calibration.chat=true", "pydoc", "alpaca"]),
     ],
 )
 def test_wrong_words(svdexp_command: Svdexp, words: list[str], fragments: list[str]) -> None:
     assert_one_sentence(svdexp_command(*words), *fragments)
+
+
+def test_a_folder_that_is_not_there_is_no_hub_id(svdexp_command: Svdexp, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    assert_one_sentence(svdexp_command("model.path=models/mine"), "model.path=models/mine is not a folder")
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "key"), [("evaluate", [], "path"), ("export", [], "path"), ("export", ["path=x"], "to")]
+)
+def test_what_must_be_said_is_asked_for(program: str, words: list[str], key: str, tmp_path: Path) -> None:
+    done = forked.run(tmp_path, words, program=f"svdexp.{program}")
+    assert_one_sentence(done, f"svdexp: {key} is missing: say {key}=…; --help says what it takes")
 
 
 def test_a_prompt_beyond_the_context(svdexp_command: Svdexp, tiny_job: list[str]) -> None:

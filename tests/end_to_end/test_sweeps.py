@@ -24,7 +24,7 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
     assert first.returncode == 1
     assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
-    assert re.search(r"│ 0\.5 +│ +\d[\d.]+ │ +\S+ MB │ done +│", first.stdout)
+    assert re.search(r"│ 0\.5 +│ +\d[\d.]+ │ +\S+ [kM]B │ done +│", first.stdout)
     assert re.search(r"│ 0\.001 +│ +│ +│ failed: ratio=0\.001 leaves model", first.stdout)
     assert first.stdout.endswith("tables and pictures: python -m svdexp.report sweep --to sweep/report\n")
     (failed,) = tmp_path.glob("sweep/*/failed.json")

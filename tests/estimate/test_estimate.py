@@ -30,7 +30,7 @@ from svdexp.estimate.forecast import Forecast, beside_tensors, forecast, shared_
 from svdexp.estimate.speed import Speed, measure_speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.stages import evaluate as work_of_evaluation
-from svdexp.estimate.summary import names_of, seconds_with_cache, summary
+from svdexp.estimate.summary import seconds_with_cache, summary
 from svdexp.estimate.table import duration, fitting, render, rounded
 from svdexp.factorisation import Diagonal, Identity, TwoSided, Weighting, needs_of
 from svdexp.method import build_method
@@ -357,8 +357,6 @@ def test_cells_of_a_sweep_share_what_their_cache_keeps() -> None:
     assert "all 3 cells" in text
     assert text.count("NO") == 3
     assert text.endswith("leaves 5.3 min of that")
-    assert names_of([["model=a", "ratio=1"], ["model=a", "ratio=2"]]) == ["ratio=1", "ratio=2"]
-    assert names_of([["model=a"]]) == ["cell 0"]
 
 
 def test_what_runs_share_is_what_their_stages_depend_on(model_folder: Path) -> None:

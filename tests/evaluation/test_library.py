@@ -177,9 +177,9 @@ def test_a_folder_of_tasks_must_be_one(tmp_path: Path) -> None:
 
 
 def test_code_that_a_model_writes_is_not_run(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
-    (task,) = lm_eval_tasks("writes", own / "writes.yaml", None).values()
+    (task,) = lm_eval_tasks("writes", own / "writes.yaml", None)[0].values()
     task.UNSAFE_CODE = True
-    monkeypatch.setattr("svdexp.evaluation.tasks.exam.lm_eval_tasks", lambda *about: {"writes": task})
+    monkeypatch.setattr("svdexp.evaluation.tasks.exam.lm_eval_tasks", lambda *about: ({"writes": task}, []))
     with pytest.raises(UserError, match="writes runs code that a model writes"):
         load_exams(EvalConfig(tasks=["writes"], include_path=str(own)), seed=0)
 
@@ -187,3 +187,30 @@ def test_code_that_a_model_writes_is_not_run(monkeypatch: pytest.MonkeyPatch, ow
 def test_the_hub_that_cannot_be_had_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"the task gsm8k cannot be loaded .*eval\.tasks_dir=FOLDER reads gsm8k/test"):
         load_exams(EvalConfig(tasks=["gsm8k"]), seed=0)
+
+
+def test_a_group_has_the_pooled_figures_that_lm_eval_gives_it(tokenizer: PreTrainedTokenizerFast, own: Path) -> None:
+    write_rows(own / "few.jsonl", 3)
+    few = READS.replace("task: reads", "task: reads_few").replace("DATA", str(own / "few.jsonl"))
+    (own / "reads_few.yaml").write_text(few)
+    metrics = "[{metric: acc, weight_by_size: true}, {metric: perplexity, weight_by_size: false}]"
+    (own / "both.yaml").write_text(f"group: both\ntask: [reads, reads_few]\naggregate_metric_list: {metrics}\n")
+    (own / "unpooled.yaml").write_text("group: unpooled\ntask: [reads]\n")
+    model = speaker(tokenizer)
+    answer_rows(own / "rows.jsonl", model, tokenizer, every=2)
+    part = EvalConfig(tasks=["both", "unpooled"], include_path=str(own))
+    ours = figures(model, tokenizer, part)
+
+    wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2, softmax_dtype="float32")
+    manager = TaskManager(include_path=str(own), include_defaults=False)
+    found = simple_evaluate(wrapped, tasks=["both"], task_manager=manager, bootstrap_iters=10)
+    assert found is not None
+    known = found["groups"]["both"]
+    assert ours["acc/both"] == known["acc,none"]
+    assert ours["acc/both"] == pytest.approx((8 * ours["acc/reads"] + 3 * ours["acc/reads_few"]) / 11)
+    assert ours["acc_stderr/both"] == pytest.approx(known["acc_stderr,none"])
+    assert ours["acc_rows/both"] == 11
+    assert ours["score/both/perplexity"] == pytest.approx(known["perplexity,none"], rel=1e-5)
+    assert "acc/unpooled" not in ours
+    described = {exam.name: exam.describe() for exam in load_exams(part, seed=0)}
+    assert described["reads_few"]["groups"] == ["both"]

@@ -19,8 +19,8 @@ from svdexp.schema import Config, EvaluateConfig, validate, validate_evaluation
 
 # Of generative tasks, which tests/evaluation/test_library.py runs.
 SCORES = {keys.SCORE, keys.SCORE_STDERR}
-# What runs on CUDA alone have, what evaluations alone have, and what a choice of forms alone gives.
-ELSEWHERE = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE, keys.FILE_BYTES, keys.FORMS} | SCORES
+# What runs on CUDA alone have, what evaluations alone have, and what choosing forms or looking for a ratio alone gives.
+ELSEWHERE = {keys.PEAK_DEVICE, keys.PEAK_DEVICE_BY_STAGE, keys.FILE_BYTES, keys.FORMS, keys.SEARCH} | SCORES
 ROWS = [{"goal": "the rank of", "sol1": "a matrix", "sol2": "its rows", "label": row % 2} for row in range(4)]
 # Figures that an evaluation alone has, too.
 MEASURED = {keys.PPL, keys.PPL_STDERR, keys.PPL_TOKENS, keys.ACC, keys.SPEED, keys.LATENCY, keys.PARAMS, keys.BYTES}

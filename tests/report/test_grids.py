@@ -83,6 +83,16 @@ def test_accuracies_by_task_and_their_mean(tmp_path: Path) -> None:
     assert {row for row, _ in by_task.strong} == {2, 4}
 
 
+def test_a_group_of_tasks_stands_beside_them_and_not_in_their_mean(tmp_path: Path) -> None:
+    pooled = {"acc/mine": 0.9, "acc_stderr/mine": 0.01, "acc_rows/mine": 400}
+    asked = {"piqa": {"groups": ["mine"]}, "arc_easy": {"groups": ["mine"]}, "hellaswag": {}}
+    leave_cell(tmp_path, "kron", 0.8, 5.0, tasks=asked, **pooled)
+    *_, mean, by_task = tables(tmp_path)
+    assert mean.title == "Accuracy, mean of 3 tasks"
+    assert by_task.rows[0][2:] == [*(f"{task} (200)" for task in sorted(TASKS)), "mine, pooled", "average"]
+    assert by_task.rows[2][2:] == ["0.5417", "0.5417", "0.7917", "0.900 ± 0.010", "0.625"]
+
+
 def test_other_numbers_of_rows_share_no_table(tmp_path: Path) -> None:
     leave_cell(tmp_path, "kron", 0.8, 5.0)
     leave_cell(tmp_path, "svd", 0.8, 5.0, **{"acc_rows/piqa": 100})

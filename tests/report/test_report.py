@@ -38,7 +38,7 @@ def test_rows_are_sorted_and_missing_figures_blank(tmp_path: Path) -> None:
 
 
 def test_nothing_to_report_and_damaged_records_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no results\.json of a compression below"):
+    with pytest.raises(UserError, match=r"no results\.json of svdexp's below"):
         read([tmp_path])
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"1 cells have none, the first .*results\.json cannot be read"):

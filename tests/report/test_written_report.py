@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import svdexp
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
 from svdexp.report.curves import CLIP, against_size
@@ -47,7 +48,7 @@ def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = (target / "report.md").read_text()
     assert f"| {sweep}/failed | failed: UserError: ratio=0.01 &lt;too small&gt; |" in text
     assert f"| {sweep}/died | unfinished: neither results nor an error |" in text
-    assert "| llama2-7b | wiki, 100,000 tokens | 0.6 | kron | 10.8 | 1.80 | 0.528 | -0.156 | 8,800 |" in text
+    assert "| llama2-7b | wiki, 100,000 tokens | 0.6 | kron | 10.8 | 1.80 | 0.528 | -0.156 | 8.8 |" in text
     assert "wiki, 100,000 tokens, svd at 0.6: 9.6e8" in text
     assert set(re.findall(r"\]\((.*?)\)", text)) == {f"pictures/{name}.png" for name in PICTURES}
 
@@ -75,6 +76,33 @@ def test_records_that_lack_most_figures(tmp_path: Path) -> None:
     (tmp_path / "runs" / "a" / "ranks.json").write_text('{"h.0.attn.q": 3, "h.1.attn.q": null, "head": 9}')
     assert main([str(tmp_path / "runs"), "--to", str(tmp_path / "to")]) == 0
     assert {path.name for path in (tmp_path / "to" / "pictures").glob("*.png")} == {"ranks-m.png"}
+
+
+def test_models_as_they_are_alone_make_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("one", 10.0), ("two", 11.0)):
+        (tmp_path / name).mkdir()
+        figures = {"ppl/wiki": value, "ppl_stderr/wiki": 0.1, "acc/piqa": 0.5, "params": 1000, "bytes": 2000}
+        about = {"model": "tiny", "model_path": f"/models/{name}", "seconds/load": 1.0}
+        (tmp_path / name / "results.json").write_text(json.dumps(about | figures))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("| tiny |") == 2
+    assert main([str(tmp_path), "--to", str(tmp_path / "to")]) == 0
+    assert "0 runs, 0 cells without results, 2 models as they are: " in capsys.readouterr().out
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert "| one (as it is) | 10.00 ± 0.10 at 2 kB |" in text
+    assert "Best per ratio" not in text
+    assert list(svdexp.read(tmp_path)["series"]) == ["one (as it is)", "two (as it is)"]
+
+
+def test_a_speed_inside_the_spread_is_called_even(tmp_path: Path) -> None:
+    near = {"tokens_per_second/decode": 39.0, "speed_spread/decode": 0.1, "speed_spread_dense/decode": 0.0}
+    leave_cell(tmp_path, "kron", 0.8, 5.0, **near)
+    leave_cell(tmp_path, "kron", 0.6, 5.0, **{"tokens_per_second/decode": 39.0})
+    assert main([str(tmp_path), "--to", str(tmp_path / "to")]) == 0
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert text.count(" 0.97, even |") == 3  # best per ratio of both texts, and all runs
+    assert text.count(" 0.97 |") == 3
+    assert '"speed":"0.97, even"' in (tmp_path / "to" / "report.html").read_text()
 
 
 def test_a_sweep_that_failed_altogether_says_why(tmp_path: Path) -> None:

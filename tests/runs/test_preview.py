@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from svdexp.cells.guard import config_dir
-from svdexp.runs import preview
 from svdexp.runs.preview import known_config, window_counts
 from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, ModelConfig
@@ -52,7 +51,7 @@ PARAMETERS = {
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

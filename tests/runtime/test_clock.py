@@ -91,7 +91,7 @@ def test_every_cell_forgets_the_peak_of_the_one_before(module: Any, monkeypatch:
         raise ForgottenError
 
     monkeypatch.setattr(module, "forget_peak", forget)
-    for name in ("build_method", "build", "check_inputs", "check_evaluation", "identity_of", "find"):
+    for name in ("build_method", "build", "check_inputs", "check_measured", "identity_of", "find"):
         monkeypatch.setattr(module, name, lambda *_: NoTracker(), raising=False)
     config: Any = SimpleNamespace(
         device="cpu",

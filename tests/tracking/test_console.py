@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from svdexp.tracking.console import FIGURES, LABELS, RUN, change, label, number, show, verdicts
+from svdexp.tracking.console import FIGURES, LABELS, RUN, beside_dense, change, label, number, show, verdicts
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from svdexp.tracking.console import FIGURES, LABELS, RUN, change, label, number,
         ("reload_max_logit_difference", -math.inf, "-inf"),
         ("params", 1234, "1,234"),
         ("bytes", 2_500_000, "2.5 MB"),
+        ("bytes", 57_340, "57.3 kB"),
     ],
 )
 def test_number(key: str, value: float, words: str) -> None:
@@ -60,6 +61,8 @@ def test_speeds_inside_the_spread_are_even(speed: float, spread: float, sentence
     for here, there in ((spread, 0.0), (0.0, spread)):
         spreads = {"speed_spread/decode": here, "speed_spread_dense/decode": there}
         assert verdicts({**results, **spreads}) == sentences
+        row = beside_dense({**results, **spreads}, *(f"tokens_per_second/decode{end}" for end in ("", "_dense")))
+        assert row[-1] == f"{speed / 100:.3f} ×" + (", even" if sentences[:1] and "As fast" in sentences[0] else "")
 
 
 def test_a_run_says_what_is_next_and_its_log_has_it_all(

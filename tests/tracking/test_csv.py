@@ -33,6 +33,17 @@ def test_a_sweeps_runs_share_a_table(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/figures.csv"))
 
 
+def test_the_table_of_the_documentation_has_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("now", "a", "ratio", 0.5), ("now", "a", "method", "svd"), ("now", "a", "ratio", 1)]
+    append(tmp_path / "figures.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    lines = Path(__file__, "../../../docs/tracking.md").resolve().read_text().splitlines()
+    found: dict[str, Any] = {"pandas": pd}
+    exec("\n".join(line.strip() for line in lines if line.startswith(("    rows", "    table"))), found)
+    assert found["table"].loc["a", "ratio"] == 1.0
+    assert list(found["table"].columns) == ["ratio"]
+
+
 def read(folder: Path) -> dict[str, dict[str, str]]:
     """By run and key the last value."""
     table = pd.read_csv(folder / "figures.csv", dtype=str)

@@ -1,7 +1,6 @@
 """What was kept is sent, with W&B's real client, to a server of the test's."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from svdexp.cells.guard import config_dir
 from svdexp.schema import Config, validate
 from svdexp.tracking import Findings, WandbTracker, tracked
 from svdexp.tracking.sync import main
+from tests.tracking.conftest import forget_wandb
 from tests.tracking.wandb_server import KEY, NOBODY, Server, serving
 
 CELLS = ["a" * 20, "b" * 20]
@@ -27,11 +27,7 @@ ROW = {"name": "a", "block": 0, "projection": "up", "m": 4, "n": 4, "rank": 2, "
 @pytest.fixture(autouse=True)
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home and a folder without anything of W&B's."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(tmp_path)
+    forget_wandb(monkeypatch, tmp_path, tmp_path)
     yield
     wandb.teardown()
 

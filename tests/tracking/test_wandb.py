@@ -1,7 +1,6 @@
 """tracker=wandb with the real client: what it is told, where it goes, and what becomes of it without a server."""
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.tracking import Findings, WandbTracker, tracked, wandb_tracker
 from svdexp.tracking.wandb_tracker import WandbMode, sweep_of
+from tests.tracking.conftest import forget_wandb
 from tests.tracking.wandb_file import Tracked
 from tests.tracking.wandb_server import KEY, NOBODY, Server, serving
 
@@ -28,13 +28,9 @@ ROW = {"name": "a", "block": 0, "projection": "up", "m": 4, "n": 4, "rank": 2, "
 @pytest.fixture(autouse=True)
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home and a folder without anything of W&B's, and W&B as if it had just been imported."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(tmp_path)
+    forget_wandb(monkeypatch, home, tmp_path)
     monkeypatch.setattr(wandb_tracker, "asdict", vars)
     wandb.teardown()
     yield home

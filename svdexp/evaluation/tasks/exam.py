@@ -32,6 +32,7 @@ class Exam:
         seed: draws rows and, where lm-eval draws them, examples.
         source: the file, or "hub".
         recipe: of a task that only lm-eval knows, its configuration; its figures are lm-eval's own.
+        groups: lm-eval's groups that it was asked for as a part of and that pool figures.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Exam:
     seed: int
     source: str
     recipe: Mapping[str, Any] | None = None
+    groups: tuple[Any, ...] = ()
 
     @property
     def version(self) -> str:
@@ -66,7 +68,7 @@ class Exam:
             "rows": sum(map(len, self.rows.values())),
             "of": self.of,
             "source": self.source,
-        }
+        } | ({"groups": [group.name for group in self.groups]} if self.groups else {})
 
 
 def check_tasks(part: EvalConfig) -> None:
@@ -125,7 +127,7 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
     """What lm-eval calls `name`, by its own definition or by the user's, `defined` in a file: a group is its tasks."""
     files = source_files(name, part)
     with quiet():
-        found = lm_eval_tasks(name, defined, files)
+        found, groups = lm_eval_tasks(name, defined, files)
     exams = []
     for key, task in found.items():
         require(not getattr(task, "UNSAFE_CODE", False), f"eval.tasks: {key} runs code that a model writes; not here")
@@ -133,7 +135,8 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
         shots = own if part.num_fewshot is None else part.num_fewshot
         source = str(files[0] if files else defined or "hub")
         exam = drawn(key, {key: task}, part, seed, shots, source)
-        exams.append(replace(exam, recipe=task.dump_config()))
+        own_groups = tuple(group for group in groups if task in group.get_all_tasks())
+        exams.append(replace(exam, recipe=task.dump_config(), groups=own_groups))
     return exams
 
 
@@ -209,8 +212,11 @@ def hub_parts(name: str) -> dict[str, Any]:
     return found
 
 
-def lm_eval_tasks(name: str, defined: Path | None, files: tuple[Path, Path | None] | None) -> dict[str, Any]:
-    """lm-eval's task objects of any name, their rows downloaded or, in the layout of their own data set, from `files`.
+def lm_eval_tasks(
+    name: str, defined: Path | None, files: tuple[Path, Path | None] | None
+) -> tuple[dict[str, Any], list[Any]]:
+    """lm-eval's task objects of any name, their rows downloaded or, in the layout of their own data set, from `files`;
+    and its groups that pool figures of them.
 
     Raises:
         UserError: the data cannot be had, or a library that the task needs.
@@ -238,8 +244,9 @@ def lm_eval_tasks(name: str, defined: Path | None, files: tuple[Path, Path | Non
         near = [TaskManager(include_path=str(where.parent), include_defaults=False)] if where else []
         if not near or name not in near[0].all_subtasks:
             near = [TaskManager(include_path=str(defined.parent) if defined else None)]
-        found: dict[str, Any] = near[0].load([spec])["tasks"]
-    return found
+        found = near[0].load([spec])
+    known = {group.name: group for one in found["groups"].values() for group in (one, *one.get_all_groups())}
+    return found["tasks"], [group for group in known.values() if group.has_aggregation]
 
 
 @contextmanager
