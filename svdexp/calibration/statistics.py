@@ -15,7 +15,7 @@ from svdexp.runtime.processes import Processes
 Statistics = Mapping[str, torch.Tensor]
 
 # Width of the block rows in which second moments add up: wide enough for fast products, narrow enough to skip much.
-BLOCK = 512
+BLOCK = 256
 
 
 class Statistic(Protocol):

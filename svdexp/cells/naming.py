@@ -30,6 +30,15 @@ LATER: dict[str, dict[str, Any]] = {
     "calibration": {**TEXT, "split": "train", "parts": [], "shares": []},
     "eval": {**TEXT, "split": "test", "include_path": None},
 }
+# The same of parts, by their class.
+MEASURED = {"measured": None, "windows": 2, "length": 256, "depth": 0}
+ZERO_POINTS = {"zero_points": False}
+LATER_IN_PARTS: dict[str, dict[str, Any]] = {
+    "svdexp.allocation.GlobalLoss": MEASURED,
+    "svdexp.allocation.TruncationLoss": MEASURED,
+    "svdexp.storage.RTNStorage": ZERO_POINTS,
+    "svdexp.storage.GPTQStorage": ZERO_POINTS,
+}
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 LONGEST_LABEL = 160  # bytes of all words
 
@@ -44,7 +53,13 @@ def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     kept["device"] = str(kept["device"]).partition(":")[0]
     kept["eval"] = {key: value for key, value in kept["eval"].items() if key != "batch_size"}
     known = {key: _as_before(LATER[key], value) if key in LATER else value for key, value in kept.items()}
-    return _as_before(LATER[""], known)
+    return _parts_as_before(_as_before(LATER[""], known))
+
+
+def _parts_as_before(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group, and all in it, whose parts are without the options that came later and say nothing."""
+    known = _as_before(LATER_IN_PARTS.get(str(group.get("_target_")), {}), group)
+    return {key: _parts_as_before(value) if isinstance(value, dict) else value for key, value in known.items()}
 
 
 def _as_before(later: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

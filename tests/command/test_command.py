@@ -120,7 +120,7 @@ def test_every_key_of_the_page_is_there() -> None:
             "dry_run",
         )
     ]
-    assert {entry.name for entry in keys("evaluate")} == {"path", "seed", "device", "precision", "cache"}
+    assert {entry.name for entry in keys("evaluate")} == {"path", "seed", "device", "precision", "residency", "cache"}
     assert {entry.name for entry in keys("export")} == {"path", "to", "format", "trust_remote_code", "push_to_hub"}
     assert {entry.name for entry in groups()} | {"hydra/sweeper"} == set(all_groups())
 

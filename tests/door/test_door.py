@@ -194,7 +194,7 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
         ({"ratio": 0.5, "overrides": ["bytes=50kB"]}, "^ratio, bytes and ppl say how small the model shall be"),
         ({"ratio": 1.5}, r"^ratio is the kept fraction .* not 1\.5$"),
         ({"method": "nothing"}, "^method has no choice nothing, only .*svd_llm"),
-        ({"storage": "gptq5"}, "^storage has no choice gptq5, only .*gptq4"),
+        ({"storage": "gptq9"}, "^storage has no choice gptq9, only .*gptq4"),
         ({"weighting": {"alpa": 1}}, r"^method\.weighting\.alpa: Key 'alpa' not in 'TwoSided'$"),
         ({"targets": {"inclde": ["*"]}}, r"^targets\.inclde: Key 'inclde' not in 'TargetsConfig'$"),
         ({"weighting": 3}, "^method.weighting=3 is no weighting: it has no needs"),
