@@ -14,6 +14,9 @@ from svdexp.calibration.usage import left_dense
 from svdexp.checkpoints.checkpoint import label
 from svdexp.checkpoints.elastic import Elastic, Recipe
 from svdexp.engine import steps
+from svdexp.engine.benches import Decomposed, decomposed, dense_benches, dense_statistics, to_decompose
+from svdexp.engine.choice import allocated
+from svdexp.engine.job import Job, begin
 from svdexp.engine.losses import lost
 from svdexp.engine.plan import Plan, plan, without
 from svdexp.engine.result import Compression
@@ -89,23 +92,23 @@ def compress(
     layers, budget, fixed, _, left = planned = without(planned, idle, model, method, ratio, targets)
     for warning in planned.warnings:
         log.warning("%s", warning)
-    job = steps.begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
-    dense = steps.Decomposed({}, {}, {})
+    job = begin(model, windows, method, layers, cache or Cache(), clock, seed, texts, elastic, weights)
+    dense = Decomposed({}, {}, {})
     found: Search | None = None
     if method.weighting and (method.traversal is Traversal.dense or method.allocation.needs_spectra):
-        source = steps.dense_statistics(job)
-        benches = steps.dense_benches(job, method.weighting, source)
+        source = dense_statistics(job)
+        benches = dense_benches(job, method.weighting, source)
         # all of them now, because truncation changes the model that they are computed from
         for bench in benches.values():
-            for group in progress(steps.to_decompose(job, bench), "decomposition"):
+            for group in progress(to_decompose(job, bench), "decomposition"):
                 bench.decompose(group)
-        dense = steps.decomposed(job, benches, source)
+        dense = decomposed(job, benches, source)
     if isinstance(ratio, NearDense):
         assert perplexity is not None, "a size near the dense model's wants what measures it"
         with clock("search"):
             found = searched(job, dense, budget, fixed, ratio, perplexity)
         budget = replace(budget, ratio=found.ratio)
-    job, ranks, curves, forms, evidence, benches, spectra = steps.allocated(job, dense, budget, fixed)
+    job, ranks, curves, forms, evidence, benches, spectra = allocated(job, dense, budget, fixed)
     losses = dense.losses
     before = steps.stored(job)
     done = steps.truncate(job, benches, ranks, spectra)
@@ -134,7 +137,7 @@ def compress(
 
 
 def searched(
-    job: steps.Job, dense: steps.Decomposed, budget: Budget, fixed: Ranks, wanted: NearDense, perplexity: Measure
+    job: Job, dense: Decomposed, budget: Budget, fixed: Ranks, wanted: NearDense, perplexity: Measure
 ) -> Search:
     """The ratio that is near enough to the dense model, which every trial leaves as it was."""
     job = replace(job, clock=IdleClock())
@@ -142,7 +145,7 @@ def searched(
     @contextmanager
     def compressed(ratio: float) -> Iterator[None]:
         try:
-            chosen = steps.allocated(job, dense, replace(budget, ratio=ratio), fixed)
+            chosen = allocated(job, dense, replace(budget, ratio=ratio), fixed)
         except UserError as error:
             raise TooSmallError(str(error)) from error
         with steps.dense_again(job):

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Uniform
 from svdexp.engine.compress import compress
+from svdexp.engine.job import Job
 from svdexp.engine.plan import plan
-from svdexp.engine.steps import Job
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models import fingerprint as fingerprints
