@@ -1,20 +1,21 @@
-"""How fast this device is, from one block, products and eigendecompositions, some two seconds in all."""
+"""How fast this device is, from a few blocks, products and eigendecompositions, some two seconds in all."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 
-from svdexp.estimate.probe import Block, Rates, launches, reached
+from svdexp.estimate.probe import BLOCKS, Probe, Rates, launches, reached
 from svdexp.models.work import BLOCK_LAUNCHES, Work, eigh_flops
 
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
 PRODUCT = {"cpu": 1024, "cuda": 4096}
 EIGEN = {"cpu": 512, "cuda": 2048}
 SECONDS, CALLS = 0.1, 10
-PATIENCE = 0.4  # seconds for a pass of the block, which other work beside it disturbs most
+PATIENCE = 0.6  # seconds for each pass of the blocks, which other work beside it disturbs most
 COPIED = 2**26  # bytes
 
 
@@ -43,40 +44,28 @@ class Speed:
 
 def measure_speed(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int]], length: int) -> Speed:
     """The speed of `device` with a model in `dtype`, whose blocks have layers of `shapes`, (m, n) each, and windows
-    have `length` tokens; takes about two seconds.
+    have `length` tokens; takes about three seconds.
 
     No matrix larger than the model's is timed: with a tiny model that would take longer than the run.
     """
     widest = max(map(max, shapes))
     wide = product_speed(device, torch.float32, widest), product_speed(device, torch.float64, widest)
     moves = bandwidth(device, dtype)
-    block = block_rates(Block(shapes, device, dtype), length, moves)
+    block = block_rates(Probe(shapes, device, dtype), length, moves)
     return Speed(block.forward, *wide, eigen_speed(device, widest), moves, block.launch, block.backward)
 
 
-def block_rates(block: Block, length: int, bandwidth: float) -> Rates:
-    """From passes of one token, and of `length` forward, and forward and backward."""
-    length = block.tokens(length)
-    one, window = block.inputs(1), block.inputs(length)
-
-    @torch.no_grad()
-    def forward(h: torch.Tensor) -> torch.Tensor:
-        return block(h)[0]
-
-    @torch.enable_grad()
-    def there_and_back() -> torch.Tensor:
-        h = window.detach().requires_grad_()
-        return torch.autograd.grad(block(h).float().sum(), h)[0][0]
-
-    weights = block.entries * one.itemsize
-    passes = partial(forward, one), partial(forward, window), there_and_back
-    single, ahead, both = (_seconds(compute, PATIENCE) for compute in passes)
-    counts = block.counts(length)
-    launch = launches(single, block.counts(1), weights, counts.forward / ahead, bandwidth)
-    rate = reached(counts.forward, ahead, counts.moved, BLOCK_LAUNCHES, bandwidth, launch)
-    behind, starts = max(both - ahead, both / 2), 2 * BLOCK_LAUNCHES
-    back = reached(counts.backward, behind, 2 * counts.moved, starts, bandwidth, launch)
-    return Rates(rate, back, launch)
+def block_rates(probe: Probe, length: int, bandwidth: float) -> Rates:
+    """From one token, `length` tokens forward, and forward and backward."""
+    length = probe.tokens(length)
+    states = probe.states(length)
+    passes = probe.step, partial(probe.ahead, states), partial(probe.there_and_back, states)
+    pair, ahead, both = (_seconds(compute, PATIENCE) for compute in passes)
+    counts, starts, weights = probe.counts(length), BLOCKS * BLOCK_LAUNCHES, probe.entries * states.itemsize
+    launch = launches(pair / 2, probe.counts(1), weights, counts.forward / ahead, bandwidth)
+    rate = reached(counts.forward, ahead, counts.moved, starts, bandwidth, launch)
+    behind = max(both - ahead, both / 2)
+    return Rates(rate, reached(counts.backward, behind, 2 * counts.moved, 2 * starts, bandwidth, launch), launch)
 
 
 def product_speed(device: torch.device, dtype: torch.dtype, widest: int | None = None) -> float:
@@ -112,16 +101,15 @@ def _random(side: int) -> torch.Tensor:
 
 
 def _seconds(compute: Callable[[], torch.Tensor], patience: float = SECONDS) -> float:
-    """Of the fastest of CALLS, or of those within `patience` seconds, after one to warm up.
+    """The median of CALLS, or of those within `patience` seconds, after one to warm up.
 
     Reading an entry waits for a call's end.
     """
     compute()[0, 0].item()
-    fastest, end = float("inf"), time.perf_counter() + patience
-    for _ in range(CALLS):
+    taken: list[float] = []
+    end = time.perf_counter() + patience
+    while len(taken) < CALLS and (not taken or time.perf_counter() < end):
         start = time.perf_counter()
         compute()[0, 0].item()
-        fastest = min(fastest, time.perf_counter() - start)
-        if time.perf_counter() > end:
-            break
-    return fastest
+        taken.append(time.perf_counter() - start)
+    return median(taken)

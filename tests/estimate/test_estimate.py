@@ -137,7 +137,7 @@ def test_a_tied_head_is_known_without_weights() -> None:
 
 def test_statistics_by_hand(llama: PreTrainedModel) -> None:
     assert Gram.flops(3) == 2 * 3 * 3
-    assert Gram.flops(1024) == 2 * (512 * 1024 + 512 * 512)  # the blocks from the diagonal rightwards
+    assert Gram.flops(1024) == 2 * 256 * (1024 + 768 + 512 + 256)  # the blocks from the diagonal rightwards
     assert Fisher.flops(2, 3) == 2 * 2 * 3
     workload = work_on(llama)
     inputs = 32**2 + 32**2 + 32**2 + 48**2  # q, k, v share one, gate and up another
