@@ -79,7 +79,7 @@ def decompose(
     Args:
         W: the weight, (m, n).
         metric: G and C; in place of the one on the larger side of W perhaps what W sees of it, but for other numerics.
-        dtype: number format of `left` and `right`, and of products with W; all else and the spectrum are float64.
+        dtype: number format of `left` and `right`; the computation and the spectrum are float64.
         numerics: the route to the one optimum.
 
     Raises:

@@ -27,13 +27,16 @@ class SmallerSide(NamedTuple):
 
 
 def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> SmallerSide:
-    """Decompose W (m, n); left (m, k) and right (k, n), and products with W, are in `dtype`, all else in float64.
+    """Decompose W (m, n); left (m, k) and right (k, n) are in `dtype`, all else in float64.
+
+    In float32, products with W would move every eigenvector whose eigenvalue is below some 1e-7 of the largest, and
+    activations have a few directions that are larger than that.
 
     Raises:
         UserError: a second moment is not finite.
     """
     wide = W.shape[0] <= W.shape[1]
-    V = (W if wide else W.mT).to(dtype)
+    V = (W if wide else W.mT).double()
     near, far, seen = (
         (metric.left, metric.right, metric.outputs) if wide else (metric.right, metric.left, metric.input_gradients)
     )
@@ -41,13 +44,13 @@ def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> Smal
     _, root, near_damping = definite(near)
     energies, U = torch.linalg.eigh(root.transposed_times(root.transposed_times(S).mT))
     spectrum, U = energies.flip(0).clamp_min(0).sqrt(), U.flip(1)
-    inner, outer = root.transposed_divides(U), root.times(U).to(dtype).mT @ V
-    left, right, damping = inner.to(dtype), outer, (near_damping, far_damping)
+    inner, outer = root.transposed_divides(U), root.times(U).mT @ V
+    left, right, damping = inner, outer, (near_damping, far_damping)
     if not wide:  # the singular values go from the left to the right
         scale = torch.where(spectrum > 0, spectrum, 1.0)
-        left, right, damping = outer.mT / scale.to(dtype), (inner * scale).mT.to(dtype), (far_damping, near_damping)
+        left, right, damping = outer.mT / scale, (inner * scale).mT, (far_damping, near_damping)
     # in one layout, whatever a library gave: the order of later sums hangs on it
-    left, right = left.contiguous(), right.contiguous()
+    left, right = left.to(dtype).contiguous(), right.to(dtype).contiguous()
     return SmallerSide(left, right, spectrum, damping)
 
 
@@ -59,13 +62,13 @@ def _seen(V: torch.Tensor, far: torch.Tensor | None, seen: torch.Tensor | None) 
     """
     moment = far if seen is None else seen
     if moment is None:
-        return through(V, None).double(), 0.0
+        return through(V, None), 0.0
     if mean_of(moment) <= 0:
-        return through(V, None).double(), 1.0
+        return through(V, None), 1.0
     S = (through(V, far) if seen is None else seen).double()
     if not torch.linalg.cholesky_ex(S).info.item():
         return S, 0.0
-    plain = through(V, None).double()
+    plain = through(V, None)
     for share in SHARES:
         damping = share * float(S.trace() / plain.trace())
         if not torch.linalg.cholesky_ex(S + damping * plain).info.item():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import inf, isfinite, log
 
 import numpy as np
 import pandas as pd
@@ -41,13 +41,17 @@ class Value:
 
 
 def best(values: Mapping[int, Value], better: Better) -> set[int]:
-    """The key of the best value, and of those whose range meets the best one's."""
+    """The key of the best value, and of those whose range meets the best one's.
+
+    What is better lower is a perplexity, and its error one of its logarithm: 300 ± 400 does not reach down to 20.
+    """
     known = {key: value for key, value in values.items() if isfinite(value.value)}
     if not known:
         return set()
-    sign = 1 if better is Better.lower else -1
-    top = min(known.values(), key=lambda value: sign * value.value)
-    return {key for key, value in known.items() if sign * (value.value - top.value) <= value.error + top.error + 1e-12}
+    if better is Better.lower:
+        known = {key: Value(-log(value.value), value.error / value.value) for key, value in known.items()}
+    top = max(known.values(), key=lambda value: value.value)
+    return {key for key, value in known.items() if top.value - value.value <= value.error + top.error + 1e-12}
 
 
 def perplexities(rows: pd.DataFrame, beside: Beside) -> Iterator[Table]:

@@ -163,3 +163,29 @@ def test_weightings_make_one_metric_of_either(weighting: Weighting, shape: tuple
         for side in (True, False)
     )
     torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-6, atol=1e-8 * float(whole.spectrum[0]))
+
+
+@pytest.mark.parametrize(("m", "n"), [(96, 96), (64, 96), (96, 64)])
+def test_what_is_small_beside_a_few_huge_directions_is_found_too(m: int, n: int) -> None:
+    """Factors are float32, but no product on the way to them is: the least losses would be many times the optimum."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moment(width: int) -> torch.Tensor:
+        scales = torch.logspace(0, -2, width, dtype=torch.float64)
+        scales[:3] *= 100
+        x = torch.randn(4 * width, width, generator=generator, dtype=torch.float64) * scales
+        return x.mT @ x / len(x)
+
+    W, G, C = torch.randn(m, n, generator=generator).double(), moment(m), moment(n)
+    metric = Metric(
+        left=G if m <= n else None,
+        right=C if m >= n else None,
+        outputs=W @ C @ W.mT if m < n else None,
+        input_gradients=W.mT @ G @ W if m > n else None,
+    )
+    L, R = torch.linalg.cholesky(G).mT, torch.linalg.cholesky(C)
+    optimum = torch.linalg.svdvals(L @ W @ R).square()
+    rank = min(m, n) // 2
+    factors = decompose(W, metric).truncate(rank)
+    lost = (L @ (W - factors.A @ factors.B) @ R).square().sum()
+    assert float(lost / optimum[rank:].sum()) == pytest.approx(1, abs=5e-5)

@@ -40,6 +40,7 @@ def test_what_the_errors_do_not_tell_apart_is_bold_together() -> None:
     assert best(values, Better.lower) == {1, 2}
     assert best(values, Better.higher) == {2, 3}
     assert best({1: Value(7.0, 0.0), 2: Value(7.001, 0.0)}, Better.lower) == {1}
+    assert best({1: Value(48.0, 5.0), 2: Value(300.0, 400.0)}, Better.lower) == {1}
     assert best({1: Value(float("nan"), 0.0)}, Better.lower) == set()
 
 
