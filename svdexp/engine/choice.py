@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import nn
@@ -22,7 +21,7 @@ def evidence(
     job: Job,
     bench: Workbench | None,
     found: Mapping[str, Decomposition],
-    losses: Mapping[str, Losses] = MappingProxyType({}),
+    losses: Mapping[str, Losses],
 ) -> Evidence:
     """What the allocation may look at."""
     method = job.method

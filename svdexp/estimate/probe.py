@@ -21,8 +21,8 @@ HEAD, LEAST_HEAD = 64, 8
 # Beyond this side rates change little, and the probe would be slow.
 SIDE = 2048
 BLOCKS = 4  # more than the processor's caches hold of most models
-# FLOPs of a forward pass at most, so that all takes a few seconds.
-FLOPS = 4e10
+# FLOPs of a forward pass at most, so that all takes a second or two.
+FLOPS = 2e10
 # Of the seconds of a pass, what products take at least: what is counted beside them is rough.
 LEAST = 0.2
 

@@ -1,9 +1,9 @@
 """How fast this device is, from a few blocks, products and eigendecompositions, some two seconds in all."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from statistics import median
 
 import torch
@@ -15,7 +15,7 @@ from svdexp.models.work import BLOCK_LAUNCHES, Work, eigh_flops
 PRODUCT = {"cpu": 1024, "cuda": 4096}
 EIGEN = {"cpu": 512, "cuda": 2048}
 SECONDS, CALLS = 0.1, 10
-PATIENCE = 0.6  # seconds for each pass of the blocks, which other work beside it disturbs most
+PATIENCE = 0.2  # seconds for each pass of the blocks, which other work beside it disturbs most
 COPIED = 2**26  # bytes
 
 
@@ -42,9 +42,10 @@ class Speed:
         return computing + work.moved / self.bandwidth + work.launches * self.launch
 
 
-def measure_speed(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int]], length: int) -> Speed:
+@cache
+def measure_speed(device: torch.device, dtype: torch.dtype, shapes: tuple[tuple[int, int], ...], length: int) -> Speed:
     """The speed of `device` with a model in `dtype`, whose blocks have layers of `shapes`, (m, n) each, and windows
-    have `length` tokens; takes about three seconds.
+    have `length` tokens; takes about two seconds, once a process: the cells of a sweep share it.
 
     No matrix larger than the model's is timed: with a tiny model that would take longer than the run.
     """

@@ -261,7 +261,7 @@ def test_a_model_of_seven_billion_parameters() -> None:
 
 def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
     state = torch.get_rng_state()
-    speed = measure_speed(torch.device("cpu"), torch.float32, [(48, 32), (32, 48)], 64)
+    speed = measure_speed(torch.device("cpu"), torch.float32, ((48, 32), (32, 48)), 64)
     assert torch.equal(state, torch.get_rng_state())
     assert min(value for key, value in vars(speed).items() if key != "launch") > 1e6
     assert 0 < speed.launch < 1e-2
@@ -273,12 +273,15 @@ def test_speed_is_measured_without_touching_the_runs_random_numbers() -> None:
 
 def test_no_larger_matrices_are_timed_than_the_models(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a tiny run that would take longer than the run itself."""
+    measure_speed.cache_clear()
     sides: list[int] = []
     monkeypatch.setattr("svdexp.estimate.speed._random", lambda side: sides.append(side) or torch.eye(side))
     this_machine(torch.device("cpu"), torch.bfloat16, find_matrices(llama, Targets()), 16)
     assert sides == 3 * [48]
+    this_machine(torch.device("cpu"), torch.bfloat16, find_matrices(llama, Targets()), 16)
+    assert sides == 3 * [48]  # once a process
     sides.clear()
-    measure_speed(torch.device("cpu"), torch.bfloat16, [(2000, 8)], 16)
+    measure_speed(torch.device("cpu"), torch.bfloat16, ((2000, 8),), 16)
     assert sorted(sides) == [512, 1024, 1024]
 
 
