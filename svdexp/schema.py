@@ -23,6 +23,8 @@ OmegaConf.register_new_resolver("name_of", name_of, replace=True)  # conf/model/
 
 LARGEST_INTEGER = 2**63 - 1
 MIXTURE = "mixture"  # the text that is made of others
+IMAGES = "images"  # the text that is captions of images
+COLLECTED = ("hub", IMAGES)  # texts of any data set
 THIS = "this"  # the device of a dry run that is for this machine
 RATIO_STEPS = 100  # ppl=… finds a ratio that is a multiple of one over this
 
@@ -204,7 +206,9 @@ class CalibrationConfig:
     sampling: Sampling = Sampling.first
     bos: Bos = Bos.tokenizer  # also of texts that train
     chat: bool = False  # instruction data as conversations in the tokenizer's chat template
-    dataset: str | None = None  # of calibration=hub: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    dataset: str | None = (
+        None  # of calibration=hub and images: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    )
     subset: str | None = None  # its configuration, where it has several
     split: str = "train"
     column: str = "text"
@@ -220,6 +224,7 @@ class CalibrationConfig:
             "calibration=mixture and calibration.parts=[TEXT,…] go together: give both or neither",
         )
         require(MIXTURE not in self.parts, "calibration.parts: a mixture is no part of one")
+        require(IMAGES not in self.parts, "calibration.parts: images are no part of a mixture of texts")
         require(len(set(self.parts)) == len(self.parts), "calibration.parts names a text twice: give it a larger share")
         require(
             not self.shares or len(self.shares) == len(self.parts),
@@ -232,8 +237,8 @@ class CalibrationConfig:
             "calibration=files and calibration.files=[…] go together: give both or neither",
         )
         require(
-            ("hub" in texts) == (self.dataset is not None),
-            "calibration=hub and calibration.dataset=… go together: give both or neither",
+            any(name in texts for name in COLLECTED) == (self.dataset is not None),
+            "calibration=hub or images and calibration.dataset=… go together: give both or neither",
         )
 
 
@@ -260,7 +265,9 @@ class EvalConfig:
     name: str = MISSING
     texts: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    dataset: str | None = None  # of eval.texts=[hub]: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    dataset: str | None = (
+        None  # of eval.texts=[hub] and [images]: a hub id, a folder, or a file, as datasets.load_dataset takes it
+    )
     subset: str | None = None  # its configuration, where it has several
     split: str = "test"
     column: str = "text"
@@ -319,9 +326,10 @@ class EvalConfig:
             "eval.texts=[files] and eval.files=[…] go together: give both or neither",
         )
         require(
-            ("hub" in self.texts) == (self.dataset is not None),
-            "eval.texts=[hub] and eval.dataset=… go together: give both or neither",
+            any(name in self.texts for name in COLLECTED) == (self.dataset is not None),
+            "eval.texts=[hub] or [images] and eval.dataset=… go together: give both or neither",
         )
+        require(not all(name in self.texts for name in COLLECTED), "eval.texts: one of hub and images, not both")
 
     def body(self, bos: Bos) -> int:
         """How many tokens of the text one window holds, where `bos` stands.

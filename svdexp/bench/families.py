@@ -1,4 +1,4 @@
-"""Command line: `python -m svdexp.bench.families` tries every causal family of the installed transformers.
+"""Command line: `python -m svdexp.bench.families` tries all causal and image-text families of transformers.
 
 Of each a tiny model with random weights is made from its config class, saved, loaded as a run loads it, compressed,
 saved, loaded again by svdexp and by plain transformers, and asked to generate. docs/models.md has what became of them.
@@ -23,10 +23,13 @@ SIZES: dict[str, Any] = {
     "vocab_size": 96,
     "text_vocab_size": 96,
     **dict.fromkeys(["hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim", "embedding_size"], 32),
-    **dict.fromkeys(["attention_hidden_size", "emb_dim", "inner_dim"], 32),
+    **dict.fromkeys(["attention_hidden_size", "emb_dim", "inner_dim", "embed_dim", "out_hidden_size"], 32),
+    **dict.fromkeys(["encoder_hidden_size", "text_hidden_size", "qformer_hidden_size"], 32),
     **dict.fromkeys(["intermediate_size", "ffn_dim", "d_ff", "n_inner", "ffn_hidden_size", "d_inner"], 64),
     **dict.fromkeys(["decoder_ffn_dim", "encoder_ffn_dim", "intermediate_size_mlp", "dff"], 64),
-    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"], 2),
+    **dict.fromkeys(
+        ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "depth"], 2
+    ),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], 4),
     **dict.fromkeys(["encoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"], 4),
     **dict.fromkeys(["num_key_value_heads", "num_kv_heads", "n_head_kv"], 2),
@@ -54,8 +57,16 @@ SIZES: dict[str, Any] = {
     "vocab_size_per_layer_input": 96,
     "chunk_size": 8,
 }
+# Rotary positions of three kinds, which share half of a head's width.
+TURNS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 # What some families want beside these: sizes that depend on others, and blocks of every kind.
 MORE: dict[str, dict[str, Any]] = {
+    **{
+        f"{name}_text": {"rope_parameters": TURNS}
+        for name in ("glm4v", "glm_ocr", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl")
+    },
+    "glm4v_moe_text": {"rope_parameters": TURNS | {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}},
+    "qwen2_5_omni_text": {"rope_parameters": TURNS},
     "bailing_hybrid": {"num_hidden_layers": 8},
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -92,13 +103,14 @@ MORE: dict[str, dict[str, Any]] = {
 # More than that is no tiny model: its config has sizes of other names.
 MOST = 20_000_000
 LENGTH = 24
-PARTS = ("text_config", "vision_config", "audio_config", "decoder_config", "decoder")
+PARTS = ("text_config", "vision_config", "qformer_config", "audio_config", "decoder_config", "decoder")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Try the families and print what becomes of them, or put that into a file between its marks."""
     parser = argparse.ArgumentParser(
-        prog=command("bench.families"), description="Tries every causal family of the installed transformers."
+        prog=command("bench.families"),
+        description="Tries all causal and image-text families of the installed transformers.",
     )
     parser.add_argument("families", nargs="*", help="model types; all by default")
     parser.add_argument("--into", type=Path, help="the Markdown file that has the table between its marks")
@@ -121,24 +133,45 @@ def shown(families: Sequence[str]) -> Iterator[str]:
 
 
 def known() -> list[str]:
-    """The model types for which transformers has a causal language model."""
+    """The model types of causal language models, and those of image-text models."""
+    return [*causal(), *image_text()]
+
+
+def causal() -> list[str]:
+    """Those of causal language models."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def image_text() -> list[str]:
+    """Those that are of image-text models alone."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() - set(causal()))
+
+
 def table(found: Mapping[str, str]) -> str:
     """In Markdown, with counts."""
+    kinds = {"a causal language model": causal(), "an image-text model alone": image_text()}
+    parts = (counted(kind, {name: found[name] for name in names if name in found}) for kind, names in kinds.items())
+    return "\n".join(line for part in parts for line in part)
+
+
+def counted(kind: str, found: Mapping[str, str]) -> list[str]:
+    """The lines of those families for which transformers has a model of one `kind`, and how many."""
     import transformers
 
+    if not found:
+        return []
     works = sum(said == WORKS for said in found.values())
     others = sum("svdexp compresses causal language models" in said for said in found.values())
     head = (
-        f"Of the {len(found)} families for which transformers {transformers.__version__} has a causal language model "
+        f"Of the {len(found)} families for which transformers {transformers.__version__} has {kind} "
         f"{others} are encoders or encoder-decoders; of the other {len(found) - others} {works} work ({WORKS})."
     )
     rows = [f"| {family} | {said} |" for family, said in found.items()]
-    return "\n".join(["", head, "", "| `model_type` | |", "|---|---|", *rows, ""])
+    return ["", head, "", "| `model_type` | |", "|---|---|", *rows, ""]
 
 
 def outcome(family: str) -> str:
@@ -164,10 +197,10 @@ def attempt(family: str, folder: Path) -> None:
         Exception: what goes wrong.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from svdexp.allocation import Uniform
     from svdexp.checkpoints import checkpoint
+    from svdexp.checkpoints.architectures import auto_class
     from svdexp.checkpoints.loading import load_model
     from svdexp.engine.compress import compress
     from svdexp.factorisation import InputMoment
@@ -187,7 +220,7 @@ def attempt(family: str, folder: Path) -> None:
         expected = model(windows[:1]).logits
         require(bool(expected.isfinite().all()), "model: the compressed one gives what is not finite")
         checkpoint.save(model, None, folder / "compressed", done.ranks)
-        plain: Any = AutoModelForCausalLM.from_pretrained(folder / "compressed", trust_remote_code=True)
+        plain: Any = auto_class(model.config).from_pretrained(folder / "compressed", trust_remote_code=True)
         plain.eval()
         for again in (plain, checkpoint.load(folder / "compressed")[0]):
             near = torch.allclose(again(windows[:1]).logits, expected, rtol=1e-3, atol=1e-4)
@@ -202,8 +235,8 @@ def save_dense(family: str, folder: Path) -> None:
         UserError: no tiny one can be made.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from svdexp.checkpoints.architectures import auto_class
     from svdexp.checkpoints.loading import dense_config
     from svdexp.runtime.errors import require
     from svdexp.schema import ModelConfig
@@ -212,7 +245,7 @@ def save_dense(family: str, folder: Path) -> None:
     config = tiny_config(family)
     config.save_pretrained(folder)
     dense_config(ModelConfig(family, str(folder)))
-    build: Any = AutoModelForCausalLM.from_config
+    build: Any = auto_class(config).from_config
     with torch.device("meta"):
         numbers = sum(x.numel() for x in build(config).parameters())
     require(numbers <= MOST, f"no tiny one was tried: with small sizes it still has {numbers:,} parameters")

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from svdexp.checkpoints import asvd, dobi
+from svdexp.checkpoints.architectures import auto_class, auto_class_of
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.checkpoints.processor import copy_processor
 from svdexp.checkpoints.shards import write_streamed
 from svdexp.checkpoints.streaming import streamed, tensor_files
 from svdexp.models.hooks import submodules
@@ -43,7 +45,6 @@ from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
 
 SHARD_SIZE = "4GB"
-AUTO_CLASS = "AutoModelForCausalLM"
 TOKENIZERS = ("*token*", "*vocab*", "*.model", "tekken.json")  # the files of one
 
 
@@ -72,6 +73,7 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    copy_processor(model, folder)
 
 
 def label(model: PreTrainedModel, ranks: Ranks) -> None:
@@ -87,7 +89,7 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     model.config.svdexp = {"version": VERSION, "layers": layers}
     if not is_native(architecture):
         model.config.svdexp["architecture"] = reference(architecture)
-    classes = {"AutoModel": low_rank_reference(base), AUTO_CLASS: low_rank_reference(architecture)}
+    classes = {"AutoModel": low_rank_reference(base), auto_class_of(model.config): low_rank_reference(architecture)}
     model.config.auto_map = _config_reference(model.config) | classes
 
 
@@ -97,10 +99,11 @@ def unlabel(model: PreTrainedModel) -> None:
     What it saves has the names that the tensors of this architecture have in files.
     """
     model.__class__ = architecture = architecture_of(model)
+    auto = auto_class_of(model.config)
     del model.config.svdexp, model.config.auto_map
     model.__dict__.pop("_weight_conversions", None)  # what reading the compressed one needed: nothing
     if not is_native(architecture):
-        architecture.register_for_auto_class(AUTO_CLASS)  # type: ignore[no-untyped-call]
+        architecture.register_for_auto_class(auto)  # type: ignore[no-untyped-call]
         base = type(model.base_model)
         model.config.auto_map = _config_reference(model.config) | {"AutoModel": reference(base)}
 
@@ -334,7 +337,7 @@ def configuration(folder: Path, trust_remote_code: bool) -> tuple[Any, type[PreT
     """
     own = own_architecture(folder, trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=own is not None)
-    mapping: Any = AutoModelForCausalLM._model_mapping
+    mapping: Any = auto_class(config)._model_mapping
     return config, mapping[type(config)] if own is None else get_class_from_dynamic_module(own, str(folder))
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils.quantization_config import GgufConfig
 
+from svdexp.checkpoints.architectures import auto_class
 from svdexp.checkpoints.checkpoint import is_compressed, names_compressed
 from svdexp.checkpoints.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.checkpoints.gguf_tokenizer import amend_tokenizer
@@ -82,6 +83,20 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
+def load_processor(config: ModelConfig) -> Any:
+    """What prepares images for the model, and has its tokenizer, too.
+
+    Raises:
+        UserError: it cannot be loaded, or the model takes no images.
+    """
+    source = reachable(config)
+    lacks = "" if importlib.util.find_spec("torchvision") else " (without torchvision, which some need)"
+    with readable_errors(config, f"processor of images{lacks}"):
+        found = AutoProcessor.from_pretrained(source.location, **source.options)  # type: ignore[no-untyped-call]
+    require(hasattr(found, "image_processor"), f"model.path={config.path} has no processor of images")
+    return found
+
+
 def load_config(config: ModelConfig, *, here: bool = False) -> Any:
     """The model's transformers configuration; weights are not read. Where it must be `here`, no hub is asked.
 
@@ -143,14 +158,15 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     if source.gguf_file is not None:
         # dequantize=True leaves an ordinary model behind, without a quantiser that blocks save_pretrained
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+        found = load_config(config)
         if rope_scaling(config):
-            options["config"] = load_config(config)
+            options["config"] = found
     else:
-        dense_config(config)  # refuses what is no decoder, or compressed
+        found = dense_config(config)  # refuses what is no decoder, or compressed
     # Mismatched shapes are told by `require_whole`, in one sentence.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with readable_errors(config, "model"), _sized(config, source):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source.location, **options)
+        loaded: Any = auto_class(found).from_pretrained(source.location, **options)
     model: PreTrainedModel
     model, report = loaded
     require_whole(config, report)
@@ -177,7 +193,7 @@ def skeleton_of(config: ModelConfig, found: Any, dtype: torch.dtype) -> PreTrain
         UserError: it is of no causal language model.
     """
     with readable_errors(config, "model"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = auto_class(found).from_config(
             found, dtype=dtype, trust_remote_code=config.trust_remote_code
         )
     model.requires_grad_(False)

@@ -4,8 +4,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from svdexp.checkpoints.architectures import auto_class
 from svdexp.checkpoints.intake import INDEX, weight_files
 from svdexp.checkpoints.loading import believe_weights, load_skeleton, locate, readable_errors, require_whole
 from svdexp.checkpoints.streaming import streamed, tensor_files
@@ -31,7 +32,7 @@ def load_streamed(config: ModelConfig, dtype: torch.dtype, device: torch.device,
     how = {"dtype": dtype, "ignore_mismatched_sizes": True, **locate(config).options}
     how["pretrained_model_name_or_path"] = locate(config).location
     with readable_errors(config, "model"):
-        load = AutoModelForCausalLM.from_pretrained
+        load = auto_class(skeleton.config).from_pretrained
         check = partial(require_whole, config)
         model = streamed(load, how, skeleton, device, folder, tensor_files(files), check)
     believe_weights(model)

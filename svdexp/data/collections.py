@@ -70,6 +70,21 @@ class Collection:
         require(all(isinstance(row, str) for row in rows), f"{column} of {self.name} holds other things than text")
         return rows
 
+    def images(self, knob: str) -> list[Any]:
+        """The image of every row, as PIL has it, in order: of the one column of images.
+
+        Raises:
+            UserError: as `rows`, or there is no such column, or several.
+        """
+        from datasets import Image
+
+        found = self._load(knob)
+        columns = [name for name, kind in found.features.items() if isinstance(kind, Image)]
+        require(len(columns) == 1, f"{knob}.dataset={self.path} has {len(columns)} columns of images, not one")
+        images = list(found[columns[0]])
+        require(all(images), f"{knob}.dataset={self.path} has rows without an image")
+        return [image.convert("RGB") for image in images]
+
     def _load(self, knob: str) -> Any:
         from datasets import load_dataset
 

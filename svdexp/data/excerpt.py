@@ -26,7 +26,7 @@ class Excerpt:
         chat: instruction data as conversations in the tokenizer's chat template.
         samples: how many windows; None is all.
         seq_len: tokens a window.
-        collection: the data set behind the name `hub`.
+        collection: the data set behind the names `hub` and `images`.
         shares: of the texts that the name `mixture` stands for, by name.
     """
 

@@ -9,13 +9,14 @@ from svdexp.data.collections import Collection
 from svdexp.data.instructions import Row, parse_rows, plain_rows
 from svdexp.data.sources import INSTRUCTIONS, LOCAL, TEXTS, Text, local_path, pydoc_path, read_file
 from svdexp.runtime.errors import UserError
+from svdexp.schema import COLLECTED
 
 # What stands for the user's own files among the texts; they are read by their paths.
 FILES = Text("files", lambda split: [], "all", ("all",))
 # Files with these endings hold rows: one object a line in .jsonl, one array of objects in .json.
 ROW_FILES = (".jsonl", ".json")
-# All texts: `files` are the user's own, `hub` any data set.
-NAMES = (*TEXTS, "files", "hub")
+# All texts: `files` are the user's own, `hub` any data set, and `images` one of images with captions.
+NAMES = (*TEXTS, "files", *COLLECTED)
 
 
 class Split(StrEnum):
@@ -33,7 +34,7 @@ class Reading:
         split: the data set's own name of the split, `validation` for instance.
         separator: what stands between two rows.
         rows: how many, from the first; None is all.
-        collection: the data set behind the name `hub`.
+        collection: the data set behind the names `hub` and `images`.
     """
 
     split: str | None = None
@@ -63,7 +64,7 @@ def read_documents(name: str, split: Split, files: Sequence[str] = (), reading: 
     knob = _knob(split)
     if name == "files":
         rows = [row for file in files for row in _file_texts(file, f"{knob}.files")]
-    elif name == "hub":
+    elif name in COLLECTED:
         rows = _collection(reading, knob).rows(knob)
     else:
         rows = _text(name, knob).read(split_of(name, split, reading))
@@ -83,7 +84,7 @@ def split_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
         UserError: the text has no such split, or it is the one that calibrates.
     """
     knob = _knob(split)
-    if name == "hub":
+    if name in COLLECTED:
         return _collection(reading, knob).split
     text = FILES if name == "files" else _text(name, knob)
     if split is Split.calibration:
@@ -104,7 +105,7 @@ def separator_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
 
 def dataset_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS) -> str:
     """What the text called `name` is where it comes from: a hub id with its configuration, or files."""
-    if name == "hub":
+    if name in COLLECTED:
         return _collection(reading, "eval").name
     return ", ".join(files) if name == "files" else _text(name, "eval").dataset
 
@@ -134,7 +135,7 @@ def check_text(name: str, split: Split, files: Sequence[str] = (), reading: Read
         for file in files:
             if not Path(file).is_file():
                 raise UserError(f"{knob}.files: {file} is not a file")
-    elif name == "hub":
+    elif name in COLLECTED:
         _collection(reading, knob).check(knob)
     elif name in LOCAL:
         local_path(name, wanted)
@@ -149,7 +150,7 @@ def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Readin
     check_text(name, split, files, reading)
     if name == "files":
         return [Path(file) for file in files]
-    if name == "hub":
+    if name in COLLECTED:
         return _collection(reading, _knob(split)).files
     if name in LOCAL:
         return [local_path(name, split_of(name, split, reading))]
@@ -171,7 +172,7 @@ def characters_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS
 
 def whole_files(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[Path]:
     """Those of `files_of` that are one split alone; pydoc's file holds both, and so may those of a data set."""
-    shared = name == "pydoc" or (name == "hub" and not _collection(reading, _knob(split)).is_one_file)
+    shared = name == "pydoc" or (name in COLLECTED and not _collection(reading, _knob(split)).is_one_file)
     return [] if shared else files_of(name, split, files, reading)
 
 
@@ -188,7 +189,7 @@ def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
 
 def _collection(reading: Reading, knob: str) -> Collection:
     if reading.collection is None:
-        where = "calibration=hub" if knob == "calibration" else "eval.texts=[hub]"
+        where = "calibration=hub or images" if knob == "calibration" else "eval.texts=[hub] or [images]"
         raise UserError(f"{where} needs {knob}.dataset: a hub id, a folder or a file")
     return reading.collection
 

@@ -4,7 +4,16 @@ from svdexp.evaluation.accuracy import accuracies
 from svdexp.evaluation.efficiency import Efficiency, measure_efficiency, require_context
 from svdexp.evaluation.figures import evaluate, kept_perplexity
 from svdexp.evaluation.generation import continuations
-from svdexp.evaluation.passage import Passage, TextProtocol, check_texts, passage, passage_of, protocols, reading_of
+from svdexp.evaluation.passage import (
+    Passage,
+    TextProtocol,
+    captions_passage,
+    check_texts,
+    passage,
+    passage_of,
+    protocols,
+    reading_of,
+)
 from svdexp.evaluation.perplexity import NotFiniteError, Perplexity, perplexity
 from svdexp.evaluation.tasks import Exam, check_tasks, load_exams, task_files
 
@@ -16,6 +25,7 @@ __all__ = [
     "Perplexity",
     "TextProtocol",
     "accuracies",
+    "captions_passage",
     "check_tasks",
     "check_texts",
     "continuations",

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from svdexp.data import resolve_bos, tokenize, with_first
+from svdexp.data.captions import Viewer, open_image, shown_by
 from svdexp.schema import Bos
 
 TOKENS = 20
@@ -14,20 +15,34 @@ TOKENS = 20
 
 @torch.no_grad()
 def continuations(
-    model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str], bos: Bos = Bos.tokenizer
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    bos: Bos = Bos.tokenizer,
+    viewer: Viewer | None = None,
 ) -> list[str]:
     """The most likely next 20 tokens of each prompt, one token at a time, fewer where the model ends its text.
 
     Prompts begin with BOS unless `bos` comes to none. Special tokens that are written out in them are parsed: whoever
-    writes a prompt means them.
+    writes a prompt means them. Prompts that show an image begin as the `viewer` has it.
     """
-    return [_continue(model, tokenizer, prompt, resolve_bos(bos, tokenizer).token) for prompt in prompts]
+    return [_continue(model, tokenizer, _ids(prompt, tokenizer, bos, viewer)) for prompt in prompts]
 
 
-def _continue(model: PreTrainedModel, tokenizer: Any, prompt: str, first: int | None) -> str:
+def _ids(prompt: str, tokenizer: Any, bos: Bos, viewer: Viewer | None) -> torch.Tensor:
+    """(1, T)."""
+    image, text = shown_by(prompt)
+    if image is not None:
+        assert viewer is not None, "a prompt shows an image"
+        return viewer.see(open_image(image, "eval.prompts"), text).prefix[None]
+    ids = tokenize(prompt, tokenizer, parse_special=True)[None]
+    first = resolve_bos(bos, tokenizer).token
+    return with_first(None if ids[0, :1].tolist() == [first] else first, ids)
+
+
+def _continue(model: PreTrainedModel, tokenizer: Any, ids: torch.Tensor) -> str:
     cache = DynamicCache(config=model.config)
-    ids = tokenize(prompt, tokenizer, parse_special=True)[None].to(model.device)
-    tokens = with_first(None if ids[0, :1].tolist() == [first] else first, ids)
+    tokens = ids.to(model.device)
     said: list[int] = []
     for _ in range(TOKENS):
         logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits

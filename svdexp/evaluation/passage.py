@@ -25,8 +25,9 @@ from svdexp.data import (
     tokenize,
     with_first,
 )
-from svdexp.runtime.errors import UserError
-from svdexp.schema import Cut, EvalConfig, SpecialTokens
+from svdexp.data.captions import Viewer, pairs_of, scored_captions
+from svdexp.runtime.errors import UserError, require
+from svdexp.schema import IMAGES, Cut, EvalConfig, SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class TextProtocol:
         dataset, split: which text.
         rows: how many rows of it were read.
         separator: what joined them.
-        cut: contiguous, pieces or rows (`Cut`).
+        cut: contiguous, pieces or rows (`Cut`); captions: of images, one a window.
         seq_len: tokens per window, with its beginning-of-sequence token.
         stride: tokens from the beginning of one window to that of the next; None for windows that are drawn.
         bos: none, every or start (`Bos`); `tokenizer` is said as what it came to. `start` is that of the text or, where
-            windows are drawn, of the piece or row before one is.
+            windows are drawn, of the piece or row before one is. processor: what it puts before an image.
         special_tokens: text or parsed (`SpecialTokens`): those that are written out in the text.
         windows: how many.
         tokens: how many were predicted and count.
@@ -124,6 +125,36 @@ def passage_of(
     return Passage(windows, scored, protocol)
 
 
+def captions_passage(part: EvalConfig, viewer: Viewer) -> Passage:
+    """Captions, each after its image: nothing else counts.
+
+    Raises:
+        UserError: the data set cannot be read, or has no images, or fewer than asked for.
+    """
+    reading = reading_of(IMAGES, part)
+    found = reading.collection
+    assert found is not None, "the schema wants eval.dataset"
+    count, knob = part.windows_of(IMAGES)
+    pairs = pairs_of(found, "eval")
+    require(len(pairs) >= (count or 1), f"{knob}={count}, but there are {len(pairs)} images with captions")
+    windows, scored = scored_captions(pairs[:count], viewer)
+    protocol = TextProtocol(
+        preset=part.name,
+        dataset=found.name,
+        split=found.split,
+        rows=len(windows),
+        separator="",
+        cut="captions",
+        seq_len=windows.shape[1],
+        stride=None,
+        bos="processor",
+        special_tokens=SpecialTokens.text.value,
+        windows=len(windows),
+        tokens=int(scored.sum()),
+    )
+    return Passage(windows, scored, protocol)
+
+
 def check_texts(part: EvalConfig) -> None:
     """Raise UserError for what can be known to be wrong with the texts of `part` before anything is read.
 
@@ -160,7 +191,7 @@ def reading_of(name: str, part: EvalConfig) -> Reading:
     """Which rows of the text called `name` evaluate, and how they are joined."""
     found = None
     if part.dataset is not None:
-        found = Collection(part.dataset, part.subset, part.split_by_text.get("hub", part.split), part.column)
+        found = Collection(part.dataset, part.subset, part.split_by_text.get(name, part.split), part.column)
     return Reading(
         collection=found,
         split=part.split_by_text.get(name),

@@ -33,6 +33,21 @@ def call_hooks(modules: Modules, see: Callable[[str, tuple[Any, ...], dict[str, 
 
 
 @contextmanager
+def argument_hooks(
+    modules: Modules, change: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+) -> Iterator[None]:
+    """Let the modules run on `change(args, kwargs)` in place of their arguments."""
+    with ExitStack() as stack:
+        for module in modules.values():
+
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                return change(args, kwargs)
+
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
 def input_hooks(modules: Modules, see: Callable[[str, torch.Tensor], object]) -> Iterator[None]:
     """Call `see(name, input)` whenever one of the modules is about to run on a tensor."""
 

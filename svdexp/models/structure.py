@@ -1,6 +1,7 @@
 """Find the blocks of a model and the matrices in them by structure; nothing here knows a model's name.
 
-The blocks are the outermost nn.ModuleList that holds most parameters. What a matrix is, families say.
+The blocks are the outermost nn.ModuleList that holds most parameters, in a model of several parts (a vision tower, a
+language model) that of the language model. What a matrix is, families say.
 """
 
 import re
@@ -55,7 +56,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         UserError: the model has no list of blocks with linear layers.
     """
     best: tuple[int, str, nn.ModuleList] | None = None
-    for name, module in model.named_modules():
+    for name, module in _language_model(model):
         if isinstance(module, nn.ModuleList) and any(found_in(module)):
             size = sum(p.numel() for p in module.parameters())
             # Strictly larger: a list of experts inside a block never beats the list of blocks around it.
@@ -64,6 +65,17 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if best is None:
         raise UserError(f"model: {type(model).__name__} has no list of blocks that hold linear layers")
     return best[1], best[2]
+
+
+def _language_model(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """The modules, by name, of the part of `model` that reads and writes text: all, where its config has no parts."""
+    modules = dict(model.named_modules())
+    config: Any = getattr(model, "config", None)
+    if isinstance(model, PreTrainedModel) and config.get_text_config(decoder=True) is not config:
+        part = model.get_decoder()  # type: ignore[no-untyped-call]
+        start = next((f"{name}." for name, module in modules.items() if name and module is part), "")
+        return [(name, module) for name, module in modules.items() if name.startswith(start)]
+    return modules.items()
 
 
 def named_blocks(model: nn.Module) -> dict[str, nn.Module]:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from svdexp.allocation.budget import Learning
 from svdexp.checkpoints.loading import load_config, locate, require_dense
 from svdexp.data import Excerpt, Split, whole_files
+from svdexp.data.captions import shown_by
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
 from svdexp.engine.search import require_searchable
 from svdexp.evaluation import check_tasks, check_texts, reading_of, require_context
@@ -17,7 +19,7 @@ from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.positions import positions_of
 from svdexp.runtime.errors import UserError, require
-from svdexp.schema import Config, EvalConfig, ModelConfig
+from svdexp.schema import COLLECTED, IMAGES, Config, EvalConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,24 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
         require_dense(config.model)
     for excerpt in excerpts(config, method).values():
         excerpt.check()
+    refuse_learning_images(config, method)
     check_evaluation(config.eval, config.model, found)
     refuse_known_texts(config.eval, excerpts(config, method))
     if config.ppl is not None:
         target_text(config)
         require_searchable(method)
     check_windows(config, method)
+
+
+def refuse_learning_images(config: Config, method: Method) -> None:
+    """Raise UserError where images calibrate what is then learnt from text alone."""
+    if config.calibration.text != IMAGES:
+        return
+    learners = [f"method.training.{name}" for name in method.training if name not in method.excerpts]
+    if isinstance(method.allocation, Learning):
+        learners.append("method/allocation")
+    for knob in learners:
+        raise UserError(f"calibration=images: {knob} learns from windows of text; leave it out, or calibrate on text")
 
 
 def target_text(config: Config) -> str:
@@ -66,11 +80,12 @@ def refuse_known_texts(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None
 
 def refuse_equal_rows(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
     """Raise UserError where the rows of one data set calibrate or train, and evaluate too."""
-    if "hub" not in asked.texts:
+    name = next((name for name in COLLECTED if name in asked.texts), None)
+    if name is None:
         return
-    rows = reading_of("hub", asked).collection
+    rows = reading_of(name, asked).collection
     for knob, excerpt in learnt.items():
-        if rows in [member.collection for member in excerpt.members if member.text == "hub"]:
+        if rows in [member.collection for member in excerpt.members if member.text in COLLECTED]:
             raise UserError(
                 f"{knob}.split and eval.split are both {asked.split} of {asked.dataset}: what "
                 "calibrates or trains cannot evaluate, because its figures would be too good"
@@ -178,8 +193,9 @@ def prompt_lengths(prompts: Sequence[str], tokenizer: Any) -> dict[str, int]:
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> dict[str, torch.Tensor]:
-    """The tokens of each prompt, by what `check_ids` calls it."""
-    return {f"eval.prompts, {prompt!r}": torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts}
+    """The tokens of each prompt, but for images, by what `check_ids` calls it."""
+    texts = {prompt: shown_by(prompt)[1] for prompt in prompts}
+    return {f"eval.prompts, {prompt!r}": torch.tensor(tokenizer(text)["input_ids"]) for prompt, text in texts.items()}
 
 
 def check_evaluation(part: EvalConfig, model: ModelConfig, found: Any = None) -> None:
@@ -189,6 +205,8 @@ def check_evaluation(part: EvalConfig, model: ModelConfig, found: Any = None) ->
     """
     check_texts(part)
     check_tasks(part)
+    for image in filter(None, (shown_by(prompt)[0] for prompt in part.prompts)):
+        require(image.is_file(), f"eval.prompts: {image} is not a file")
     # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
     if part.efficiency is not None and (found is not None or locate(model).gguf_file is None):
         require_context(found if found is not None else load_config(model), part.efficiency)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import describe
 from svdexp.method import Method, build, build_method
+from svdexp.models.pictures import showing, without
 from svdexp.models.structure import Targets
 from svdexp.record import Results
 from svdexp.record import results as keys
@@ -55,9 +57,9 @@ def run(config: Config, run_dir: Path) -> Results | None:
     if not Processes().main:
         tracker = NoTracker()
     skeleton = skeleton_to_stream(config, method, device)
-    with tracked(tracker, config, run_dir, cell) as telling, room_for_blocks(run_dir) as blocks:
+    with tracked(tracker, config, run_dir, cell) as telling, room_for_blocks(run_dir) as blocks, ExitStack() as stack:
         streamed = Streamed(skeleton, blocks) if skeleton else None
-        return experiment(config, method, device, run_dir, telling, cell, streamed)
+        return experiment(config, method, device, run_dir, telling, cell, stack, streamed)
 
 
 class Streamed(NamedTuple):
@@ -74,9 +76,13 @@ def experiment(
     run_dir: Path,
     telling: Telling,
     cell: str,
+    stack: ExitStack,
     streamed: Streamed | None = None,
 ) -> Results | None:
-    """`run`, after what can be checked at once; the tracker is told of stages as they end, and of what was found."""
+    """`run`, after what can be checked at once; the tracker is told of stages as they end, and of what was found.
+
+    What shall last as long as the model goes on the stack.
+    """
     main, prompts = Processes().main, config.eval.prompts
     torch.manual_seed(config.seed)
     cache = Cache(Path(config.cache) if config.cache else None)
@@ -85,9 +91,11 @@ def experiment(
     clock = StageClock(telling.stage, began=story.begins)
 
     with clock("load"):
-        model, weights, tokenizer, windows, lessons, texts, exams = read(
+        model, weights, tokenizer, windows, lessons, texts, exams, viewer = read(
             config, method, device, streamed and streamed.blocks
         )
+    pictures = viewer.pictures if viewer else {}
+    stack.enter_context(showing(model, pictures))
     targets, shapes = Targets(**vars(config.targets)), streamed.skeleton if streamed else model
     size = size_of(config)
     planned = plan(shapes, method, size, targets)  # refuses what cannot be compressed
@@ -99,7 +107,7 @@ def experiment(
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
-        dense_says = continuations(model, tokenizer, prompts, config.eval.bos) if main else []
+        dense_says = continuations(model, tokenizer, prompts, config.eval.bos, viewer) if main else []
     compression = compress(
         model,
         windows,
@@ -126,12 +134,13 @@ def experiment(
         compressed = evaluate(model, texts, config, cache, "compressed", exams, tokenizer)
         if not main:
             return None
-        compressed_says = continuations(model, tokenizer, prompts, config.eval.bos)
+        compressed_says = continuations(model, tokenizer, prompts, config.eval.bos, viewer)
     compressed |= keys.PROTOCOL.says(protocols(texts))
     if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / CHECKPOINT, compression.ranks, compression.elastic)
-            compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, windows[:1], config.model.trust_remote_code)
+            tokens = without(pictures, windows[:1])
+            compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, tokens, config.model.trust_remote_code)
 
     story.ends(clock.seconds)
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {

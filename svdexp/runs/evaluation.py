@@ -15,6 +15,7 @@ from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
 from svdexp.models.behaviour import require_next_token
 from svdexp.models.fingerprint import model_fingerprint
+from svdexp.models.pictures import showing
 from svdexp.models.spreading import BALANCED, settled
 from svdexp.record import Results
 from svdexp.record import results as keys
@@ -30,7 +31,7 @@ from svdexp.runs.checks import (
 )
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.history import Learnt, learnt_by
-from svdexp.runs.inputs import evaluation_windows
+from svdexp.runs.inputs import evaluation_windows, looks, viewer_of
 from svdexp.runs.residency import evaluation_streams, require_likelihoods, room_for_blocks
 from svdexp.runtime.clock import StageClock, forget_peak
 from svdexp.runtime.disk import write_atomically
@@ -75,7 +76,8 @@ def measure(
 
     with clock("load"):
         tokenizer = tokenizer_of(source, config.cache)
-        texts = evaluation_windows(config, tokenizer)
+        viewer = viewer_of(source, tokenizer) if looks(config) else None
+        texts = evaluation_windows(config, tokenizer, viewer)
         exams = load_exams(config.eval, config.seed)
         if blocks:
             require_likelihoods(exams)
@@ -86,11 +88,11 @@ def measure(
             warn_of_shared_passages({name: text.windows for name, text in texts.items()}, learnt.windows(tokenizer))
         tokens = {f"eval.texts, {name}": text.windows for name, text in texts.items()}
         check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
-    with clock("evaluate"):
+    with clock("evaluate"), showing(model, viewer.pictures if viewer else {}):
         cache = Cache(Path(config.cache) if config.cache else None)
         weights = model_fingerprint(model)
         figures = evaluate(model, texts, config, cache, "given", exams, tokenizer, weights)
-        said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos)
+        said = continuations(model, tokenizer, config.eval.prompts, config.eval.bos, viewer)
 
     story.ends(clock.seconds)
     results: Results = keys.CELL.says(cell) | identified(config.model, weights) | keys.EVAL.says(asdict(config.eval))

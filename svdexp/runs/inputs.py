@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.checkpoints.loading import resolve_dtype
+from svdexp.checkpoints.loading import load_config, load_processor, resolve_dtype
 from svdexp.data import Beginning, Excerpt, resolve_bos, warn_without_bos
+from svdexp.data.captions import Viewer, pairs_of, shown_by, windows_of
 from svdexp.engine.search import Measure
 from svdexp.engine.size import NearDense, Size, WholeModel
-from svdexp.evaluation import Exam, Passage, kept_perplexity, load_exams, passage
+from svdexp.evaluation import Exam, Passage, captions_passage, kept_perplexity, load_exams, passage
 from svdexp.method import Method
 from svdexp.models.spreading import BALANCED, spread_out
 from svdexp.runs.checks import (
@@ -27,7 +28,7 @@ from svdexp.runs.residency import require_likelihoods
 from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import Cache
 from svdexp.runtime.sizes import parse_factor, parse_size
-from svdexp.schema import Config, EvaluateConfig, Residency, Sampling
+from svdexp.schema import IMAGES, Config, EvaluateConfig, ModelConfig, Residency, Sampling
 
 
 class Material(NamedTuple):
@@ -41,6 +42,7 @@ class Material(NamedTuple):
         lessons: those of trainings with a text of their own, by their names.
         texts: what perplexities are measured on.
         exams: what accuracies are measured on.
+        viewer: what made pictures of images, where there are any.
     """
 
     model: PreTrainedModel
@@ -50,14 +52,16 @@ class Material(NamedTuple):
     lessons: dict[str, torch.Tensor]
     texts: dict[str, Passage]
     exams: list[Exam]
+    viewer: Viewer | None
 
 
 def read(config: Config, method: Method, device: torch.device, blocks: Path | None = None) -> Material:
     """Everything that a run needs from files; the model last, because it takes longest, and streamed given `blocks`."""
     tokenizer = tokenizer_of(config.model, config.cache)
-    windows = calibration_windows(config, tokenizer)
+    viewer = viewer_of(config.model, tokenizer) if looks(config) else None
+    windows = calibration_windows(config, tokenizer, viewer)
     lessons = training_windows(config, method, tokenizer)
-    texts = evaluation_windows(config, tokenizer)
+    texts = evaluation_windows(config, tokenizer, viewer)
     exams = load_exams(config.eval, config.seed)
     if blocks:
         require_likelihoods(exams)
@@ -67,7 +71,7 @@ def read(config: Config, method: Method, device: torch.device, blocks: Path | No
     warn_of_shared_passages({name: text.windows for name, text in texts.items()}, tokens)
     tokens |= {f"eval.texts, {name}": text.windows for name, text in texts.items()}
     check_ids(model, tokens | prompt_ids(config.eval.prompts, tokenizer), tokenizer)
-    return Material(model, weights, tokenizer, windows, lessons, texts, exams)
+    return Material(model, weights, tokenizer, windows, lessons, texts, exams, viewer)
 
 
 def placed_model(config: Config, device: torch.device, blocks: Path | None = None) -> Dense:
@@ -86,9 +90,34 @@ def placed_model(config: Config, device: torch.device, blocks: Path | None = Non
     return dense
 
 
-def calibration_windows(config: Config, tokenizer: Any) -> torch.Tensor:
-    """Token windows (samples, seq_len) that calibrate; a warning where they lack a token that the model may need."""
+def looks(config: Config | EvaluateConfig) -> bool:
+    """Whether images are looked at: they calibrate, evaluate, or are prompts."""
+    texts = [*config.eval.texts, *([config.calibration.text] if isinstance(config, Config) else [])]
+    return IMAGES in texts or any(shown_by(prompt)[0] for prompt in config.eval.prompts)
+
+
+def viewer_of(model: ModelConfig, tokenizer: Any) -> Viewer:
+    """What makes pictures of images for a model.
+
+    Raises:
+        UserError: it takes no images.
+    """
+    token = getattr(load_config(model), "image_token_id", None)
+    require(isinstance(token, int), f"model.path={model.path} is of a model that has no token for images")
+    return Viewer(load_processor(model), tokenizer, token)
+
+
+def calibration_windows(config: Config, tokenizer: Any, viewer: Viewer | None = None) -> torch.Tensor:
+    """Token windows (samples, seq_len) that calibrate; a warning where they lack a token that the model may need.
+
+    Those of images are made by the viewer.
+    """
     part = config.calibration
+    if part.text == IMAGES:
+        found = Excerpt.of(part).collection
+        assert found is not None, "the schema wants calibration.dataset"
+        seer = viewer or viewer_of(config.model, tokenizer)
+        return windows_of(pairs_of(found, "calibration"), seer, part.samples, part.seq_len, "calibration")
     warn_without_bos(part.bos, tokenizer, "calibration.bos")
     drawn = torch.Generator().manual_seed(config.seed) if part.sampling is Sampling.random else None
     return Excerpt.of(part).windows(tokenizer, calibration_bos(config, tokenizer), "calibration", drawn)
@@ -105,10 +134,24 @@ def training_windows(config: Config, method: Method, tokenizer: Any) -> dict[str
     }
 
 
-def evaluation_windows(config: Config | EvaluateConfig, tokenizer: Any) -> dict[str, Passage]:
-    """The windows of each text that evaluates; a warning where they lack a token that the model may need."""
+def evaluation_windows(
+    config: Config | EvaluateConfig, tokenizer: Any, viewer: Viewer | None = None
+) -> dict[str, Passage]:
+    """The windows of each text that evaluates; a warning where they lack a token that the model may need.
+
+    Those of images are made by the viewer.
+
+    Raises:
+        UserError: as `passage` and `captions_passage`; or images without a viewer.
+    """
     warn_without_bos(config.eval.bos, tokenizer, "eval.bos")
-    return {name: passage(name, config.eval, tokenizer) for name in config.eval.texts}
+    require(viewer is not None or IMAGES not in config.eval.texts, "images evaluate with python -m svdexp.evaluate")
+    return {
+        name: captions_passage(config.eval, viewer)
+        if name == IMAGES and viewer
+        else passage(name, config.eval, tokenizer)
+        for name in config.eval.texts
+    }
 
 
 def calibration_bos(config: Config, tokenizer: Any) -> Beginning:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from svdexp.cells.guard import config_dir
+from svdexp.checkpoints.architectures import auto_class
 from svdexp.runs.preview import known_config, window_counts
 from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, ModelConfig
@@ -18,6 +19,7 @@ PARAMETERS = {
     "gemma-2b": 2_506_172_416,
     "gemma3-1b": 999_885_952,
     "gemma3-270m": 268_098_176,
+    "gemma3-4b": 4_300_079_472,
     "gpt-oss-20b": 20_914_757_184,
     "llama-13b": 13_015_864_320,
     "llama-7b": 6_738_415_616,
@@ -28,6 +30,7 @@ PARAMETERS = {
     "llama3-8b": 8_030_261_248,
     "llama3.1-8b": 8_030_261_248,
     "llama3.2-1b": 1_235_814_400,
+    "llava-1.5-7b": 7_063_427_072,
     "mistral-7b": 7_241_732_096,
     "mistral-7b-v0.3": 7_248_023_552,
     "olmo2-1b": 1_484_916_736,
@@ -36,6 +39,7 @@ PARAMETERS = {
     "opt-6.7b": 6_658_473_984,
     "phi-4-mini": 3_836_021_760,
     "pythia-160m": 162_322_944,
+    "qwen2.5-vl-3b": 3_754_622_976,
     "qwen2.5-7b": 7_615_616_512,
     "qwen3-0.6b": 596_049_920,
     "qwen3-30b-a3b": 30_532_122_624,
@@ -45,6 +49,7 @@ PARAMETERS = {
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm3-3b": 3_075_098_624,
+    "smolvlm-500m": 507_482_304,
     "vicuna-7b": 6_738_415_616,
 }
 
@@ -57,8 +62,9 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_ships_its_published_shape(preset: Path) -> None:
     fields = json.loads(preset.with_suffix(".json").read_text())
+    config = AutoConfig.for_model(**fields)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        model = auto_class(config).from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[preset.stem]
 
 

@@ -1,0 +1,30 @@
+"""Which class of transformers a configuration is of: a causal language model, or one that reads images, too."""
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+AUTO_CLASSES: dict[str, Any] = {
+    "AutoModelForCausalLM": AutoModelForCausalLM,
+    "AutoModelForImageTextToText": AutoModelForImageTextToText,
+}
+
+
+def auto_class_of(config: Any) -> str:
+    """The name of the Auto class that makes a model of `config`: of what reads images only where there is no other.
+
+    A model with code of its own says so itself. What neither class knows is left to the first, which then says so.
+    """
+    own = getattr(config, "auto_map", None) or {}
+    known = (name for name, auto in AUTO_CLASSES.items() if name in own or type(config) in auto._model_mapping)
+    return next(known, "AutoModelForCausalLM")
+
+
+def auto_class(config: Any) -> Any:
+    """The Auto class itself."""
+    return AUTO_CLASSES[auto_class_of(config)]
+
+
+def sees_images(config: Any) -> bool:
+    """Whether the model of `config` reads images beside text: it has a vision tower, or loads as such a model."""
+    return auto_class_of(config) == "AutoModelForImageTextToText" or getattr(config, "vision_config", None) is not None

@@ -1,0 +1,94 @@
+"""Windows of images with captions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoProcessor, AutoTokenizer
+
+from svdexp.data import Collection
+from svdexp.data.captions import Captioned, Viewer, open_image, pairs_of, scored_captions, shown_by, windows_of
+from svdexp.runtime.errors import UserError
+from tests.support.vision import CAPTIONS, tiny_llava, two_images
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} is {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model_with_eyes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llava")
+    tiny_llava(folder)
+    return folder
+
+
+@pytest.fixture
+def viewer(model_with_eyes: Path) -> Viewer:
+    return viewer_in(model_with_eyes)
+
+
+def viewer_in(folder: Path) -> Viewer:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return Viewer(AutoProcessor.from_pretrained(folder), tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Captioned]:
+    return pairs_of(Collection(str(two_images(tmp_path / "images")), None, "train", "text"), "calibration")
+
+
+def test_pairs_are_those_of_the_folder(pairs: list[Captioned]) -> None:
+    assert {pair.caption for pair in pairs} == set(CAPTIONS.values())
+    red = next(pair.image for pair in pairs if pair.caption == CAPTIONS["disc.png"])
+    assert red.getpixel((11, 10)) == (255, 0, 0)
+
+
+def test_a_window_that_calibrates(viewer: Viewer, pairs: list[Captioned]) -> None:
+    """Image, caption, then captions as text, round and round."""
+    windows = windows_of(pairs, viewer, 2, 40, "calibration")
+    assert windows.shape == (2, 40)
+    for index, window in enumerate(windows):
+        numbers = window[window < 0].unique()
+        (number,) = numbers.tolist()
+        assert number in viewer.pictures
+        assert int((window < 0).sum()) == 4
+        text = viewer.read("\n".join(pairs[(index + step) % 2].caption for step in range(6)))
+        prefix = viewer.pictures[number].prefix
+        assert window[: len(prefix)].tolist() == prefix.tolist()
+        assert window[len(prefix) :].tolist() == text[: 40 - len(prefix)].tolist()
+    assert windows[0].min() != windows[1].min()
+
+
+def test_what_counts_of_captions(viewer: Viewer, pairs: list[Captioned]) -> None:
+    ids, scored = scored_captions(pairs, viewer)
+    for row, counts, pair in zip(ids, scored, pairs, strict=True):
+        assert row[counts].tolist() == viewer.read(pair.caption).tolist()
+
+
+def test_a_question_in_the_models_template(tmp_path: Path, pairs: list[Captioned]) -> None:
+    tiny_llava(tmp_path / "model", template=TEMPLATE)
+    asked = viewer_in(tmp_path / "model")
+    prefix = asked.see(pairs[0].image, "the rank").prefix
+    assert prefix[prefix >= 0].tolist() == [1, *asked.read("the rank is").tolist()]
+
+
+def test_mistakes(viewer: Viewer, pairs: list[Captioned], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"calibration\.samples=3, but there are 2 images"):
+        windows_of(pairs, viewer, 3, 40, "calibration")
+    with pytest.raises(UserError, match=r"calibration\.seq_len=4, but an image takes 4 tokens"):
+        windows_of(pairs, viewer, 1, 4, "calibration")
+    with pytest.raises(UserError, match="caption of image 0 is empty"):
+        scored_captions([Captioned(pairs[0].image, "")], viewer)
+    (tmp_path / "no.png").write_text("no image")
+    with pytest.raises(UserError, match=r"eval\.prompts: .*no\.png cannot be read as an image"):
+        open_image(tmp_path / "no.png", "eval.prompts")
+    (tmp_path / "texts.jsonl").write_text('{"text": "no image"}')
+    with pytest.raises(UserError, match="0 columns of images, not one"):
+        pairs_of(Collection(str(tmp_path / "texts.jsonl"), None, "train", "text"), "eval")
+
+
+def test_prompts_that_show_an_image() -> None:
+    assert shown_by("<image:a b.png> What is it?") == (Path("a b.png"), "What is it?")
+    assert shown_by("What is <image:a.png>?") == (None, "What is <image:a.png>?")

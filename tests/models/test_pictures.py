@@ -1,0 +1,158 @@
+"""What a model is shown is what its own processor would give it, row by row."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from svdexp.calibration.dense import collect
+from svdexp.calibration.loss import next_token_loss
+from svdexp.models.hooks import input_hooks
+from svdexp.models.matrices import layers_of
+from svdexp.models.pictures import Picture, Pictures, is_picture, picture, showing, without
+from svdexp.models.structure import Targets, find_blocks, find_matrices
+from svdexp.runtime.errors import UserError
+from tests.conftest import LLAMA_LIKE, VOCABULARY
+
+IMAGE, LENGTH = 90, 30
+TURNS = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+
+
+@pytest.fixture(scope="module")
+def qwen() -> PreTrainedModel:
+    """Images of any size in it, and positions that depend on them."""
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]}
+    text = LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 8, "rope_parameters": TURNS}
+    tokens = {"image_token_id": IMAGE, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_config(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
+    )
+    return model.eval().requires_grad_(False)
+
+
+def processed(size: tuple[int, int], color: str) -> dict[str, torch.Tensor]:
+    """What Qwen's processor gives of an image alone."""
+    image = Image.new("RGB", size, color)
+    image.putpixel((3, 3), (0, 255, 0))
+    found = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=1000)(images=[image], return_tensors="pt")
+    count = int(found["image_grid_thw"].prod()) // 4
+    ids = torch.tensor([[5, 92] + [IMAGE] * count + [93]])
+    return dict(found) | {"input_ids": ids, "attention_mask": ids * 0 + 1, "mm_token_type_ids": (ids == IMAGE).int()}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[dict[str, torch.Tensor]]:
+    return [processed((24, 20), "red"), processed((24, 36), "blue")]
+
+
+def rows_of(pictures: list[Picture]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack(
+        [
+            torch.cat([one.prefix, torch.randint(80, (LENGTH - len(one.prefix),), generator=generator)])
+            for one in pictures
+        ]
+    )
+
+
+@torch.no_grad()
+def test_a_batch_sees_what_each_row_would_be_given(
+    qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    made = [picture(one, IMAGE) for one in inputs]
+    pictures: Pictures = {one.number: one for one in made}
+    rows = rows_of(made)
+    with showing(qwen, pictures):
+        together = qwen(rows, use_cache=False).logits
+        states = qwen.base_model(rows, use_cache=False).last_hidden_state
+    torch.testing.assert_close(qwen.get_output_embeddings()(states), together)
+    for row, given, found in zip(rows, inputs, together, strict=True):
+        kinds = torch.zeros(1, LENGTH, dtype=torch.int)
+        kinds[0, : given["input_ids"].shape[1]] = given["mm_token_type_ids"][0]
+        tokens = without(pictures, row[None])
+        assert int(tokens.min()) >= 0
+        assert int((tokens == IMAGE).sum()) == int((given["input_ids"] == IMAGE).sum())
+        others = {name: given[name] for name in ("pixel_values", "image_grid_thw")}
+        expected = qwen(input_ids=tokens, mm_token_type_ids=kinds, use_cache=False, **others).logits
+        torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-6)
+        blind = qwen(input_ids=tokens, use_cache=False).logits
+        assert (expected - blind).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_rows_of_text_alone_stay_what_they_are(qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]) -> None:
+    one = picture(inputs[0], IMAGE)
+    text = torch.randint(80, (1, LENGTH), generator=torch.Generator().manual_seed(2))
+    with showing(qwen, {one.number: one}):
+        mixed = qwen(torch.cat([rows_of([one]), text]), use_cache=False).logits
+    torch.testing.assert_close(mixed[1:], qwen(text, use_cache=False).logits, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_shown_afterwards(qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]) -> None:
+    one = picture(inputs[0], IMAGE)
+    with pytest.raises(ZeroDivisionError), showing(qwen, {one.number: one}):
+        raise ZeroDivisionError
+    with pytest.raises(IndexError):  # a negative id is none
+        qwen(rows_of([one]), use_cache=False)
+
+
+def test_numbers_tell_images_apart(inputs: list[dict[str, torch.Tensor]]) -> None:
+    red, blue, again = (picture(one, IMAGE).number for one in (inputs[0], inputs[1], processed((24, 20), "red")))
+    assert red == again != blue
+    assert picture(processed((24, 20), "blue"), IMAGE).number not in (red, blue)
+    assert max(red, blue) < 0
+
+
+def test_images_of_different_sizes_in_one_batch() -> None:
+    def made(size: int) -> Picture:
+        tensors = {"pixel_values": torch.zeros(1, 3, size, size)}
+        return Picture(torch.tensor([-size, -size]), -size, IMAGE, {}, tensors)
+
+    model = torch.nn.Linear(1, 1)
+    model.base_model, model.dtype = torch.nn.Identity(), torch.float32
+    with showing(model, {-8: made(8), -9: made(9)}), pytest.raises(UserError, match="different sizes"):
+        model(torch.tensor([[-8, -8], [-9, -9]]))
+
+
+def test_no_loss_is_of_an_image() -> None:
+    logits = torch.randn(2, 6, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[1, -7, -7, 4, 5, 6], [1, 2, 3, 4, 5, 6]])
+    loss = torch.nn.functional.cross_entropy
+    expected = loss(logits[0, 2:-1], tokens[0, 3:], reduction="sum") + loss(
+        logits[1, :-1], tokens[1, 1:], reduction="sum"
+    )
+    torch.testing.assert_close(next_token_loss(logits, tokens), expected)
+    assert is_picture(tokens).tolist() == (tokens == -7).tolist()
+
+
+def test_the_blocks_are_the_language_models(qwen: PreTrainedModel) -> None:
+    """Though the tower has more parameters."""
+    tower = {"depth": 8, "hidden_size": 64, "intermediate_size": 256, "num_heads": 4, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=qwen.config.text_config.to_dict(), vision_config=tower | {"patch_size": 4})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert find_blocks(model)[0] == "model.language_model.layers"
+    sizes = [sum(x.numel() for x in part.parameters()) for part in (model.model.visual, model.model.language_model)]
+    assert sizes[0] > sizes[1]
+
+
+def test_calibration_sees_them(qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]) -> None:
+    """The moment of a layer's inputs, with gradients on and off, is that of the model's own passes over the images."""
+    made = [picture(one, IMAGE) for one in inputs]
+    pictures: Pictures = {one.number: one for one in made}
+    rows, layers = rows_of(made), find_matrices(qwen, Targets(include=["*layers.1.mlp.down_proj"]))
+    seen: list[torch.Tensor] = []
+    with input_hooks(layers_of(qwen, layers), lambda name, x: seen.append(x[0].double())), torch.no_grad():
+        for row, given in zip(rows, inputs, strict=True):
+            kinds = torch.zeros(1, LENGTH, dtype=torch.int)
+            kinds[0, : given["input_ids"].shape[1]] = given["mm_token_type_ids"][0]
+            others = {name: given[name] for name in ("pixel_values", "image_grid_thw")}
+            qwen(input_ids=without(pictures, row[None]), mm_token_type_ids=kinds, use_cache=False, **others)
+    expected = torch.cat(seen).T @ torch.cat(seen) / (2 * LENGTH)
+    for needs in (["gram"], ["gram", "grad_gram"]):
+        with showing(qwen, pictures):
+            (found,) = collect(qwen, layers, rows, needs).values()
+        torch.testing.assert_close(found["gram"].double(), expected, rtol=1e-4, atol=1e-8)
