@@ -1,5 +1,6 @@
 """Which class of transformers a configuration is of: a causal language model, or one that reads images, too."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -13,11 +14,19 @@ AUTO_CLASSES: dict[str, Any] = {
 def auto_class_of(config: Any) -> str:
     """The name of the Auto class that makes a model of `config`: of what reads images only where there is no other.
 
-    A model with code of its own says so itself. What neither class knows is left to the first, which then says so.
+    A model with code of its own says so itself. What neither class knows is left to the first.
     """
+    return next(_classes(config), "AutoModelForCausalLM")
+
+
+def is_language_model(config: Any) -> bool:
+    """Whether either class knows it."""
+    return any(_classes(config))
+
+
+def _classes(config: Any) -> Iterator[str]:
     own = getattr(config, "auto_map", None) or {}
-    known = (name for name, auto in AUTO_CLASSES.items() if name in own or type(config) in auto._model_mapping)
-    return next(known, "AutoModelForCausalLM")
+    return (name for name, auto in AUTO_CLASSES.items() if name in own or type(config) in auto._model_mapping)
 
 
 def auto_class(config: Any) -> Any:

@@ -12,12 +12,13 @@ import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils.quantization_config import GgufConfig
 
-from svdexp.checkpoints.architectures import auto_class
+from svdexp.checkpoints.architectures import auto_class, is_language_model
 from svdexp.checkpoints.checkpoint import is_compressed, names_compressed
 from svdexp.checkpoints.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.checkpoints.gguf_tokenizer import amend_tokenizer
 from svdexp.checkpoints.hub import out_of_reach
 from svdexp.checkpoints.intake import at_most, header_shapes
+from svdexp.checkpoints.prequantised import as_numbers
 from svdexp.models.spreading import BALANCED
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import ModelConfig, Precision
@@ -155,14 +156,15 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     """
     source = locate(config)
     options: dict[str, Any] = {"dtype": dtype, **source.options}
+    found, codes = None, {}
     if source.gguf_file is not None:
         # dequantize=True leaves an ordinary model behind, without a quantiser that blocks save_pretrained
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-        found = load_config(config)
         if rope_scaling(config):
-            options["config"] = found
+            options["config"] = load_config(config)
     else:
         found = dense_config(config)  # refuses what is no decoder, or compressed
+        options |= (codes := as_numbers(found))
     # Mismatched shapes are told by `require_whole`, in one sentence.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with readable_errors(config, "model"), _sized(config, source):
@@ -171,6 +173,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     model, report = loaded
     require_whole(config, report)
     believe_weights(model)
+    if codes:
+        model.to(dtype)  # type: ignore[arg-type]  # of fp8, transformers leaves some in bfloat16
     model.requires_grad_(False)
     return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
 
@@ -295,6 +299,11 @@ def believe_weights(model: Any) -> None:
 def _require_decoder(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"model: {config.model_type} is an encoder-decoder; svdexp compresses causal language models")
+    if not is_language_model(config):
+        raise UserError(
+            f"model: {config.model_type} is no language model of transformers'; svdexp compresses causal ones, with or "
+            "without eyes"
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from svdexp.checkpoints.architectures import auto_class
 from svdexp.checkpoints.intake import INDEX, weight_files
 from svdexp.checkpoints.loading import believe_weights, load_skeleton, locate, readable_errors, require_whole
+from svdexp.checkpoints.prequantised import scheme_of
 from svdexp.checkpoints.streaming import streamed, tensor_files
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
@@ -29,6 +30,10 @@ def load_streamed(config: ModelConfig, dtype: torch.dtype, device: torch.device,
     """
     files = streamable_files(config)
     skeleton = load_skeleton(config, dtype)
+    require(
+        scheme_of(skeleton.config) is None,
+        f"model.path={config.path} is quantised, and is read as numbers as a whole only: residency=whole",
+    )
     how = {"dtype": dtype, "ignore_mismatched_sizes": True, **locate(config).options}
     how["pretrained_model_name_or_path"] = locate(config).location
     with readable_errors(config, "model"):

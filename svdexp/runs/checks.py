@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation.budget import Learning
 from svdexp.checkpoints.loading import load_config, locate, require_dense
+from svdexp.checkpoints.prequantised import refuse_codes
 from svdexp.data import Excerpt, Split, whole_files
 from svdexp.data.captions import shown_by
 from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
@@ -31,6 +32,8 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
     """
     if found is None:
         require_dense(config.model)
+    if found is not None or locate(config.model).gguf_file is None:
+        refuse_codes(found or load_config(config.model), f"model.path={config.model.path}")
     for excerpt in excerpts(config, method).values():
         excerpt.check()
     refuse_learning_images(config, method)

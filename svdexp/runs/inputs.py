@@ -25,7 +25,7 @@ from svdexp.runs.checks import (
 )
 from svdexp.runs.converted import Dense, dense_model, tokenizer_of
 from svdexp.runs.residency import require_likelihoods
-from svdexp.runtime.errors import require
+from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.shelves import Cache
 from svdexp.runtime.sizes import parse_factor, parse_size
 from svdexp.schema import IMAGES, Config, EvaluateConfig, ModelConfig, Residency, Sampling
@@ -103,7 +103,8 @@ def viewer_of(model: ModelConfig, tokenizer: Any) -> Viewer:
         UserError: it takes no images.
     """
     token = getattr(load_config(model), "image_token_id", None)
-    require(isinstance(token, int), f"model.path={model.path} is of a model that has no token for images")
+    if not isinstance(token, int):
+        raise UserError(f"model.path={model.path} is of a model that has no token for images")
     return Viewer(load_processor(model), tokenizer, token)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, PretrainedConfig, Wav2Vec2Config, WhisperConfig
 
 from tests.conftest import tiny_model
 from tests.end_to_end import forked
@@ -88,6 +89,23 @@ def test_nan_in_a_weight(svdexp_command: Svdexp, tiny_job: list[str], tokenizer:
     tokenizer.save_pretrained(tmp_path / "damaged")
     result = svdexp_command(*tiny_job, "model.path=damaged", "eval.texts=[]", "eval.files=[]")
     assert_one_sentence(result, "model.layers.1.mlp.up_proj", "NaN")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (WhisperConfig(), "whisper is an encoder-decoder; svdexp compresses causal language models"),
+        (Wav2Vec2Config(), "wav2vec2 is no language model of transformers'"),
+        (LlamaConfig(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised already (gptq)"),
+    ],
+    ids=["speech to text", "speech", "quantised"],
+)
+def test_what_cannot_be_compressed_is_known_by_its_config(
+    svdexp_command: Svdexp, config: PretrainedConfig, sentence: str, tmp_path: Path
+) -> None:
+    """No weights are there to be read."""
+    config.save_pretrained(tmp_path / "model")
+    assert_one_sentence(svdexp_command(f"model.path={tmp_path / 'model'}", "eval.efficiency=null"), sentence)
 
 
 def test_a_folder_that_is_no_model(svdexp_command: Svdexp, tmp_path: Path) -> None:
