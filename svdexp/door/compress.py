@@ -44,7 +44,7 @@ from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import Cache
 from svdexp.runtime.sizes import parse_factor
-from svdexp.schema import CalibrationConfig, Config
+from svdexp.schema import IMAGES, CalibrationConfig, Config
 from svdexp.storage import Storage
 from svdexp.training import Training
 from svdexp.update import Update
@@ -252,6 +252,9 @@ def _material(
     if tokenizer is None and not (isinstance(given, torch.Tensor) and not method.excerpts):
         raise tokenizer_wanted("calibration" if not isinstance(given, torch.Tensor) else "a training's text")
     if given is None:
+        require(
+            part.text != IMAGES, "calibration='images' is for the command line: python -m svdexp calibration=images"
+        )
         check_inputs(config, method)
         windows = calibration_windows(config, tokenizer)
     elif isinstance(given, torch.Tensor):
