@@ -33,7 +33,7 @@ GROUPS = {
     "method/training": 4,
     "method/update": 2,
     "method/weighting": 6,
-    "model": 31,
+    "model": 35,
     "storage": 9,
     "tracker": 4,
 }
@@ -42,6 +42,7 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 # What a choice needs from the user before it is complete.
 REQUIRED = {
     ("calibration", "hub"): ["calibration.dataset=OWNER/NAME"],
+    ("calibration", "images"): ["calibration.dataset=OWNER/NAME"],
     ("method/allocation", "whole"): ["method.weighting=null"],
     ("calibration", "files"): ["calibration.files=[some.txt]"],
     ("method/allocation", "from_file"): ["method.allocation.path=ranks.json"],

@@ -14,7 +14,8 @@ AUTO_CLASSES: dict[str, Any] = {
 def auto_class_of(config: Any) -> str:
     """The name of the Auto class that makes a model of `config`: of what reads images only where there is no other.
 
-    A model with code of its own says so itself. What neither class knows is left to the first.
+    A model with code of its own says so itself. Where the first class takes the text part out of a config, it must know
+    the config of that, too: it will be saved. What neither class knows is left to the first.
     """
     return next(_classes(config), "AutoModelForCausalLM")
 
@@ -26,7 +27,11 @@ def is_language_model(config: Any) -> bool:
 
 def _classes(config: Any) -> Iterator[str]:
     own = getattr(config, "auto_map", None) or {}
-    return (name for name, auto in AUTO_CLASSES.items() if name in own or type(config) in auto._model_mapping)
+    for name, auto in AUTO_CLASSES.items():
+        known = auto._model_mapping
+        parts = [config, config.get_text_config()] if auto is AutoModelForCausalLM and config else [config]
+        if name in own or all(type(part) in known for part in parts):
+            yield name
 
 
 def auto_class(config: Any) -> Any:
