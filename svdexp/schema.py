@@ -6,7 +6,7 @@ parts of a method (weighting, allocation, storage, …) are dataclasses that liv
 `svdexp.method.build` checks their options against those.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -27,6 +27,11 @@ IMAGES = "images"  # the text that is captions of images
 COLLECTED = ("hub", IMAGES)  # texts of any data set
 THIS = "this"  # the device of a dry run that is for this machine
 RATIO_STEPS = 100  # ppl=… finds a ratio that is a multiple of one over this
+
+
+def collected(texts: Sequence[str]) -> str:
+    """Which of COLLECTED is among `texts`; the first where there is none."""
+    return next((name for name in COLLECTED if name in texts), COLLECTED[0])
 
 
 class Traversal(StrEnum):
@@ -238,7 +243,7 @@ class CalibrationConfig:
         )
         require(
             any(name in texts for name in COLLECTED) == (self.dataset is not None),
-            "calibration=hub or images and calibration.dataset=… go together: give both or neither",
+            f"calibration={collected(texts)} and calibration.dataset=… go together: give both or neither",
         )
 
 
@@ -327,7 +332,7 @@ class EvalConfig:
         )
         require(
             any(name in self.texts for name in COLLECTED) == (self.dataset is not None),
-            "eval.texts=[hub] or [images] and eval.dataset=… go together: give both or neither",
+            f"eval.texts=[{collected(self.texts)}] and eval.dataset=… go together: give both or neither",
         )
         require(not all(name in self.texts for name in COLLECTED), "eval.texts: one of hub and images, not both")
 

@@ -189,7 +189,7 @@ def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
 
 def _collection(reading: Reading, knob: str) -> Collection:
     if reading.collection is None:
-        where = "calibration=hub or images" if knob == "calibration" else "eval.texts=[hub] or [images]"
+        where = "calibration=hub" if knob == "calibration" else "eval.texts=[hub]"
         raise UserError(f"{where} needs {knob}.dataset: a hub id, a folder or a file")
     return reading.collection
 
