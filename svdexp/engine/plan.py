@@ -14,6 +14,7 @@ from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.structure import (
     Targets,
     abbreviated,
+    beside_the_blocks,
     find_matrices,
     matches,
     other_stacks,
@@ -63,11 +64,19 @@ def plan(model: PreTrainedModel, method: Method, ratio: Size, targets: Targets) 
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
+        refuse_beside(model, layers, *method.replay)
     budget, fixed = shares_of(ratio, model, layers, method, targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
     left = shared_matrices(model, targets) | vectors(model, targets)
     left |= unknown_stacks(model, targets) | other_stacks(model, targets)
     return Plan(layers, budget, fixed, notes, left)
+
+
+def refuse_beside(model: PreTrainedModel, layers: Sequence[Matrix], knob: str, instead: str) -> None:
+    """Raise UserError where `knob` goes through the blocks, and a layer to compress is in others beside them."""
+    name = beside_the_blocks(model, layers)
+    if name:
+        raise UserError(f"{knob} goes block by block, and {name} of targets.include is in no such block; {instead}")
 
 
 def shares_of(

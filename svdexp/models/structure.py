@@ -31,6 +31,8 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Targets:
     """Which linear layers to compress: fnmatch patterns over module names; the head only when asked.
 
+    Layers of blocks beside the language model's, such as a vision tower's, only where an included pattern fits none of
+    the language model's.
     `ranks` maps patterns to ranks that no allocation may change; None does not factorise.
     """
 
@@ -88,6 +90,43 @@ def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {f"{prefix}.{index}": block for index, block in enumerate(blocks)}
 
 
+def chosen_blocks(model: nn.Module, targets: Targets) -> dict[str, nn.Module]:
+    """The blocks in which `targets` selects, by dotted name: `named_blocks`, and those beside them that it names."""
+    return named_blocks(model) | {
+        f"{stack}.{index}": block
+        for stack in _stacks_beside(model)
+        if _asked_for(model, targets, stack)
+        for index, block in enumerate(model.get_submodule(stack).children())
+    }
+
+
+def beside_the_blocks(model: nn.Module, layers: Iterable[Matrix]) -> str | None:
+    """The first of `layers` that is in blocks beside `named_blocks`, where nothing goes block by block."""
+    stacks = tuple(f"{stack}." for stack in _stacks_beside(model))
+    return next((layer.name for layer in layers if layer.name.startswith(stacks)), None)
+
+
+def _stacks_beside(model: nn.Module) -> list[str]:
+    """The names of lists of blocks with linear layers beside `find_blocks`, outermost ones."""
+    prefix, _ = find_blocks(model)
+    stacks: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in [prefix, *stacks])
+        if not isinstance(module, nn.ModuleList) or name == prefix or inside or prefix.startswith(f"{name}."):
+            continue
+        if any(found_in(module, name)):
+            stacks.append(name)
+    return stacks
+
+
+def _asked_for(model: nn.Module, targets: Targets, stack: str) -> bool:
+    """Whether `targets` means layers of this list of blocks, beside those that are compressed anyway."""
+    there = [found.name for found in found_in(model.get_submodule(stack), stack)]
+    here = [found.name for group, block in named_blocks(model).items() for found in found_in(block, group)]
+    telling = [pattern for pattern in targets.include if not any(fnmatchcase(name, pattern) for name in here)]
+    return any(matches(name, telling) for name in there)
+
+
 @contextmanager
 def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
     """Within this context the blocks compute their activations again in the backward pass instead of keeping them."""
@@ -118,7 +157,7 @@ def find_matrices(model: PreTrainedModel, targets: Targets) -> list[Matrix]:
     shared = [name for names in shared_matrices(model, targets).values() for name in names]
     apart = {*shared, *(name for names in vectors(model, targets).values() for name in names)}
     refuse_unsupported(model, targets)
-    for group, block in named_blocks(model).items():
+    for group, block in chosen_blocks(model, targets).items():
         for found in found_in(block, group):
             if targets.match(found.name) and found.name not in apart:
                 matrices.append(_checked(found, group))
@@ -142,7 +181,7 @@ def shared_matrices(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     names = [
         name
-        for group, block in named_blocks(model).items()
+        for group, block in chosen_blocks(model, targets).items()
         for name, layer, family in found_in(block, group)
         if targets.match(name) and counts[id(family.parameter(layer))] > 1
     ]
@@ -153,7 +192,7 @@ def vectors(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     """Linear layers of the blocks, selected by `targets`, of one output or input, such as gates: reason → names."""
     names = [
         found.name
-        for group, block in named_blocks(model).items()
+        for group, block in chosen_blocks(model, targets).items()
         for found in found_in(block, group)
         if targets.match(found.name) and found.weight.dtype in NUMBERS and 1 in found.weight.shape
     ]
@@ -163,13 +202,12 @@ def vectors(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
 def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     """Lists of blocks with linear layers that `targets` selects, beside the one that is compressed: reason → names."""
     prefix, _ = find_blocks(model)
-    stacks: list[str] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{other}.") for other in [prefix, *stacks])
-        if not isinstance(module, nn.ModuleList) or name == prefix or inside or prefix.startswith(f"{name}."):
-            continue
-        if any(targets.match(found.name) for found in found_in(module, name)):
-            stacks.append(name)
+    stacks = [
+        name
+        for name in _stacks_beside(model)
+        if not _asked_for(model, targets, name)
+        and any(targets.match(found.name) for found in found_in(model.get_submodule(name), name))
+    ]
     return {f"are beside {prefix}, the one list of blocks that is compressed": stacks} if stacks else {}
 
 

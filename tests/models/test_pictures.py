@@ -1,18 +1,27 @@
 """What a model is shown is what its own processor would give it, row by row."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from svdexp.allocation import Uniform
 from svdexp.calibration.dense import collect
 from svdexp.calibration.loss import next_token_loss
+from svdexp.engine.compress import compress
+from svdexp.engine.plan import plan
+from svdexp.factorisation import InputMoment
+from svdexp.method import Method
 from svdexp.models.hooks import input_hooks
 from svdexp.models.matrices import layers_of
 from svdexp.models.pictures import Picture, Pictures, is_picture, picture, showing, without
-from svdexp.models.structure import Targets, find_blocks, find_matrices
+from svdexp.models.structure import Targets, find_blocks, find_matrices, other_stacks
 from svdexp.runtime.errors import UserError
+from svdexp.storage import FactorStorage
+from svdexp.update import RefitOutput
 from tests.conftest import LLAMA_LIKE, VOCABULARY
 
 IMAGE, LENGTH = 90, 30
@@ -33,10 +42,10 @@ def qwen() -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def processed(size: tuple[int, int], color: str) -> dict[str, torch.Tensor]:
+def processed(size: tuple[int, int], seed: int) -> dict[str, torch.Tensor]:
     """What Qwen's processor gives of an image alone."""
-    image = Image.new("RGB", size, color)
-    image.putpixel((3, 3), (0, 255, 0))
+    pixels = torch.randint(256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+    image = Image.fromarray(pixels.to(torch.uint8).numpy())
     found = Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=1000)(images=[image], return_tensors="pt")
     count = int(found["image_grid_thw"].prod()) // 4
     ids = torch.tensor([[5, 92] + [IMAGE] * count + [93]])
@@ -45,7 +54,7 @@ def processed(size: tuple[int, int], color: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def inputs() -> list[dict[str, torch.Tensor]]:
-    return [processed((24, 20), "red"), processed((24, 36), "blue")]
+    return [processed((24, 20), 1), processed((24, 36), 2)]
 
 
 def rows_of(pictures: list[Picture]) -> torch.Tensor:
@@ -100,10 +109,10 @@ def test_nothing_is_shown_afterwards(qwen: PreTrainedModel, inputs: list[dict[st
 
 
 def test_numbers_tell_images_apart(inputs: list[dict[str, torch.Tensor]]) -> None:
-    red, blue, again = (picture(one, IMAGE).number for one in (inputs[0], inputs[1], processed((24, 20), "red")))
-    assert red == again != blue
-    assert picture(processed((24, 20), "blue"), IMAGE).number not in (red, blue)
-    assert max(red, blue) < 0
+    one, two, again = (picture(one, IMAGE).number for one in (inputs[0], inputs[1], processed((24, 20), 1)))
+    assert one == again != two
+    assert picture(processed((24, 20), 2), IMAGE).number not in (one, two)
+    assert max(one, two) < 0
 
 
 def test_images_of_different_sizes_in_one_batch() -> None:
@@ -156,3 +165,34 @@ def test_calibration_sees_them(qwen: PreTrainedModel, inputs: list[dict[str, tor
         with showing(qwen, pictures):
             (found,) = collect(qwen, layers, rows, needs).values()
         torch.testing.assert_close(found["gram"].double(), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_tower_is_compressed_where_it_is_meant(
+    qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    """Under the moments of its own inputs, each of its matrices has the least loss of its rank."""
+    made = [picture(one, IMAGE) for one in inputs]
+    pictures: Pictures = {one.number: one for one in made}
+    rows, targets = rows_of(made), Targets(include=["*visual.blocks.*"])
+    model = copy.deepcopy(qwen)
+    layers = find_matrices(model, targets)
+    assert {layer.group for layer in layers} == {"model.visual.blocks.0", "model.visual.blocks.1"}
+    assert not other_stacks(model, targets)
+    assert other_stacks(model, Targets())
+    with showing(model, pictures):
+        moments = collect(model, layers, rows, ["gram"])
+        done = compress(model, rows, Method("svd_llm", InputMoment(), Uniform(), FactorStorage()), 0.6, targets=targets)
+        assert model(rows, use_cache=False).logits.isfinite().all()
+    assert done.ranks.keys() == {layer.name for layer in layers}
+    for layer in layers:
+        W, A = layer.weight(qwen).double(), layer.weight(model).double()
+        energies, V = torch.linalg.eigh(moments[layer.name]["gram"].double())
+        root = V * energies.clamp_min(0).sqrt()
+        tail = torch.linalg.svdvals(W @ root)[done.ranks[layer.name] :].square().sum()
+        torch.testing.assert_close(((W - A) @ root).square().sum(), tail, rtol=1e-3, atol=1e-12)
+
+
+def test_what_goes_block_by_block_does_not_reach_the_tower(qwen: PreTrainedModel) -> None:
+    method = Method("svd_llm_update", InputMoment(), Uniform(), FactorStorage(), update=RefitOutput())
+    with pytest.raises(UserError, match=r"RefitOutput goes block by block, and model\.visual\.blocks\.0"):
+        plan(qwen, method, 0.6, Targets(include=["*", "*visual*"]))
