@@ -38,6 +38,7 @@ from svdexp.models.portable.modeling_svdexp import (
     reference,
 )
 from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.portable.svdexp_products import quicken, unquicken
 from svdexp.models.residency import at_hand, residency_of
 from svdexp.models.structure import first_not_finite
 from svdexp.runtime.disk import whole_folder
@@ -84,6 +85,7 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     """
     architecture, base = architecture_of(model), dense_class(type(model.base_model))
     model.__class__ = _class(architecture)
+    quicken(model)
     dense, modules = {found.name for found in found_in(model)}, dict(model.named_modules())
     layers = {name: entry_of(modules[name], rank) for name, rank in ranks.items() if name not in dense}
     model.config.svdexp = {"version": VERSION, "layers": layers}
@@ -99,6 +101,7 @@ def unlabel(model: PreTrainedModel) -> None:
     What it saves has the names that the tensors of this architecture have in files.
     """
     model.__class__ = architecture = architecture_of(model)
+    unquicken(model)
     auto = auto_class_of(model.config)
     del model.config.svdexp, model.config.auto_map
     model.__dict__.pop("_weight_conversions", None)  # what reading the compressed one needed: nothing

@@ -10,8 +10,8 @@ makes it when it is asked for. Where the dense model's class has code of its own
 file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one.
 
 This file and those of the formats, svdexp_FORMAT.py, need torch and transformers only. Every checkpoint has this one,
-svdexp_experts.py, those of its own formats, and in svdexp_layers.py the list of these; svdexp itself uses the very
-same.
+svdexp_experts.py, svdexp_products.py, which says how layers multiply, those of its own formats, and in svdexp_layers.py
+the list of these; svdexp itself uses the very same.
 """
 
 import re
@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .svdexp_experts import ExpertList, split_named
 from .svdexp_layers import LAYERS
+from .svdexp_products import quicken
 
 PREFIX = "LowRank"
 VERSION = 1
@@ -52,6 +53,7 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(self, config, *args, **kwargs)
         self._tp_plan = sharding_plan(self, replace_layers(self, layer_table(config)))
+        quicken(self)
         # From a hub the names of the classes come with the repository's, but a copy has the files of its own.
         for auto_class, name in (getattr(config, "auto_map", None) or {}).items():
             config.auto_map[auto_class] = name.rpartition("--")[2]

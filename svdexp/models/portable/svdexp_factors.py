@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .svdexp_base import Pair
+from .svdexp_products import pair
 
 
 class LowRankLinear(Pair):
@@ -36,5 +37,4 @@ class LowRankLinear(Pair):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
-        y: torch.Tensor = self.rank_out(self.rank_in(x))
-        return y
+        return pair(self._modules["rank_in"], self._modules["rank_out"], x)

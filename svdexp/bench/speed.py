@@ -1,0 +1,194 @@
+"""Command line: `python -m svdexp.bench.speed` prints how fast models of factor pairs are beside the dense one.
+
+All models stand in memory and take turns, so that what else a machine does meets all alike. Each is told by medians:
+CPU milliseconds of all threads, wall milliseconds, and how many times faster than the dense model it is, as plain
+transformers runs that one and with our routes for its own products. `limit` is what the memory could do at best: the
+bytes that a step must read, over the bandwidth that a copy reaches.
+"""
+
+from svdexp.runtime.interruption import interruptible
+
+# isort: split
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+from svdexp.bench.timing import seconds
+from svdexp.runtime.invocation import command
+
+STEPS, ROUNDS = 8, 7
+PRECISIONS = ["float32", "bfloat16", "float16"]
+COPIED = 1 << 29  # bytes: no cache holds them
+DENSE, ROUTED = "dense", "dense, our routes"
+
+
+class Case(NamedTuple):
+    """What is timed: one pass over `prompt` tokens, or steps behind them, for `batch` texts at once."""
+
+    batch: int
+    prompt: int
+    decode: bool
+
+    def __str__(self) -> str:
+        what = f"decode behind {self.prompt}" if self.decode else f"prefill of {self.prompt}"
+        return f"{what} tokens, batch {self.batch}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog=command("bench.speed"), description="Decode and prefill beside dense.")
+    parser.add_argument("--shape", choices=["demo", "wide"], default="demo")
+    parser.add_argument(
+        "--precision", choices=["float32", "bfloat16", "float16"], nargs="+", default=["float32", "bfloat16"]
+    )
+    parser.add_argument("--forms", nargs="+", default=["factors", "pivot"])
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.8, 0.6, 0.4])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--contexts", nargs="*", type=int, default=[64, 1024])
+    parser.add_argument("--prompts", nargs="*", type=int, default=[256, 2048])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    asked = parser.parse_args(words)
+    cases = [Case(batch, context, True) for batch in asked.batches for context in asked.contexts]
+    cases += [Case(1, prompt, False) for prompt in asked.prompts]
+    for precision in asked.precision:
+        show(asked.shape, precision, asked.forms, asked.ratios, cases, asked.rounds)
+    return 0
+
+
+class Turn(NamedTuple):
+    """One turn of a model: milliseconds a pass."""
+
+    cpu: float
+    wall: float
+
+
+def show(
+    shape: str, precision: str, forms: Sequence[str], ratios: Sequence[float], cases: Sequence[Case], rounds: int
+) -> None:
+    """Print a table a case."""
+    import torch
+    from rich.console import Console
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        models = standing(shape, getattr(torch, precision), forms, ratios)
+        speed = bandwidth()
+        for case in cases:
+            title = f"{shape}, {precision}, {case}; {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s"
+            Console(width=120).print(table(title, models, turns(models, case, rounds), case, speed))
+
+
+def standing(shape: str, dtype: Any, forms: Sequence[str], ratios: Sequence[float]) -> dict[str, Any]:
+    """The models by what they are called, the plain dense one first."""
+    from svdexp.bench.stacks import DEMO, WIDE, compressed, random_model
+    from svdexp.models.portable.svdexp_products import quicken
+
+    config = {"demo": DEMO, "wide": WIDE}[shape]
+    models = {DENSE: random_model(config), ROUTED: random_model(config)}
+    models |= {f"{form} {ratio}": compressed(config, form, ratio) for form in forms for ratio in ratios}
+    for name, model in models.items():
+        model.to(dtype)
+        if name != DENSE:
+            quicken(model)
+    return models
+
+
+def turns(models: dict[str, Any], case: Case, rounds: int) -> dict[str, list[Turn]]:
+    """Each model's, one a round, after one that does not count."""
+    found: dict[str, list[Turn]] = {name: [] for name in models}
+    work = {name: steps(model, case) if case.decode else passes(model, case) for name, model in models.items()}
+    for turn in range(rounds + 1):
+        for name, timed in work.items():
+            taken = next(timed)
+            if turn:
+                found[name].append(taken)
+    return found
+
+
+def passes(model: Any, case: Case) -> Iterator[Turn]:
+    """Over a prompt."""
+    import torch
+
+    prompt = torch.randint(model.config.vocab_size, (case.batch, case.prompt))
+    while True:
+        with clocked(1) as taken:
+            model(prompt, use_cache=True, logits_to_keep=1)
+        yield taken[0]
+
+
+def steps(model: Any, case: Case) -> Iterator[Turn]:
+    """STEPS tokens behind a prompt of random keys and values."""
+    import torch
+    from transformers import DynamicCache
+
+    config, token = model.config, torch.zeros(case.batch, 1, dtype=torch.long)
+    width = config.hidden_size // config.num_attention_heads
+    shape = (case.batch, config.num_key_value_heads, case.prompt, width)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*torch.randn(2, *shape, dtype=model.dtype), layer)
+    while True:
+        with clocked(STEPS) as taken:
+            for _ in range(STEPS):
+                model(token, past_key_values=cache, use_cache=True)
+        cache.crop(-STEPS)
+        yield taken[0]
+
+
+@contextmanager
+def clocked(count: int) -> Iterator[list[Turn]]:
+    """What the context takes, as milliseconds of each of `count`."""
+    taken: list[Turn] = []
+    cpu, wall = time.process_time(), time.perf_counter()
+    yield taken
+    taken.append(Turn(1e3 * (time.process_time() - cpu) / count, 1e3 * (time.perf_counter() - wall) / count))
+
+
+def bandwidth() -> float:
+    """Bytes a second that a copy reads and writes, the best of a few."""
+    import torch
+
+    source = torch.zeros(COPIED // 4)
+    target = torch.ones_like(source)
+    return max(2 * COPIED / seconds(lambda: target.copy_(source)) for _ in range(5))
+
+
+def bytes_read(model: Any, case: Case) -> int:
+    """What a step must read at least: all weights but the embeddings, if the head has its own, and keys and values."""
+    config, tensors = model.config, [*model.parameters(), *model.buffers()]
+    embeddings = model.get_input_embeddings().weight
+    weights = sum(x.nbytes for x in tensors if config.tie_word_embeddings or x is not embeddings)
+    width = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    return int(weights + 2 * case.batch * case.prompt * width * config.num_hidden_layers * model.dtype.itemsize)
+
+
+def table(title: str, models: dict[str, Any], found: dict[str, list[Turn]], case: Case, speed: float) -> Any:
+    """A row a model."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for heading in ("", "CPU ms", "spread", "wall ms", "× dense", "wall ×", "× dense, routes", "limit ms"):
+        made.add_column(heading, justify="right" if heading else "left")
+    for name, taken in found.items():
+        cpu, wall = (median(turn[i] for turn in taken) for i in (0, 1))
+        quarters = quantiles([turn.cpu for turn in taken], n=4, method="inclusive")
+        limit = f"{1e3 * bytes_read(models[name], case) / speed:.1f}" if case.decode else "–"
+        made.add_row(
+            *(name, f"{cpu:.1f}", f"{(quarters[2] - quarters[0]) / cpu:.0%}", f"{wall:.1f}"),
+            *(f"{beside(found[DENSE], taken, 0):.2f}", f"{beside(found[DENSE], taken, 1):.2f}"),
+            *(f"{beside(found[ROUTED], taken, 0):.2f}", limit),
+        )
+    return made
+
+
+def beside(dense: Sequence[Turn], ours: Sequence[Turn], clock: int) -> float:
+    """How many times faster: the median of the rounds' ratios."""
+    return median(theirs[clock] / mine[clock] for theirs, mine in zip(dense, ours, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(interruptible(main))

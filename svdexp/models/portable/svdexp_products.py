@@ -1,0 +1,219 @@
+"""How layers multiply: for each form, number format and number of tokens by the route that is fastest.
+
+    reference   the layer's own children, one after the other; whatever others put in their places or hang on them runs
+    torch       products of one token by torch's own kernels: oneDNN takes longer for one in 16 bits
+    operator    a compiled operator (svdexp_operator.py), where there is one
+
+RULES is the one table. A route computes what the reference does, up to the rounding of the number format, so a wrong
+rule costs time and nothing else. What is traced, trained, on another device or not plainly held goes by the reference.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .svdexp_base import Replacement
+from .svdexp_operator import OPERATORS, ready
+
+REFERENCE, TORCH, OPERATOR = "reference", "torch", "operator"
+FORMS = ("linear", "pair", "columns", "rows")
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+FEW = 8
+
+
+class Rule(NamedTuple):
+    """The route of `forms` in the number formats `dtypes` for at most `most` tokens, on CPUs."""
+
+    route: str
+    forms: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    most: int
+
+
+# The first that fits is taken. Measured by `python -m svdexp.bench.speed`; docs/speed.md has the figures.
+RULES = (
+    Rule(OPERATOR, FORMS, FORMATS, FEW),
+    Rule(TORCH, FORMS, FORMATS, 1),
+)
+
+
+def fitting(form: str, dtype: torch.dtype, tokens: int, built: bool) -> str:
+    """The route that RULES name, with or without compiled operators."""
+    for rule in RULES:
+        if form in rule.forms and dtype in rule.dtypes and tokens <= rule.most and (built or rule.route != OPERATOR):
+            return rule.route
+    return REFERENCE
+
+
+# What is asked at every layer and token: RULES, looked up. No entry: the reference.
+ROUTES = {
+    (form, dtype, tokens, built): fitting(form, dtype, tokens, built)
+    for form, dtype, tokens, built in product(FORMS, FORMATS, range(1, FEW + 1), (False, True))
+}
+
+
+def route(form: str, x: torch.Tensor, bias: torch.Tensor | None, *weights: Any) -> str:
+    """By which route a layer of `form` that holds this bias and these weights, (m, n) each, multiplies x (…, n)."""
+    for weight in weights:
+        if type(weight) is not nn.Parameter or not weight.is_cpu or weight.dtype is not x.dtype:
+            return REFERENCE
+    if not _is_open(x, bias, *weights) or torch.is_autocast_enabled("cpu"):
+        return REFERENCE
+    width = x.shape[-1]
+    size = x.numel()
+    if size > FEW * width or size == 0:
+        return REFERENCE
+    found = ROUTES.get((form, x.dtype, size // width, ready()), REFERENCE)
+    return REFERENCE if found == TORCH and torch.compiler.is_compiling() else found
+
+
+def _is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether x is a tensor on a CPU, and nobody asks how what is made of it and `others` comes about."""
+    return (
+        type(x) is torch.Tensor
+        and x.is_cpu
+        and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not (torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, *others)))
+    )
+
+
+def weight_of(child: Any) -> torch.Tensor | None:
+    """The weight of a linear layer that only multiplies by it; None of any other, and where somebody listens."""
+    if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__:
+        return None
+    return child._parameters.get("weight")
+
+
+def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """W x + b of a layer that stayed dense: (…, n) → (…, m). It stands in the place of the layer's own `forward`."""
+    W, b = layer._parameters.get("weight"), layer.bias
+    how = route("linear", x, b, W)
+    if how == OPERATOR:
+        return OPERATORS["linear"](x, W, b)
+    if how == TORCH:
+        return without_onednn(_linear, x, W, b)
+    return nn.functional.linear(x, layer.weight, b)
+
+
+def pair(inner: Any, outer: Any, x: torch.Tensor) -> torch.Tensor:
+    """A (B x) + b, with B of `inner` and A and b of `outer`: (…, n) → (…, m)."""
+    B, A, b = weight_of(inner), weight_of(outer), outer._parameters.get("bias")
+    how = route("pair", x, b, B, A)
+    if how == OPERATOR:
+        return OPERATORS["pair"](x, B, A, b)
+    if how == TORCH:
+        return without_onednn(_pair, x, B, A, b)
+    y: torch.Tensor = outer(inner(x))
+    return y
+
+
+def columns(order: Any, coefficients: Any, pivots: Any, x: torch.Tensor) -> torch.Tensor:
+    """P (x[pivots] + C x[others]) + b, with C of `coefficients` and P and b of `pivots`: (…, n) → (…, m)."""
+    C, P, b = weight_of(coefficients), weight_of(pivots), pivots._parameters.get("bias")
+    how = route("columns", x, b, C, P)
+    if how == OPERATOR:
+        return OPERATORS["columns"](x, order, C, P, b)
+    if how == TORCH:
+        return without_onednn(_columns, x, order, C, P, b)
+    first, others = torch.split(reordered(x, order), [pivots.in_features, coefficients.in_features], dim=-1)
+    y: torch.Tensor = pivots(first + coefficients(others))
+    return y
+
+
+def rows(pivots: Any, coefficients: Any, order: Any, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """[P x, C P x][order] + b, with P of `pivots` and C of `coefficients`: (…, n) → (…, m)."""
+    P, C = weight_of(pivots), weight_of(coefficients)
+    how = route("rows", x, bias, P, C)
+    if how == OPERATOR:
+        return OPERATORS["rows"](x, P, C, order, bias)
+    if how == TORCH:
+        y = without_onednn(_rows, x, P, C, order)
+    else:
+        first = pivots(x)
+        y = reordered(torch.cat([first, coefficients(first)], dim=-1), order)
+    return y if bias is None else y + bias
+
+
+def _linear(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    """W x + b of one token: in float32 as a product with a vector, which starts sooner."""
+    if x.dtype != torch.float32:
+        return nn.functional.linear(x, W, b)
+    y = W.mv(x.reshape(-1)) if b is None else b.addmv(W, x.reshape(-1))
+    return y.view(*x.shape[:-1], -1)
+
+
+def _pair(x: torch.Tensor, B: torch.Tensor, A: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    return _linear(_linear(x, B, None), A, b)
+
+
+def _columns(
+    x: torch.Tensor, order: torch.Tensor, C: torch.Tensor, P: torch.Tensor, b: torch.Tensor | None
+) -> torch.Tensor:
+    moved = x.index_select(-1, order.int())
+    first, others = moved[..., : len(C)], moved[..., len(C) :]
+    return _linear(first + _linear(others, C, None), P, b)
+
+
+def _rows(x: torch.Tensor, P: torch.Tensor, C: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    first = _linear(x, P, None)
+    return torch.cat([first, _linear(first, C, None)], dim=-1).index_select(-1, order.int())
+
+
+def reordered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The channels of x (…, width) by `order`, to the last bit, of any number of tokens.
+
+    Without the operator by gather, because on prefill activations on a CPU indexing takes twice as long.
+    """
+    if _is_open(x) and x.dtype in FORMATS and x.numel() and not torch.compiler.is_compiling() and ready():
+        return OPERATORS["reordered"](x, order)
+    return x.gather(-1, order.long().expand_as(x))
+
+
+class _OneDNN:
+    """Switched off while somebody is within; threads that come and go leave it as the first one found it."""
+
+    def __init__(self) -> None:
+        self.lock, self.within, self.enabled = Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.within:
+                self.enabled = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)
+            self.within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.within -= 1
+            if not self.within:
+                torch._C._set_mkldnn_enabled(self.enabled)
+
+
+_WITHOUT_ONEDNN = _OneDNN()
+
+
+def without_onednn(work: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    """`work` of `args` by torch's own kernels."""
+    with _WITHOUT_ONEDNN:
+        return work(*args)
+
+
+def quicken(model: nn.Module) -> None:
+    """Let the layers of `model` that are dense go by these routes, too."""
+    for parent in model.modules():
+        for layer in () if isinstance(parent, Replacement) else parent.children():
+            if type(layer) is nn.Linear:
+                layer.forward = partial(linear, layer)  # type: ignore[method-assign]
+
+
+def unquicken(model: nn.Module) -> None:
+    """Let them go by their own `forward` again."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and getattr(layer.__dict__.get("forward"), "func", None) is linear:
+            del layer.forward
