@@ -17,11 +17,14 @@ SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632)]
 STORAGES: dict[str, Storage] = {"factors": FactorStorage(), "pivot": PivotStorage(), "remap": RemapStorage()}
 
 
-def layer(storage: str, m: int, n: int, kept: float) -> nn.Module:
-    """A layer (m, n) in a storage that takes `kept` of its bits; what it computes does not matter."""
+def layer(storage: str, m: int, n: int, kept: float, align: int = 1) -> nn.Module:
+    """A layer (m, n) in a storage that takes `kept` of its bits, its rank a multiple of `align`.
+
+    What it computes does not matter.
+    """
     budget = Budget(kept, {"": (m, n)}, STORAGES[storage])
     rank = budget.largest_rank("", kept * m * n * NUMBER_BITS) or 0
-    made = LAYERS[storage].empty(n, rank, m, False)
+    made = LAYERS[storage].empty(n, rank // align * align, m, False)
     if isinstance(made, PivotLinear):
         made.order.copy_(torch.randperm(len(made.order)))
     return made

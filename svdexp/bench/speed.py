@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
@@ -50,13 +51,26 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--contexts", nargs="*", type=int, default=[64, 1024])
     parser.add_argument("--prompts", nargs="*", type=int, default=[256, 2048])
+    parser.add_argument("--align", nargs="+", type=int, default=[1], help="ranks are multiples of these, in turn")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     asked = parser.parse_args(words)
     cases = [Case(batch, context, True) for batch in asked.batches for context in asked.contexts]
     cases += [Case(1, prompt, False) for prompt in asked.prompts]
+    made = [Form(*of) for of in product(asked.forms, asked.ratios, asked.align)]
     for precision in asked.precision:
-        show(asked.shape, precision, asked.forms, asked.ratios, cases, asked.rounds)
+        show(asked.shape, precision, made, cases, asked.rounds)
     return 0
+
+
+class Form(NamedTuple):
+    """How the layers of a model are kept, of how many of their bits, with ranks that are multiples of `align`."""
+
+    storage: str
+    kept: float
+    align: int
+
+    def __str__(self) -> str:
+        return f"{self.storage} {self.kept}" + (f", ranks of {self.align}" if self.align > 1 else "")
 
 
 class Turn(NamedTuple):
@@ -66,30 +80,28 @@ class Turn(NamedTuple):
     wall: float
 
 
-def show(
-    shape: str, precision: str, forms: Sequence[str], ratios: Sequence[float], cases: Sequence[Case], rounds: int
-) -> None:
+def show(shape: str, precision: str, forms: Sequence[Form], cases: Sequence[Case], rounds: int) -> None:
     """Print a table a case."""
     import torch
     from rich.console import Console
 
     torch.manual_seed(0)
     with torch.no_grad():
-        models = standing(shape, getattr(torch, precision), forms, ratios)
+        models = standing(shape, getattr(torch, precision), forms)
         speed = bandwidth()
         for case in cases:
             title = f"{shape}, {precision}, {case}; {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s"
             Console(width=120).print(table(title, models, turns(models, case, rounds), case, speed))
 
 
-def standing(shape: str, dtype: Any, forms: Sequence[str], ratios: Sequence[float]) -> dict[str, Any]:
+def standing(shape: str, dtype: Any, forms: Sequence[Form]) -> dict[str, Any]:
     """The models by what they are called, the plain dense one first."""
     from svdexp.bench.stacks import DEMO, WIDE, compressed, random_model
     from svdexp.models.portable.svdexp_products import quicken
 
     config = {"demo": DEMO, "wide": WIDE}[shape]
     models = {DENSE: random_model(config), ROUTED: random_model(config)}
-    models |= {f"{form} {ratio}": compressed(config, form, ratio) for form in forms for ratio in ratios}
+    models |= {str(form): compressed(config, *form) for form in forms}
     for name, model in models.items():
         model.to(dtype)
         if name != DENSE:

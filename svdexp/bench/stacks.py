@@ -46,11 +46,11 @@ def random_model(config: LlamaConfig) -> PreTrainedModel:
     return model
 
 
-def compressed(config: LlamaConfig, storage: str, kept: float) -> PreTrainedModel:
-    """A model whose layers all keep the same share."""
+def compressed(config: LlamaConfig, storage: str, kept: float, align: int = 1) -> PreTrainedModel:
+    """A model whose layers all keep the same share, their ranks multiples of `align`."""
     model = random_model(config)
     for matrix in find_matrices(model, Targets()):
-        matrix.put(model, layer(storage, matrix.m, matrix.n, kept))
+        matrix.put(model, layer(storage, matrix.m, matrix.n, kept, align))
     return model
 
 

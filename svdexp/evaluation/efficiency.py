@@ -25,6 +25,15 @@ SAMPLING_SECONDS = 0.02
 WARM_UP_STEPS = 4
 
 
+def _vector_flops(*shapes: Any, out_shape: Any = None, **how: Any) -> int:
+    matrix = next(shape for shape in shapes if len(shape) == 2)
+    return 2 * int(matrix[0]) * int(matrix[1])
+
+
+# A prompt of one token may go by products that torch does not count.
+VECTOR_FLOPS = {torch.ops.aten.mv: _vector_flops, torch.ops.aten.addmv: _vector_flops}
+
+
 @dataclass(frozen=True)
 class Run:
     """One prompt and what was generated after it: seconds of the prompt and of every further token."""
@@ -95,7 +104,7 @@ def measure_efficiency(
     prompt = torch.randint(vocabulary, (shape.batch_size, shape.prompt), generator=generator).to(model.device)
     if first is not None:
         prompt[:, 0] = first
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=VECTOR_FLOPS) as counter:
         model(prompt[:1], use_cache=False)
     weights = stored_bytes(model)
     forward = _compiled(model, prompt, shape) if shape.compile else model

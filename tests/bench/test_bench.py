@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from svdexp.bench import experts, sweeps
+from svdexp.bench import experts, speed, stacks, sweeps
 from svdexp.bench.estimates import said
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
@@ -99,3 +99,27 @@ def test_pairs_alternate() -> None:
 def test_an_estimates_total_is_read_from_its_table(seconds: float) -> None:
     table = render([Stage("one", Work(model=seconds), 1e9)], Machine("it", 1e9, Speed(1.0, 1.0, 1.0, 1.0), ""), "a run")
     assert said(table) == pytest.approx(seconds, rel=0.05)
+
+
+def test_models_take_turns_and_are_told_beside_dense(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stacks, "DEMO", SMALL)
+    monkeypatch.setattr(speed, "COPIED", 1 << 16)
+    speed.main(ASKED.split())
+    said = capsys.readouterr().out
+    for title in ("decode behind 9 tokens, batch 2", "prefill of 12 tokens, batch 1"):
+        assert title in said.replace("\n", "")
+    for name in ("dense ", "dense, our routes", "pivot 0.4, ranks of 8"):
+        assert said.count(f"│ {name}") == 2
+
+
+ASKED = "--precision float32 --forms pivot --ratios 0.4 --align 8 --rounds 2 --batches 2 --contexts 9 --prompts 12"
+
+
+def test_a_step_reads_the_weights_once_and_all_keys_and_values() -> None:
+    model = random_model(SMALL)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    constants = sum(buffer.nbytes for buffer in model.buffers())
+    keys = 2 * 3 * 7 * 4 * 3 * 64 * 4  # and values: texts, tokens, blocks, heads, width, bytes
+    assert speed.bytes_read(model, speed.Case(3, 7, True)) == weights + constants + keys

@@ -4,13 +4,18 @@ import importlib.util
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import svdexp
 from svdexp.calibration.dense import collect
 from svdexp.factorisation import Decomposition, Metric, decompose
+from svdexp.models.portable import svdexp_products
+from svdexp.models.portable.svdexp_operator import ready
+from svdexp.models.portable.svdexp_products import FEW, FORMATS, FORMS, OPERATOR, REFERENCE, TORCH
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.schema import Numerics
 from tests.end_to_end.conftest import read
@@ -89,3 +94,45 @@ def test_all_routes_agree_with_brute_force_on_every_layer(main_job: Outcome, fol
                 factors = part.truncate(rank)
                 found = float((weighted - factors.A @ (factors.B @ R)).norm() / weighted.norm())
                 assert found == pytest.approx(brute_force, rel=1e-4), (layer.name, how)
+
+
+def go_by(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all layers take this route for one token; by an operator for a few."""
+    tokens = range(1, 2 if how == TORCH else FEW + 1)
+    keys = [] if how == REFERENCE else itertools.product(FORMS, FORMATS, tokens, (False, True))
+    monkeypatch.setattr(svdexp_products, "ROUTES", dict.fromkeys(keys, how))
+
+
+ROUTES = [REFERENCE, TORCH, *([OPERATOR] if ready() else [])]
+
+
+@torch.no_grad()
+def test_every_route_says_the_same(main_job: Outcome, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 tokens in float32; in bfloat16 no route's logits are much farther from float32's than the reference's."""
+    assert main_job.returncode == 0, main_job.stderr
+    model, tokenizer = svdexp.load(folder / "here", dtype=torch.float32)
+    prompt = tokenizer("The rank of a matrix is", return_tensors="pt")["input_ids"]
+    said = {}
+    for how in ROUTES:
+        go_by(how, monkeypatch)
+        said[how] = model.generate(prompt, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+        assert torch.equal(said[how], said[REFERENCE]), how
+    tokens = said[REFERENCE][:, :24]
+    go_by(REFERENCE, monkeypatch)
+    exact = one_by_one(model, tokens)
+    rounded, _ = svdexp.load(folder / "here", dtype=torch.bfloat16)
+    errors = {}
+    for how in ROUTES:
+        go_by(how, monkeypatch)
+        errors[how] = float((one_by_one(rounded, tokens) - exact).square().mean().sqrt())
+    assert max(errors.values()) < 1.5 * errors[REFERENCE]
+
+
+def one_by_one(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of every token of one text, (tokens, vocabulary), each computed alone."""
+    found, cache = [], None
+    for token in tokens[0]:
+        output = model(token[None, None], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        found.append(output.logits[0, 0].float())
+    return torch.stack(found)
