@@ -86,7 +86,14 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {"num_hidden_layers": 4},
     "qwen3_5_text": {"num_hidden_layers": 4},
     "qwen3_next": {"num_hidden_layers": 4},
-    "qwen4_exp_text": {"num_hidden_layers": 4},
+    "qwen4_exp_text": {
+        "num_hidden_layers": 4,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"],
@@ -97,6 +104,31 @@ MORE: dict[str, dict[str, Any]] = {
         "num_mem_blocks": 1,
         "adapter_rank": 4,
         "use_mem_rope": False,
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "local"],
+        "axial_pos_embds": False,
+        "attention_head_size": 8,
+        "local_attn_chunk_length": 8,
+        "hidden_size": 32,
+    },
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 2,
     },
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -262,12 +294,13 @@ def tiny_config(family: str) -> Any:
 def shrunk(kind: type[Any]) -> Any:
     """A config of a class with those of SIZES that it has."""
     default = kind()
-    own = {name: size for name, size in SIZES.items() if has(default, name)} | MORE.get(default.model_type, {})
+    more = MORE.get(default.model_type, {})
+    own = {name: size for name, size in SIZES.items() if has(default, name)} | more
     parts = {name: type(getattr(default, name, None)) for name in PARTS}
     if "kv_lora_rank" in own and "num_attention_heads" in own:  # latent attention has heads of one kind
         own["num_key_value_heads"] = own["num_attention_heads"]
     nested = {name: shrunk(part).to_dict() for name, part in parts.items() if hasattr(part, "model_type")}
-    return kind(**(nested or own))
+    return kind(**(nested | more if nested else own))
 
 
 def has(config: Any, name: str) -> bool:
