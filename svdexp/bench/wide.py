@@ -27,9 +27,9 @@ from svdexp.record.results import PPL
 from svdexp.runtime.invocation import command
 from svdexp.runtime.shelves import identity
 
-WINDOWS = 8
+# Together more tokens than such a model is wide, as in use: a moment of fewer would have to be damped first.
+WINDOWS, LENGTH = 12, 512
 EVALUATED = 4
-LENGTH = 256
 RATIO = 0.6
 BARS = ("%|", "\x1b[")  # what lines of progress bars hold
 

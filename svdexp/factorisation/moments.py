@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from svdexp.factorisation.triangles import lower_congruence, lower_times, symmetric_product, upper_times
 from svdexp.runtime.errors import UserError
 
 # Of the mean eigenvalue: the least that is added to a moment that is not positive definite. As small as that, because
@@ -22,13 +23,19 @@ class Root:
         """R X."""
         if self.R is None:
             return X
-        return self.R[:, None] * X if self.R.ndim == 1 else self.R @ X
+        return self.R[:, None] * X if self.R.ndim == 1 else lower_times(self.R, X)
 
     def transposed_times(self, X: torch.Tensor) -> torch.Tensor:
         """Rᵀ X."""
         if self.R is None:
             return X
-        return self.R[:, None] * X if self.R.ndim == 1 else self.R.mT @ X
+        return self.R[:, None] * X if self.R.ndim == 1 else upper_times(self.R.mT, X)
+
+    def congruent(self, S: torch.Tensor) -> torch.Tensor:
+        """Rᵀ S R of a symmetric S (k, k), as `torch.linalg.eigh` reads it: right on and below the diagonal alone."""
+        if self.R is None or self.R.ndim == 1:
+            return self.transposed_times(self.transposed_times(S).mT)
+        return lower_congruence(self.R, S)
 
     def transposed_divides(self, X: torch.Tensor) -> torch.Tensor:
         """R⁻ᵀ X."""
@@ -83,6 +90,6 @@ def mean_of(moment: torch.Tensor) -> float:
 def through(V: torch.Tensor, moment: torch.Tensor | None) -> torch.Tensor:
     """V M Vᵀ (k, k) of V (k, l) and a moment M (l, l), (l,) for a diagonal, or None for the identity."""
     if moment is None:
-        return V @ V.mT
+        return symmetric_product(V, V)
     M = moment.to(V)
-    return (V * M if M.ndim == 1 else V @ M) @ V.mT
+    return symmetric_product(V * M if M.ndim == 1 else V @ M, V)

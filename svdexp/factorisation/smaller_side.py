@@ -42,7 +42,7 @@ def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> Smal
     )
     S, far_damping = _seen(V, far, seen)
     _, root, near_damping = definite(near)
-    energies, U = torch.linalg.eigh(root.transposed_times(root.transposed_times(S).mT))
+    energies, U = torch.linalg.eigh(root.congruent(S))
     spectrum, U = energies.flip(0).clamp_min(0).sqrt(), U.flip(1)
     inner, outer = root.transposed_divides(U), root.times(U).mT @ V
     left, right, damping = inner, outer, (near_damping, far_damping)
