@@ -147,10 +147,16 @@ def block_passes(model: nn.Module, see: Callable[[Pass], object]) -> Iterator[No
 def recorded_calls(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, Call]:
     """What every block is given and gives besides the hidden states, the same for all windows of one length.
 
+    Where blocks give nothing else, what they are given is made around them, and a second window goes past them.
+
     Raises:
         UserError: arguments differ between two windows, so replaying them would be wrong.
     """
-    first, last = _calls(model, windows[0]), _calls(model, windows[-1])
+    first = _calls(model, windows[0])
+    with ExitStack() as stack:
+        for block in blocks_of(model).values() if all(call.beside is None for call in first.values()) else ():
+            stack.enter_context(instead(block, partial(_past, block)))
+        last = _calls(model, windows[-1])
     for name, call in first.items():
         for key, value in call.arguments.items():
             if not _equal(value, last[name].arguments.get(key)):
@@ -194,6 +200,10 @@ def hidden_states(output: Any) -> torch.Tensor:
     hidden = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(hidden, torch.Tensor)
     return hidden
+
+
+def _past(block: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return split_arguments(block, args, kwargs)[0]
 
 
 def _given(output: Any, *_: Any, **__: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +203,10 @@ def running(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within this context `module` computes what `forward` does."""
+    """Within this context `module` computes what `forward` does, and is still asked for its own arguments."""
     known: Any = module
     before = vars(module).get("forward")
-    known.forward = forward
+    known.forward = update_wrapper(partial(forward), module.forward)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.models.path import BlockPath, Pass, block_passes
+from svdexp.models.path import BlockPath, Pass, block_passes, recorded_calls
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
@@ -157,6 +157,25 @@ def test_arguments_that_depend_on_the_text_are_refused(kind: str, windows: torch
 def test_arguments_that_do_not_are_replayed(kind: str, windows: torch.Tensor) -> None:
     model = given(tiny_model("llama_gqa"), SECOND, WRAPPED[kind], by_text=False)
     BlockPath(model, windows).reach(THIRD)
+
+
+@pytest.mark.parametrize(("beside", "times"), [((), 1), ((None,), 2)])
+def test_a_second_window_goes_past_blocks_that_give_nothing_else(
+    beside: tuple[None, ...], times: int, llama: PreTrainedModel, windows: torch.Tensor
+) -> None:
+    """It is there for what they are given, and that is made around them."""
+    runs: list[str] = []
+    for name, block in named_blocks(llama).items():
+        block.get_submodule("mlp").register_forward_pre_hook(lambda *_, name=name: runs.append(name))
+        if beside:
+            block.register_forward_hook(lambda module, args, output: (output, *beside))
+            block.register_forward_pre_hook(
+                lambda module, args: (args[0][0] if isinstance(args[0], tuple) else args[0],)
+            )
+    if beside:
+        llama.base_model.norm.register_forward_pre_hook(lambda module, args: (args[0][0],))
+    recorded_calls(llama, windows)
+    assert runs == list(named_blocks(llama)) * times
 
 
 def test_a_pass_that_fails_leaves_no_hook_behind(llama: PreTrainedModel, windows: torch.Tensor) -> None:

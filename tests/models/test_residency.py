@@ -11,7 +11,7 @@ from svdexp.models import residency as residency_module
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import found_in
-from svdexp.models.path import BlockPath
+from svdexp.models.path import BlockPath, Replay
 from svdexp.models.prefetch import Ahead
 from svdexp.models.residency import Place, at_hand, blocks_of, put_tensor, residency_of, running, stream
 from svdexp.models.structure import named_blocks
@@ -81,6 +81,16 @@ def test_one_block_at_a_time_is_at_hand_on_a_path(
         wanted = llama(windows).logits
         for window, state, logits in zip(windows, path.states, wanted, strict=True):
             assert torch.equal(path.leave(window, state).logits[0], logits)
+
+
+def test_its_blocks_are_asked_for_what_those_of_a_whole_one_are(
+    model: PreTrainedModel, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    """Also for what GPT-2 gives its blocks by position."""
+    found, wanted = (Replay(one, windows)._calls for one in (streamed(model, tmp_path), model))
+    assert {name: [*call.arguments] for name, call in found.items()} == {
+        name: [*call.arguments] for name, call in wanted.items()
+    }
 
 
 def test_a_changed_block_waits_as_it_is(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
