@@ -102,6 +102,13 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
+class CacheKind(StrEnum):
+    """What generation keeps of the tokens that it has seen."""
+
+    plain = "plain"  # keys and values
+    latent = "latent"  # where a compressed k_proj or v_proj is a pair, what its first factor gives
+
+
 class Residency(StrEnum):
     """Where the weights of the model are while a run works on it."""
 
@@ -257,10 +264,15 @@ class EfficiencyConfig:
     warmup: int = 1
     repeats: int = 3
     compile: bool = False
+    cache: CacheKind = CacheKind.plain  # of the compressed model; the dense one has no pairs
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "prompt", "generate", "warmup", "repeats"):
             require_positive(f"eval.efficiency.{name}", getattr(self, name))
+        require(
+            not self.compile or self.cache is CacheKind.plain,
+            "eval.efficiency.cache=latent cannot be compiled; set eval.efficiency.compile=false",
+        )
 
 
 @dataclass

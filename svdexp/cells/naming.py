@@ -30,6 +30,7 @@ LATER: dict[str, dict[str, Any]] = {
     "calibration": {**TEXT, "split": "train", "parts": [], "shares": []},
     "eval": {**TEXT, "split": "test", "include_path": None},
 }
+LATER_IN_SPEED = {"cache": "plain"}  # of eval.efficiency
 # The same of parts, by their class.
 MEASURED = {"measured": None, "windows": 2, "length": 256, "depth": 0}
 ZERO_POINTS = {"zero_points": False}
@@ -52,6 +53,8 @@ def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if key not in INCIDENTAL}
     kept["device"] = str(kept["device"]).partition(":")[0]
     kept["eval"] = {key: value for key, value in kept["eval"].items() if key != "batch_size"}
+    if speed := kept["eval"].get("efficiency"):
+        kept["eval"]["efficiency"] = _as_before(LATER_IN_SPEED, speed)
     known = {key: _as_before(LATER[key], value) if key in LATER else value for key, value in kept.items()}
     return _parts_as_before(_as_before(LATER[""], known))
 

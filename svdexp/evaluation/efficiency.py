@@ -14,12 +14,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from svdexp.models.portable.svdexp_base import Replacement
+from svdexp.models.portable.svdexp_latent import LatentCache
 from svdexp.models.structure import stored_bytes
 from svdexp.record import Results
 from svdexp.record.results import DECODE, FLOPS_PER_TOKEN, GENERATION_BYTES, LATENCY, PREFILL, SPEED, SPEED_SPREAD
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
-from svdexp.schema import EfficiencyConfig
+from svdexp.schema import CacheKind, EfficiencyConfig
 
 SAMPLING_SECONDS = 0.02
 WARM_UP_STEPS = 4
@@ -96,7 +98,7 @@ def measure_efficiency(
     """Time prompt processing and token-by-token generation on random tokens of the given shape, behind `first`.
 
     Raises:
-        UserError: the shape does not fit the model, or torch.compile cannot compile it.
+        UserError: the shape does not fit the model, torch.compile cannot compile it, or a latent cache saves nothing.
     """
     require_context(model.config, shape)
     generator = torch.Generator().manual_seed(seed)
@@ -109,9 +111,9 @@ def measure_efficiency(
     weights = stored_bytes(model)
     forward = _compiled(model, prompt, shape) if shape.compile else model
     for _ in range(shape.warmup):
-        _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate))
+        _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate), shape.cache)
     with peak_memory(model.device) as peak:
-        runs = [_run(forward, model, prompt, shape.generate) for _ in progress(range(shape.repeats), what)]
+        runs = [_run(forward, model, prompt, shape.generate, shape.cache) for _ in progress(range(shape.repeats), what)]
     prefill = [prompt.numel() / run.prompt for run in runs]
     decode = [shape.batch_size * shape.generate / sum(run.steps) for run in runs]
     return Efficiency(
@@ -165,15 +167,29 @@ def _compiled(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyCon
     """The model under torch.compile; what it compiles for the shape is compiled before anything is timed."""
     try:
         compiled = torch.compile(model, dynamic=True)
-        _run(compiled, model, prompt, min(WARM_UP_STEPS, shape.generate))
+        _run(compiled, model, prompt, min(WARM_UP_STEPS, shape.generate), shape.cache)
     except Exception as error:  # whatever a backend raises
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"eval.efficiency.compile=true: torch.compile cannot compile this model: {reason}") from error
     return compiled
 
 
-def _run(forward: Any, model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Run:
-    cache = DynamicCache(config=model.config)
+def _empty_cache(model: PreTrainedModel, kind: CacheKind) -> DynamicCache:
+    """A cache of `kind`; a dense model, which has no pairs, always has a plain one.
+
+    Raises:
+        UserError: it is latent and would save nothing.
+    """
+    if kind is CacheKind.plain or not any(isinstance(module, Replacement) for module in model.modules()):
+        return DynamicCache(config=model.config)
+    try:
+        return LatentCache(model)
+    except ValueError as error:
+        raise UserError(f"eval.efficiency.cache={kind}: {error}") from error
+
+
+def _run(forward: Any, model: PreTrainedModel, prompt: torch.Tensor, steps: int, kind: CacheKind) -> Run:
+    cache = _empty_cache(model, kind)
     times = [_now(model.device)]
     logits = forward(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     token = logits[:, -1:].argmax(-1)
@@ -187,8 +203,8 @@ def _run(forward: Any, model: PreTrainedModel, prompt: torch.Tensor, steps: int)
 
 
 def _bytes(cache: DynamicCache) -> int:
-    """Of keys and values; a layer with another kind of state has neither."""
-    tensors = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values")]
+    """Of keys and values, and of where they stand; a layer with another kind of state has neither."""
+    tensors = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values", "positions")]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
 from svdexp.models.matrices import Matrix, matrices_in
+from svdexp.models.portable.svdexp_bits import groups, middle, pack
 from svdexp.models.portable.svdexp_factors import LowRankLinear
-from svdexp.models.portable.svdexp_quantised import QuantisedLinear, groups, middle, pack
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError, require
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from svdexp.models.portable.svdexp_quantised import middle, widened
+from svdexp.models.portable.svdexp_bits import middle, widened
 from svdexp.runtime.errors import require
 from svdexp.storage.rounding import DAMPING, Grid, Rounded
 

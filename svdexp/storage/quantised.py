@@ -20,8 +20,9 @@ from svdexp.calibration import BlockwiseStatistics
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.models.factors import Factors, factors_of, filled
 from svdexp.models.matrices import Matrix
+from svdexp.models.portable.svdexp_bits import CODE_BITS, groups, pack, packed_bytes
 from svdexp.models.portable.svdexp_factors import LowRankLinear
-from svdexp.models.portable.svdexp_quantised import CODE_BITS, QuantisedLinear, groups, pack, packed_bytes
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.finite import all_finite

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from svdexp.models.portable.svdexp_quantised import middle, widened
+from svdexp.models.portable.svdexp_bits import middle, widened
 
 # Relative to the mean of the diagonal, as in the paper.
 DAMPING = 0.01

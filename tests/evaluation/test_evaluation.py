@@ -3,6 +3,7 @@
 import math
 import mmap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from svdexp.evaluation.efficiency import peak_memory, percentiles
 from svdexp.runs.inputs import evaluation_windows
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
-from svdexp.schema import Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
+from svdexp.schema import CacheKind, Config, EfficiencyConfig, EvalConfig, MethodConfig, ModelConfig
+from svdexp.storage import FactorStorage
+from tests.conftest import tiny_model
+from tests.support.shrunk import shrunk
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -71,6 +75,26 @@ def test_kv_cache_is_counted(llama: PreTrainedModel) -> None:
     """Keys and values of 3 blocks, 2 heads of 8, 4 bytes, 2 sequences of 8 + 4 tokens."""
     speed = measure_efficiency(llama, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")
     assert speed.cache_bytes == 2 * 3 * 2 * 8 * 4 * 2 * 12
+
+
+def test_a_latent_cache_is_smaller() -> None:
+    """By the ranks of k and v, 2 sequences of 12 tokens; a dense model's stays."""
+    shape = EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1)
+    latent, (model, ranks) = replace(shape, cache=CacheKind.latent), shrunk("llama", FactorStorage(), torch.float32)
+    kept = sum(rank for name, rank in ranks.items() if name.endswith(("k_proj", "v_proj")))
+    assert measure_efficiency(model, shape, "tiny").cache_bytes == 2 * 3 * 32 * 4 * 2 * 12
+    assert measure_efficiency(model, latent, "tiny").cache_bytes == (kept + 3) * 4 * 2 * 12  # and 3 positions
+    dense = tiny_model("llama")
+    assert measure_efficiency(dense, latent, "tiny").cache_bytes == 2 * 3 * 32 * 4 * 2 * 12
+
+
+def test_a_latent_cache_that_saves_nothing_is_refused() -> None:
+    model, _ = shrunk("gpt2", FactorStorage(), torch.float32)
+    shape = EfficiencyConfig(prompt=8, generate=1, repeats=1, cache=CacheKind.latent)
+    with pytest.raises(UserError, match=r"^eval\.efficiency\.cache=latent: .* GPT2LMHeadModel has none"):
+        measure_efficiency(model, shape, "tiny")
+    with pytest.raises(UserError, match=r"cache=latent cannot be compiled"):
+        EfficiencyConfig(compile=True, cache=CacheKind.latent)
 
 
 def test_flops_are_those_of_the_matrices(llama: PreTrainedModel) -> None:

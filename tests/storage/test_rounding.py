@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from svdexp.models.portable.svdexp_quantised import CODE_BITS, pack, packed_bytes, unit, unpack
+from svdexp.models.portable.svdexp_bits import CODE_BITS, pack, packed_bytes, unit, unpack
 from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, gptq_each, to_nearest, turns
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]

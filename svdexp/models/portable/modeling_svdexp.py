@@ -10,8 +10,8 @@ makes it when it is asked for. Where the dense model's class has code of its own
 file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one.
 
 This file and those of the formats, svdexp_FORMAT.py, need torch and transformers only. Every checkpoint has this one,
-svdexp_experts.py, svdexp_products.py, which says how layers multiply, those of its own formats, and in svdexp_layers.py
-the list of these; svdexp itself uses the very same.
+svdexp_experts.py, svdexp_latent.py, svdexp_products.py, which says how layers multiply, those of its own formats, and
+in svdexp_layers.py the list of these; svdexp itself uses the very same.
 """
 
 import re
@@ -27,6 +27,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
 from .svdexp_experts import ExpertList, split_named
+from .svdexp_latent import LatentCache
 from .svdexp_layers import LAYERS
 from .svdexp_products import quicken
 
@@ -72,7 +73,11 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         how = kwargs | {"save_original_format": False}
         architecture.save_pretrained(self, save_directory, is_main_process, *args, **how)
 
-    members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained}
+    def latent_cache(self: Any) -> LatentCache:
+        """A fresh cache that keeps less: model.generate(tokens, past_key_values=model.latent_cache())."""
+        return LatentCache(self)
+
+    members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained, "latent_cache": latent_cache}
     members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
     # transformers would copy this file and what it imports by name; `save_pretrained` knows the formats, and the config
     # the names of the classes.

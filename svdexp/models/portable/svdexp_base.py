@@ -30,6 +30,19 @@ class Replacement(nn.Module):
     keeps_whole: ClassVar[bool] = False
     sides: ClassVar[tuple[str, str] | None] = None
 
+    @property
+    def pair_shape(self) -> tuple[int, int] | None:
+        """(r, m) of a layer that gives `rebuilt(latent(x))`, with r numbers between, (…, r); None for others."""
+        return None
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, r), where the layer has a `pair_shape`."""
+        raise NotImplementedError
+
+    def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
+        """(…, r) → (…, m), where the layer has a `pair_shape`."""
+        raise NotImplementedError
+
     @classmethod
     def empty(cls, n: int, rank: int | None, m: int, bias: bool, **how: Any) -> "Replacement":
         """A layer to be filled; `how` are its dtype, its device, and the options."""

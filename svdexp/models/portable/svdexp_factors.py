@@ -35,6 +35,21 @@ class LowRankLinear(Pair):
         """That of the output side."""
         return self.rank_out.bias
 
+    @property
+    def pair_shape(self) -> tuple[int, int]:
+        """(r, m)."""
+        return self.rank_in.out_features, self.rank_out.out_features
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, r)."""
+        h: torch.Tensor = self.rank_in(x)
+        return h
+
+    def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
+        """(…, r) → (…, m)."""
+        y: torch.Tensor = self.rank_out(latent)
+        return y
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
         return pair(self._modules["rank_in"], self._modules["rank_out"], x)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .svdexp_base import Pair
-from .svdexp_products import columns, rows
+from .svdexp_products import columns, reordered, rows
 
 
 class PivotLinear(Pair):
@@ -58,6 +58,23 @@ class ColumnPivots(PivotLinear):
         """That of the output side."""
         return self.pivots.bias
 
+    @property
+    def pair_shape(self) -> tuple[int, int]:
+        """(r, m)."""
+        return self.pivots.in_features, self.pivots.out_features
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, r)."""
+        sizes = [self.pivots.in_features, self.coefficients.in_features]
+        pivots, others = torch.split(reordered(x, self.order), sizes, dim=-1)
+        h: torch.Tensor = pivots + self.coefficients(others)
+        return h
+
+    def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
+        """(…, r) → (…, m)."""
+        y: torch.Tensor = self.pivots(latent)
+        return y
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
         return columns(self._buffers["order"], self._modules["coefficients"], self._modules["pivots"], x)
@@ -78,6 +95,21 @@ class RowPivots(PivotLinear):
         """W', (m, n), its rows in their own places."""
         P = self.pivots.weight
         return torch.cat([P, self.coefficients.weight @ P])[self.order.int()]
+
+    @property
+    def pair_shape(self) -> tuple[int, int]:
+        """(r, m)."""
+        return self.pivots.out_features, len(self.order)
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, r), the outputs that are pivots."""
+        h: torch.Tensor = self.pivots(x)
+        return h
+
+    def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
+        """(…, r) → (…, m)."""
+        y = reordered(torch.cat([latent, self.coefficients(latent)], dim=-1), self.order)
+        return y if self.bias is None else y + self.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""

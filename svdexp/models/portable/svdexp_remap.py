@@ -33,26 +33,36 @@ class RemapLinear(CodedLinear):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
 
-    def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (m, r) and B (r, n) as numbers of `dtype`."""
+    def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
+        """B (r, n), side "in", or A (m, r), side "out", as numbers of `dtype`."""
         scale, rest = self.scale.view(torch.float16).to(dtype), self.rest.view(torch.float16).to(dtype)
-        A, B = self.out_codes.to(dtype) * scale, self.in_codes.to(dtype) * scale[:, None]
-        if self.out_features > self.in_features:
-            A = torch.cat([A, rest])
-        elif self.in_features > self.out_features:
-            B = torch.cat([B, rest], dim=1)
-        return A, B
+        if side == "in":
+            B = self.in_codes.to(dtype) * scale[:, None]
+            return torch.cat([B, rest], dim=1) if self.in_features > self.out_features else B
+        A = self.out_codes.to(dtype) * scale
+        return torch.cat([A, rest]) if self.out_features > self.in_features else A
 
     @property
     def weight(self) -> torch.Tensor:
         """A B, (m, n), a product in float32."""
-        A, B = self.factors(torch.float32)
-        return (A @ B).to(self.dtype)
+        return (self.factor("out", torch.float32) @ self.factor("in", torch.float32)).to(self.dtype)
+
+    @property
+    def pair_shape(self) -> tuple[int, int]:
+        """(r, m)."""
+        return len(self.scale), self.out_features
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, n) → (…, r)."""
+        return nn.functional.linear(x, self.factor("in", x.dtype))
+
+    def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
+        """(…, r) → (…, m)."""
+        return nn.functional.linear(latent, self.factor("out", latent.dtype), self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
-        A, B = self.factors(x.dtype)
-        return nn.functional.linear(nn.functional.linear(x, B), A, self.bias)
+        return self.rebuilt(self.latent(x))
 
     def validate(self) -> None:
         """Check what a file may have put into the 16-bit parts.
