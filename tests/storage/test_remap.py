@@ -44,7 +44,8 @@ def test_rounding_is_at_most_half_a_step_of_each_component(m: int, n: int, rank:
     """Component by component, because the balance may move magnitude between A and B but not between components."""
     factors = random_factors(m, n, rank)
     factors = Factors(factors.A * torch.logspace(0, -spread, rank, dtype=torch.float64), factors.B)
-    (A, B), side = build(factors).factors(torch.float64), min(m, n)
+    A, B = (build(factors).factor(side, torch.float64) for side in ("out", "in"))
+    side = min(m, n)
     for i in range(rank):
         a, b = factors.A[:, i], factors.B[i]
         # |Δa bᵀ + a Δbᵀ + Δa Δbᵀ| ≤ half a step of each square part, half a unit in the last place of the rest
