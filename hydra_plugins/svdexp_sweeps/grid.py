@@ -15,7 +15,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from hydra_plugins.svdexp_sweeps.launching import checked, compose, finished
+from hydra_plugins.svdexp_sweeps.launching import call, checked, compose, finished
+from hydra_plugins.svdexp_sweeps.once import OnceComposed
 from svdexp.cells import HeldError, wait_for
 from svdexp.cells.guard import refuse_two_sizes
 from svdexp.cells.mistakes import as_mistake, one_sentence
@@ -54,7 +55,10 @@ class Grid(BasicSweeper):
         """
         assert self.launcher is not None
         assert self.config is not None
+        assert self.hydra_context is not None
+        self.unmasked = self.config
         self.config = masked_config(self.config)  # what becomes multirun.yaml; the launcher has its own
+        self.hydra_context.config_loader = self.loader = OnceComposed(self.hydra_context.config_loader)
         launch = self.launcher.launch
         outcomes: list[JobReturn] = []
 
@@ -135,24 +139,24 @@ class Grid(BasicSweeper):
         """All cells were looked at when the batches were made."""
 
     def look(self, apart: dict[str, str], words: list[str], number: int) -> Look:
-        """Compose and check a cell."""
+        """Compose and check a cell; its launcher will be given what was composed."""
         from svdexp.runs.beforehand import check_cell  # imports torch
 
         assert self.hydra_context is not None
-        assert self.config is not None
         look = Look(apart)
         try:
             refuse_two_sizes(words)
-            cell, composed = compose(self.hydra_context, self.config, words, number)
+            cell, composed = compose(self.hydra_context, self.unmasked, words, number)
             subdir = OmegaConf.to_container(composed.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
             if apart and str(subdir).startswith("${cell:"):  # nobody chose another
                 name = folder_for(apart, digits_of(composed), cell.folder.parent)
                 cell.folder = cell.folder.with_name(name)
-                look.extra = [f"hydra.sweep.subdir='{name}'"]
+                look.extra = [call(composed, name)]
             config = checked(composed)
             if not is_dry(self.config):  # which needs no model, and says itself what is wrong
                 check_cell(config)
             look.finished = finished(config, cell.folder)
+            self.loader.keep([*words, *look.extra], composed)
         except (UserError, HydraException) as error:
             look.mistake = one_sentence(as_mistake(error))
         return look

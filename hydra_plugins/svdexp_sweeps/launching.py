@@ -96,7 +96,16 @@ def compose(context: HydraContext, config: DictConfig, overrides: list[str], num
         folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir).absolute()
     finally:
         HydraConfig.instance().cfg = before
+        OmegaConf.set_readonly(composed.hydra, False)  # as it was composed
     return Cell(number, overrides, folder), composed
+
+
+def call(composed: DictConfig, name: str) -> str:
+    """Let a composed cell's folder be called `name`; the override that says so."""
+    override = f"hydra.sweep.subdir='{name}'"
+    composed.hydra.sweep.subdir = name
+    composed.hydra.overrides.hydra.append(override)
+    return override
 
 
 def checked(composed: DictConfig) -> Config | EvaluateConfig:
