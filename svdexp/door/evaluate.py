@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
@@ -17,6 +16,7 @@ from svdexp.checkpoints.loading import resolve_device, resolve_dtype
 from svdexp.data import resolve_bos, scored_tokens, tokenize
 from svdexp.door.asking import cache_folder, model_keys, plain_word, refuse_moves, tokenizer_at
 from svdexp.door.composing import composed, refuse_idle
+from svdexp.door.figures import Figures
 from svdexp.door.guest import as_guest
 from svdexp.door.texts import SEPARATOR, documents_in, files_in, fitting, names_in, tokenizer_wanted, windows_in
 from svdexp.evaluation import (
@@ -34,9 +34,8 @@ from svdexp.evaluation import evaluate as figures_of
 from svdexp.models.behaviour import require_next_token
 from svdexp.models.modes import at_rest
 from svdexp.models.spreading import BALANCED, settled
-from svdexp.record import Results, error_key, place
+from svdexp.record import Results
 from svdexp.record import results as keys
-from svdexp.record.keys import Family
 from svdexp.runs.checks import check_ids, check_lengths, warn_of_shared_passages
 from svdexp.runs.converted import tokenizer_of
 from svdexp.runs.evaluation import check_measured, find, load
@@ -96,7 +95,7 @@ def evaluate(
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache: str | PathLike[str] | None = None,
-) -> pd.Series:
+) -> Figures:
     """Perplexities, accuracies, speed and size of a model as it is, dense or compressed.
 
     Without texts and tasks all that `eval` has; with them these alone, and no speed.
@@ -145,9 +144,9 @@ def evaluate(
         cache=cache,
     )
     if isinstance(model, PreTrainedModel):
-        return pd.Series(answered(model, asked, GIVEN))
+        return Figures(answered(model, asked, GIVEN))
     with TemporaryDirectory() as folder:
-        return pd.Series(answered(_loaded(asked, Path(folder)), asked, GIVEN))
+        return Figures(answered(_loaded(asked, Path(folder)), asked, GIVEN))
 
 
 def questions(
@@ -261,22 +260,6 @@ def answered(model: PreTrainedModel, asked: Questions, what: str) -> Results:
         return figures_of(model, asked.texts, asked.config, cache, what, asked.exams, asked.tokenizer)
 
 
-def beside(figures: Mapping[str, Any], dense: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a figure: the dense model's, the compressed one's, the second over the first, and its standard error.
-
-    What there is none of has no column.
-    """
-    rows = {key: value for key, value in figures.items() if (found := place(key)) and not _is_support(found.entry)}
-    table = pd.DataFrame({"dense": pd.Series(dense, dtype=float).reindex(list(rows)), "compressed": pd.Series(rows)})
-    table["factor"] = table["compressed"] / table["dense"]
-    table["stderr"] = [figures.get(error_key(key) or "") for key in rows]
-    return table.astype(float).dropna(axis="columns", how="all")
-
-
-def _is_support(entry: object) -> bool:
-    return isinstance(entry, Family) and entry.is_support
-
-
 def _loaded(asked: Questions, folder: Path) -> PreTrainedModel:
     """The model at the path; where it is streamed, `folder` has what of it is in no file as it is."""
     config, device = asked.config, resolve_device(asked.config.device)
@@ -301,8 +284,18 @@ def _passage(
         count, length = tokens.shape
         scored = scored_tokens(count, length, length)
         protocol = TextProtocol(
-            *(part.name, GIVEN, GIVEN, count, "", Cut.contiguous.value, length, length),
-            *(Bos.none.value, SpecialTokens.text.value, count, int(scored.sum())),
+            preset=part.name,
+            dataset=GIVEN,
+            split=GIVEN,
+            rows=count,
+            separator="",
+            cut=Cut.contiguous.value,
+            seq_len=length,
+            stride=length,
+            bos=Bos.none.value,
+            special_tokens=SpecialTokens.text.value,
+            windows=count,
+            tokens=int(scored.sum()),
         )
         return Passage(tokens, scored, protocol)
     documents = documents_in(text)
