@@ -79,10 +79,11 @@ def show(folder: Path, precision: str) -> None:
 
 def swept(model: Any, layers: Any, windows: Any, needs: Mapping[str, Sequence[str]], folder: Path) -> None:
     """A sweep for what `needs` says of each of the layers, which is then let go."""
-    from svdexp.calibration.streamed import sweep
+    from svdexp.calibration.streamed import Sweep
     from svdexp.runtime.shelves import Shelf
 
-    sweep(model, layers, windows, {need: Shelf() for part in needs.values() for need in part}, folder, needs)
+    shelves = {need: Shelf() for part in needs.values() for need in part}
+    Sweep(model, layers, windows, shelves, folder, needs).carry_out()
 
 
 if __name__ == "__main__":

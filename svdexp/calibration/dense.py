@@ -11,7 +11,7 @@ from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.loss import next_token_loss
 from svdexp.calibration.needs import Needs, by_layer, distinct, of_backward, only
 from svdexp.calibration.statistics import Statistics, pack, unpack
-from svdexp.calibration.streamed import sweep
+from svdexp.calibration.streamed import Sweep
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
@@ -94,7 +94,7 @@ class DenseStatistics:
 
     def _sweep(self, processes: Processes | None = None) -> None:
         assert self.states is not None, "a streamed model's statistics need a folder"
-        sweep(self.model, self.layers, self.windows, self.shelves, self.states, self.needs, processes)
+        Sweep(self.model, self.layers, self.windows, self.shelves, self.states, self.needs, processes).carry_out()
 
     def _missing(self) -> list[str]:
         groups = {layer.group for layer in self.layers}

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -30,50 +29,20 @@ from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import Replay, first_states
 from svdexp.models.residency import at_hand
 from svdexp.runtime.errors import require
-from svdexp.runtime.processes import Processes
+from svdexp.runtime.processes import Alone, Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Shelf
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-
 # Stands behind the last block for all that follows it: the norm, the head, the loss.
 EXIT = "exit"
 
 
-def sweep(
-    model: PreTrainedModel,
-    layers: Sequence[Matrix],
-    windows: torch.Tensor,
-    shelves: Mapping[str, Shelf],
-    folder: Path,
-    needs: Mapping[str, Sequence[str]],
-    processes: Processes | None = None,
-) -> None:
-    """Leave on the shelves, which map statistics, what is missing there of what `layers` need over the windows (N, L).
-
-    `folder` is where states wait. A second run that has the same to do waits until the first one is done. Given
-    `processes`, all of them must call this: each takes its share of the windows, and the main one fills the shelves.
-
-    Raises:
-        UserError: an activation or a gradient is not finite, or the disk has no room.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    main = processes is None or processes.main
-    with alone(folder) if main else nullcontext():
-        if processes:
-            processes.wait()  # the main one has the lock
-        Sweep(model, layers, windows, shelves, folder, needs, processes).carry_out()
-        if processes:
-            processes.wait()
-        if main:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within this context no other process is at what waits in `folder`."""
+    """Within this context no other run is at what waits in `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -90,6 +59,15 @@ class Sweep:
     """The windows on their way, in both directions. Places are the blocks by their names, in order, and EXIT.
 
     Of several processes each has the windows whose indices are in `mine`; all go from place to place together.
+
+    Args:
+        model: streamed.
+        layers: whose statistics are wanted.
+        windows: (N, L).
+        shelves: where each statistic is left, by its name.
+        folder: where states wait.
+        needs: which statistics each layer wants, by its name.
+        processes: all of them must make this and carry it out; by default this one does it alone.
     """
 
     def __init__(
@@ -102,11 +80,10 @@ class Sweep:
         needs: Mapping[str, Sequence[str]],
         processes: Processes | None = None,
     ):
-        self.model, self.shelves, self.needs, self.processes = model, shelves, needs, processes
-        self.mine = range(len(windows)) if processes is None else processes.share(range(len(windows)))
+        self.model, self.shelves, self.needs, self.folder = model, shelves, needs, folder
+        self.processes = Alone() if processes is None else processes
+        self.mine = self.processes.share(range(len(windows)))
         self.windows = windows[list(self.mine)]
-        if processes and processes.count > 1:
-            folder = folder / f"{processes.index}-of-{processes.count}"
         self.replay = Replay(model, windows)
         self.places = [*self.replay.blocks, EXIT]
         self.members: dict[str, list[Matrix]] = {place: [] for place in self.places}
@@ -114,27 +91,40 @@ class Sweep:
             self.members[layer.group if layer.group in self.replay.blocks else EXIT].append(layer)
         first = first_states(model, windows[:1])[0]
         shape = (max(len(self.mine), 1), *first.shape[1:])  # there are no empty files
-        self.entering = States(folder / "entering", shape, first.dtype)
-        self.gradients = States(folder / "gradients", shape, first.dtype)  # at the exit of a block
+        own = folder / f"{self.processes.index}-of-{self.processes.count}" if self.processes.count > 1 else folder
+        self.entering = States(own / "entering", shape, first.dtype)
+        self.gradients = States(own / "gradients", shape, first.dtype)  # at the exit of a block
 
     def carry_out(self) -> None:
-        """Both sweeps, as far as something is missing."""
+        """Both sweeps, as far as something is missing on the shelves, which the main process fills.
+
+        A second run that has the same to do waits until the first one is done.
+
+        Raises:
+            UserError: an activation or a gradient is not finite, or the disk has no room.
+        """
+        with alone(self.folder) if self.processes.main else nullcontext():
+            self.processes.wait()  # the main one has the lock
+            self._forward_and_back()
+            self.processes.wait()
+            if self.processes.main:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _forward_and_back(self) -> None:
         inputs, gradients = of_forward(self.shelves), of_backward(self.shelves)
-        forward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, inputs)])
-        backward = self._agreed([k for k in range(len(self.places)) if self._lacks(k, gradients)])
+        forward = self.processes.agree([k for k in range(len(self.places)) if self._lacks(k, inputs)])
+        backward = self.processes.agree([k for k in range(len(self.places)) if self._lacks(k, gradients)])
         self._forget_what_others_lack()
-        known = [k for k in range(max(backward, default=0), len(self.blocks)) if self.places[k] in self.gradients]
-        start = min(known, default=len(self.blocks))
+        # an earlier run's gradients may wait above all that is missing: then the way back starts there, not at EXIT
+        exit_ = len(self.places) - 1
+        start = min(
+            (k for k in range(max(backward, default=0), exit_) if self.places[k] in self.gradients), default=exit_
+        )
         wanted = range(min(backward), start + 1) if backward else range(0)
         self._require_room(len(wanted))
         self._forward(forward, inputs, wanted)
         if backward:
             self._backward(range(start, min(backward) - 1, -1), backward, gradients)
-
-    @property
-    def blocks(self) -> list[str]:
-        """The places but for EXIT."""
-        return self.places[:-1]
 
     def _lacks(self, k: int, needs: Sequence[str]) -> bool:
         return any(
@@ -144,14 +134,11 @@ class Sweep:
             if need in self.needs[layer.name]
         )
 
-    def _agreed(self, value: Item) -> Item:
-        return self.processes.agree(value) if self.processes else value
-
     def _forget_what_others_lack(self) -> None:
         """Drop what waits of an earlier run and not in every process: all go on at one place."""
         for states in (self.entering, self.gradients):
             here = torch.tensor([float(place in states) for place in self.places])
-            everywhere = here if self.processes is None else self.processes.add_up(here) / self.processes.count
+            everywhere = self.processes.add_up(here) / self.processes.count
             for place, share in zip(self.places, everywhere.tolist(), strict=True):
                 if share < 1:
                     states.drop(place)
@@ -161,8 +148,7 @@ class Sweep:
         folder = self.entering.folder
         folder.mkdir(parents=True, exist_ok=True)
         there = sum(place in self.entering for place in self.places)
-        everyone = self.processes.count if self.processes else 1
-        needed = (max(kept - there, 0) + 3) * self.entering.bytes * everyone
+        needed = (max(kept - there, 0) + 3) * self.entering.bytes * self.processes.count
         free = shutil.disk_usage(folder).free
         require(
             free >= needed,
@@ -196,7 +182,7 @@ class Sweep:
             members = self.members[place] if needs else []
             layers = layers_of(self.model, members)
             # one process's word: which experts saw a token may differ
-            leaders = self._agreed(shared_inputs(layers, lambda: self._run(place, 0, states[:1])))
+            leaders = self.processes.agree(shared_inputs(layers, lambda: self._run(place, 0, states[:1])))
             collector = Collector(self.model, members, leaders, only(self.needs, needs))
             with collector.listen(), self.entering.write(self.places[k + 1]) if on else nullcontext() as following:
                 for index in progress(range(len(self.windows)), f"calibration {place}"):
@@ -250,10 +236,9 @@ class Sweep:
         return state.grad
 
     def _put(self, members: Sequence[Matrix], needs: Sequence[str], collector: Collector) -> None:
-        if self.processes:
-            collector.pool(self.processes)
-            if not self.processes.main:
-                return
+        collector.pool(self.processes)
+        if not self.processes.main:
+            return
         results = collector.results()
         for group in dict.fromkeys(layer.group for layer in members):
             for need in needs:

@@ -71,3 +71,13 @@ class Processes:
         moved = tensor.to(self._state.device, copy=True)  # NCCL wants it on this process's GPU
         distributed.all_reduce(moved, operation)
         return moved.to(tensor.device)
+
+
+class Alone(Processes):
+    """This process, which shares nothing with its siblings, if it has any."""
+
+    def __init__(self) -> None:
+        self.index, self.count, self.main = 0, 1, True
+
+    def wait(self) -> None:
+        """Return: nobody is waited for."""
