@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from svdexp.checkpoints.loading import Source, locate
 from svdexp.record.results import MODEL, ORIGIN
@@ -124,10 +125,8 @@ def _licence(source: Source) -> str | None:
     folder = Path(source.location)
     try:
         if source.gguf_file is not None:
-            from gguf import GGUFReader  # no other model needs it
-
-            field = GGUFReader(folder / source.gguf_file).get_field("general.license")
-            return None if field is None else _word(field.contents())
+            metadata, _ = read_gguf_metadata(str(folder / source.gguf_file))
+            return _word(metadata.get("general.license"))
         readme = folder / "README.md"
         return _word(ModelCard.load(readme).data.license) if is_inside(readme, folder) else None
     except Exception as error:  # no card, a damaged header: the card then says that it is not known

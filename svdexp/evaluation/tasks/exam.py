@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -240,13 +241,21 @@ def lm_eval_tasks(
             "fewshot_split": "dev" if dev else None,
         }
     with loading(name):
-        # Its own folder alone: indexing all of lm-eval's thousands takes seconds; what stands for several needs all.
-        near = [TaskManager(include_path=str(where.parent), include_defaults=False)] if where else []
-        if not near or name not in near[0].all_subtasks:
-            near = [TaskManager(include_path=str(defined.parent) if defined else None)]
-        found = near[0].load([spec])
+        # its own folder alone, where that has it; what stands for several needs all
+        tasks: Any = TaskManager(include_path=str(where.parent), include_defaults=False) if where else None
+        if tasks is None or name not in tasks.all_subtasks:
+            tasks = every_task(defined.parent if defined else None)
+        found = tasks.load([spec])
     known = {group.name: group for one in found["groups"].values() for group in (one, *one.get_all_groups())}
     return found["tasks"], [group for group in known.values() if group.has_aggregation]
+
+
+@cache
+def every_task(beside: Path | None) -> Any:
+    """lm-eval's index of all of its thousands of tasks, which takes seconds, and of those in the folder `beside`."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(beside) if beside else None)
 
 
 @contextmanager
