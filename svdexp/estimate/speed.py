@@ -14,7 +14,7 @@ from svdexp.models.work import BLOCK_LAUNCHES, Work, eigh_flops
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
 PRODUCT = {"cpu": 1024, "cuda": 4096}
 EIGEN = {"cpu": 512, "cuda": 2048}
-SECONDS, CALLS = 0.1, 10
+SECONDS, CALLS = 0.1, 5
 PATIENCE = 0.2  # seconds for each pass of the blocks, which other work beside it disturbs most
 COPIED = 2**26  # bytes
 
