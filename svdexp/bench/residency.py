@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from svdexp.bench.folders import write_llama, write_text
-from svdexp.record.results import PEAK_RSS
+from svdexp.record.results import PEAK_RSS, RESULTS
 from svdexp.runtime.interruption import interruptible
 
 SHAPE = {
@@ -41,7 +41,7 @@ def peak(folder: Path, blocks: int, *words: str) -> int:
         *(f"eval.files=[{texts[1]}]", "eval.windows=2", "eval.seq_len=128"),
     ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return int(PEAK_RSS.of(json.loads((run / "results.json").read_text())))
+    return int(PEAK_RSS.of(json.loads((run / RESULTS).read_text())))
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ import psutil
 
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.cells.choices import config_dir
-from svdexp.record.results import PPL
+from svdexp.record.results import PPL, RESULTS
 from svdexp.runtime.invocation import command
 from svdexp.runtime.shelves import identity
 
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
     last = watch(call)
     if last.code:
         return last.code
-    found = json.loads((run / "results.json").read_text())
+    found = json.loads((run / RESULTS).read_text())
     print(f"at most {last.memory / 1e9:.2f} GB; perplexities {PPL.of(found)}")
     return 0
 

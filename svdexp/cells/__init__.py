@@ -2,7 +2,6 @@
 
 from svdexp.cells.cell import (
     FAILED,
-    RESULTS,
     UNTRACKED,
     HeldError,
     OccupiedError,
@@ -18,7 +17,6 @@ from svdexp.cells.naming import register_names
 
 __all__ = [
     "FAILED",
-    "RESULTS",
     "UNTRACKED",
     "HeldError",
     "OccupiedError",

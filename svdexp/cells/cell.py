@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from svdexp.record.results import CELL, RELOAD
+from svdexp.record.results import CELL, RELOAD, RESULTS
 from svdexp.runtime.disk import UnwritableError, write_atomically
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.masking import masked_config, masked_words
@@ -29,7 +29,7 @@ from svdexp.schema import Config, EvaluateConfig, Save
 
 log = logging.getLogger(__name__)
 
-RESULTS, FAILED, LOCK, CARD = "results.json", "failed.json", ".lock", "README.md"
+FAILED, LOCK, CARD = "failed.json", ".lock", "README.md"
 UNTRACKED = "untracked.json"  # there as long as the tracker has not been told of the results
 
 AnyConfig = TypeVar("AnyConfig", Config, EvaluateConfig)

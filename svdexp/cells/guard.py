@@ -15,11 +15,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from svdexp.cells import RESULTS, HeldError, OccupiedError, carry_out, note_failure, register_names
+from svdexp.cells import HeldError, OccupiedError, carry_out, note_failure, register_names
 from svdexp.cells.choices import config_dir as config_dir
 from svdexp.cells.mistakes import KNOWN, as_mistake, one_sentence
 from svdexp.cells.page import listing, page
 from svdexp.cells.traces import is_dry, one_dry_run, remove_traces
+from svdexp.record import RESULTS
 from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible

@@ -41,6 +41,7 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.portable.svdexp_products import quicken, unquicken
 from svdexp.models.residency import at_hand, residency_of
 from svdexp.models.structure import first_not_finite
+from svdexp.record import RESULTS
 from svdexp.runtime.disk import whole_folder
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
@@ -217,7 +218,7 @@ def checkpoint_of(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         for path in sorted(folder.glob("*")):
             refuse_pickle(path)
-        kept_none = (folder / "results.json").is_file()
+        kept_none = (folder / RESULTS).is_file()
         hint = (
             "a run that saved none; the same command with save=checkpoint does"
             if kept_none

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import resolve_dtype
 from svdexp.door.composing import composed
-from svdexp.door.evaluate import Questions, answered, beside, questions
+from svdexp.door.evaluate import Questions, answered, questions
+from svdexp.door.figures import Comparison, side_by_side
 from svdexp.door.guest import as_guest, require_known
 from svdexp.door.summary import Summary
 from svdexp.engine.result import Compression
@@ -23,7 +24,7 @@ from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import publish
 from svdexp.method import Method
 from svdexp.models.matrices import Ranks
-from svdexp.record import Results, dense_key
+from svdexp.record import RESULTS, Results, dense_key
 from svdexp.record import results as keys
 from svdexp.runs.checks import excerpts, refuse_known_texts
 from svdexp.runs.converted import dense_model
@@ -96,7 +97,7 @@ class Result:
         *,
         dense: PreTrainedModel | Mapping[str, float] | bool | None = None,
         **options: Any,
-    ) -> pd.DataFrame:
+    ) -> Comparison:
         """The figures of the model, with the dense one's beside them where they can be had.
 
         Args:
@@ -117,9 +118,9 @@ class Result:
         known = {knob: text for knob, text in excerpts(self.config, self.method).items() if is_there(text)}
         refuse_known_texts(asked.config.eval, known)
         figures = answered(self.model, asked, "compressed")
-        beside_it = self._dense_figures(asked, dense)
-        self.figures |= figures | asked.protocols() | {dense_key(key): value for key, value in beside_it.items()}
-        return beside(figures, beside_it)
+        beside = self._dense_figures(asked, dense)
+        self.figures |= figures | asked.protocols() | {dense_key(key): value for key, value in beside.items()}
+        return side_by_side(figures, beside)
 
     @as_guest
     def save(self, folder: str | PathLike[str]) -> Path:
@@ -147,7 +148,7 @@ class Result:
         if self.compression.forms:
             write_atomically(target / "forms.json", json.dumps(self.compression.forms, indent=1))
         write_atomically(target / "layers.json", json.dumps(layer_rows(self.compression), indent=1))
-        write_atomically(target / "results.json", json.dumps(results, indent=1))
+        write_atomically(target / RESULTS, json.dumps(results, indent=1))
         return target
 
     @as_guest

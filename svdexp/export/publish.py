@@ -12,7 +12,7 @@ from svdexp.export.card import card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.models.matrices import Ranks, matrices_in
-from svdexp.record import Results
+from svdexp.record import RESULTS, Results
 from svdexp.runtime.disk import whole_folder, write_atomically
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
@@ -86,7 +86,7 @@ def _results(run_dir: Path) -> Results | None:
     Raises:
         UserError: it cannot.
     """
-    path = run_dir / "results.json"
+    path = run_dir / RESULTS
     if not path.is_file():
         return None
     found = read_object(path)
@@ -120,7 +120,7 @@ def _ranks(run_dir: Path, architecture: type[PreTrainedModel], config: Pretraine
 
 def _require_own_files(run_dir: Path, checkpoint: Path) -> None:
     """Raise UserError for a link out of the run's folder: an export would copy, and may upload, what it names."""
-    owned = {run_dir / name: run_dir for name in ("results.json", "ranks.json", ".hydra/config.yaml", "checkpoint")}
+    owned = {run_dir / name: run_dir for name in (RESULTS, "ranks.json", ".hydra/config.yaml", "checkpoint")}
     owned |= dict.fromkeys(checkpoint.rglob("*"), checkpoint)
     for path, folder in owned.items():
         require(is_inside(path, folder), f"{path} is a link out of {folder}: put the file itself there")

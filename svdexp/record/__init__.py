@@ -5,8 +5,10 @@ A leaf: it imports nothing of svdexp, so whoever reads or writes the record can.
 
 from svdexp.record.keys import Better, Entry, Family, Key, Record, Results, Unit
 from svdexp.record.lookup import Place, compared, dense_key, error_key, misfits, place, unit_of
+from svdexp.record.results import RESULTS
 
 __all__ = [
+    "RESULTS",
     "Better",
     "Entry",
     "Family",

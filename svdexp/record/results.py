@@ -9,6 +9,7 @@ from typing import Any
 from svdexp.record.keys import Better, Entry, Family, Key, Unit
 from svdexp.record.kinds import COUNT, LISTS, NUMBER, SAYINGS, TABLE, TABLES, TRAININGS, WORD, Table, maybe
 
+RESULTS = "results.json"  # the file, in the run's folder
 LOWER, HIGHER = Better.lower, Better.higher
 
 # The model.

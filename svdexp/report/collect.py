@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svdexp.cells.choices import modern
+from svdexp.record import RESULTS
 from svdexp.record import results as keys
 from svdexp.report.models import labels, relatives
 from svdexp.report.sound import evaluation_fault, fault, layers_fault
@@ -48,13 +49,13 @@ def survey(folders: Sequence[Path]) -> tuple[list[Record], list[Missing]]:
             continue
         is_standalone = isinstance(record, dict) and is_evaluation(record)
         if reason := evaluation_fault(record) if is_standalone else fault(record):
-            gone.append(Missing(path.parent, f"results.json is malformed: {reason}"))
+            gone.append(Missing(path.parent, f"{RESULTS} is malformed: {reason}"))
         elif not is_standalone:
             records.append(_placed(modern(record), path))
     if not records and not standalone(folders, []):
         where = ", ".join(map(str, folders)) or "no folder: name one"
         ended = f"; {len(gone)} cells have none, the first {gone[0].reason}" if gone else ""
-        raise UserError(f"no results.json of svdexp's below {where}{ended}")
+        raise UserError(f"no {RESULTS} of svdexp's below {where}{ended}")
     labelled = [record | {"label": label} for record, label in zip(records, labels(records), strict=True)]
     order = ("label", *(key.name for key in (keys.METHOD, keys.STORAGE, keys.ALLOCATION)))
     return sorted(labelled, key=lambda r: (*(str(r.get(key) or "") for key in order), -keys.RATIO.of(r))), gone
@@ -88,7 +89,7 @@ def is_evaluation(record: Mapping[str, object]) -> bool:
 def missing(folders: Iterable[Path]) -> list[Missing]:
     """The cells below `folders` that Hydra began and that left no results.json, with the error where one is written."""
     begun = {path.parent.parent for folder in folders for path in folder.rglob(".hydra/config.yaml")}
-    return [Missing(cell, _reason(cell)) for cell in sorted(begun) if not (cell / "results.json").exists()]
+    return [Missing(cell, _reason(cell)) for cell in sorted(begun) if not (cell / RESULTS).exists()]
 
 
 def layers(folder: Path) -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ def _placed(record: Mapping[str, object], path: Path) -> Record:
 
 
 def _found(folders: Iterable[Path]) -> list[Path]:
-    return sorted({path for folder in folders for path in folder.rglob("results.json")})
+    return sorted({path for folder in folders for path in folder.rglob(RESULTS)})
 
 
 def _reason(cell: Path) -> str:

@@ -25,7 +25,7 @@ from svdexp.export.publish import describe
 from svdexp.method import Method, build, build_method
 from svdexp.models.pictures import showing, without
 from svdexp.models.structure import Targets
-from svdexp.record import Results
+from svdexp.record import RESULTS, Results
 from svdexp.record import results as keys
 from svdexp.runs.checks import check_inputs
 from svdexp.runs.inputs import calibration_bos, measured_on, read, size_of
@@ -154,7 +154,7 @@ def experiment(
         results |= label_checkpoint(config, run_dir / CHECKPOINT, model, compression, results)
     findings = Findings.of(results, compression)
     findings.leave(run_dir)
-    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))  # last: whoever has it is finished
+    write_atomically(run_dir / RESULTS, json.dumps(results, indent=1))  # last: whoever has it is finished
     telling.findings(findings)
     show(results, saved=config.save is not Save.none, last=not in_sweep())
     return results

@@ -17,7 +17,7 @@ from svdexp.models.behaviour import require_next_token
 from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.pictures import showing
 from svdexp.models.spreading import BALANCED, settled
-from svdexp.record import Results
+from svdexp.record import RESULTS, Results
 from svdexp.record import results as keys
 from svdexp.runs.checks import (
     check_evaluation,
@@ -101,7 +101,7 @@ def measure(
     results |= keys.GENERATION.says(
         [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.eval.prompts, said, strict=True)]
     )
-    write_atomically(run_dir / "results.json", json.dumps(results, indent=1))
+    write_atomically(run_dir / RESULTS, json.dumps(results, indent=1))
     show_one(results)
     return results
 

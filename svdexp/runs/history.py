@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from svdexp.data import Excerpt, resolve_bos
-from svdexp.record import Record
+from svdexp.record import RESULTS, Record
 from svdexp.record import results as keys
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.model_names import CHECKPOINT
@@ -18,8 +18,6 @@ from svdexp.runtime.reading import read_object
 from svdexp.schema import Bos, CalibrationConfig, Sampling
 
 log = logging.getLogger(__name__)
-
-RECORD = "results.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Learnt:
 
 def learnt_by(model: Path) -> Learnt:
     """What the run learnt from whose checkpoint lies in the folder `model`, or that saved it there from Python."""
-    beside = [model / RECORD, *([model.parent / RECORD] if model.name == CHECKPOINT else [])]
+    beside = [model / RESULTS, *([model.parent / RESULTS] if model.name == CHECKPOINT else [])]
     path = next((path for path in beside if path.is_file()), None)
     if path is None:
         return Learnt()

@@ -37,6 +37,7 @@ from svdexp.record.results import (
     PPL,
     RATIO,
     RELOAD,
+    RESULTS,
     RUN_DIR,
     SPEED,
     TARGET_BITS,
@@ -221,7 +222,7 @@ def _rest(results: Record, speakers: tuple[str, ...]) -> list[RenderableType]:
         for entry in sayings:
             said.add_row(*(Text(entry[column]) for column in ("prompt", *speakers)))
         pieces.append(said)
-    return [*pieces, _run(results), Text(f"{RUN_DIR.of(results)}/results.json")]
+    return [*pieces, _run(results), Text(f"{RUN_DIR.of(results)}/{RESULTS}")]
 
 
 def _run(results: Record) -> Table:

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from svdexp.cells import RESULTS, UNTRACKED
+from svdexp.cells import UNTRACKED
 from svdexp.engine.result import Compression
-from svdexp.record import Results
+from svdexp.record import RESULTS, Results
 from svdexp.runtime.disk import write_atomically
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.reading import read_json, read_object

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from svdexp.cells import RESULTS
-from svdexp.record import Record
+from svdexp.record import RESULTS, Record
 from svdexp.record.kinds import NUMBER
 from svdexp.record.results import ACC, AVERAGE, BYTES, PPL, RATIO
 from svdexp.runtime.errors import UserError

@@ -21,9 +21,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from svdexp.cells import RESULTS, UNTRACKED, HeldError
+from svdexp.cells import UNTRACKED, HeldError
 from svdexp.cells.cell import held
 from svdexp.method import build
+from svdexp.record import RESULTS
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.invocation import command
 from svdexp.schema import Config, validate

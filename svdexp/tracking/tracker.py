@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from svdexp.cells import RESULTS, UNTRACKED
-from svdexp.record import Results
+from svdexp.cells import UNTRACKED
+from svdexp.record import RESULTS, Results
 from svdexp.record.results import CELL, TRACKER_URL
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.disk import write_atomically
