@@ -1,6 +1,10 @@
 """Tiny random models of every supported kind of architecture, a tokenizer, and windows of random tokens."""
 
+import tests.support.unhurried  # noqa: F401
+
+# isort: split
 import copy
+import gc
 import os
 from pathlib import Path
 
@@ -78,6 +82,13 @@ def overflow_at(model: PreTrainedModel, token: int) -> None:
         return output.masked_fill((args[0] == token)[..., None], torch.inf)
 
     model.get_input_embeddings().register_forward_hook(overflow)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now is no garbage, and never looked through again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,23 +2,20 @@
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hydra_plugins.svdexp_sweeps.local_gpus import find_slots
 from svdexp.runtime.errors import UserError
+from tests.end_to_end.forked import Outcome, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def sweep(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.cells.toy", "-m", f"hydra.sweep.dir={folder}"]
-    return subprocess.run([*command, *words], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
+def sweep(folder: Path, *words: str, **variables: str) -> Outcome:
+    return run(ROOT, ["-m", f"hydra.sweep.dir={folder}", *words], program="tests.cells.toy", **variables)
 
 
 @pytest.mark.parametrize("launcher", ["basic", "local_gpus"])

@@ -71,13 +71,24 @@ def saved(windows: torch.Tensor, tokenizer: Any, tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Not needed, but the direct runs of every allocation take their decompositions from it."""
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("allocation", ALLOCATIONS, ids=lambda part: type(part).__name__)
 @pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "opt"])
 def test_any_lower_ratio_is_a_direct_run(
-    windows: torch.Tensor, tokenizer: Any, tmp_path: Path, name: str, allocation: Allocation, dtype: torch.dtype
+    windows: torch.Tensor,
+    tokenizer: Any,
+    tmp_path: Path,
+    cache: Cache,
+    name: str,
+    allocation: Allocation,
+    dtype: torch.dtype,
 ) -> None:
-    cache = Cache(tmp_path / "cache")  # not needed, but the direct runs take their decompositions from it
     how = {"allocation": allocation, "cache": cache}
     direct = {}
     for ratio in (1.0, 0.75, *LOWER):

@@ -31,20 +31,19 @@ def smaller(folder: str, windows: torch.Tensor) -> svdexp.Result:
 """
 
 
-def checked(script: Path) -> str:
-    """What mypy, strict, says of it."""
-    words = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache")]
-    done = subprocess.run(
-        [*words, str(script)], env=os.environ | {"MYPYPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True
-    )
+def checked(*scripts: Path) -> str:
+    """What mypy, strict, says of them; it has the options and the cache of `make types`."""
+    words = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), *map(str, scripts)]
+    done = subprocess.run(words, env=os.environ | {"MYPYPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True)
     return done.stdout
 
 
 def test_a_typed_script_passes_and_a_misspelt_one_does_not(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    assert "Success" in (said := checked(script)), said
-    script.write_text(SCRIPT.replace("method=", "methd=").replace("svdexp.read", "svdexp.raed"))
-    said = checked(script)
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(SCRIPT)
+    wrong.write_text(SCRIPT.replace("method=", "methd=").replace("svdexp.read", "svdexp.raed"))
+    said = checked(right, wrong)
+    assert "errors in 1 file (checked 2 source files)" in said, said
+    assert "right.py" not in said, said
     assert "methd" in said
     assert "raed" in said

@@ -16,3 +16,4 @@ OverridesParser.create().parse_overrides(
 )
 gc.collect()
 gc.freeze()
+gc.enable()

@@ -3,6 +3,7 @@
 import multiprocessing
 
 PRELOADED = (
+    "tests.support.unhurried",  # first
     "svdexp.runs.compression",
     "svdexp.runs.evaluation",
     "svdexp.export.publish",
