@@ -189,10 +189,7 @@ def test_the_hub_that_cannot_be_had_is_a_sentence() -> None:
         load_exams(EvalConfig(tasks=["gsm8k"]), seed=0)
 
 
-def test_a_group_has_the_pooled_figures_that_lm_eval_gives_it(
-    tokenizer: PreTrainedTokenizerFast, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # to bootstrap, lm-eval would start processes that import torch
+def test_a_group_has_the_pooled_figures_that_lm_eval_gives_it(tokenizer: PreTrainedTokenizerFast, own: Path) -> None:
     write_rows(own / "few.jsonl", 3)
     few = READS.replace("task: reads", "task: reads_few").replace("DATA", str(own / "few.jsonl"))
     (own / "reads_few.yaml").write_text(few)
