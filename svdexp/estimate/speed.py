@@ -39,7 +39,7 @@ class Speed:
         kinds = ("model", "float32", "float64", "eigen")
         computing = sum(float(getattr(work, kind)) / float(getattr(self, kind)) for kind in kinds)
         computing += work.backward / (self.backward or self.model)
-        return computing + work.moved / self.bandwidth + work.launches * self.launch
+        return computing + work.moved / self.bandwidth + work.launches * self.launch + work.elapsed
 
 
 @cache

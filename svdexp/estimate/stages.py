@@ -1,7 +1,7 @@
 """The stages that a run will go through, each with its FLOPs and peak bytes.
 
-Names are those of seconds/STAGE in results.json. Not counted are reading and writing files, and what a cache holds from
-earlier runs: the estimate assumes an empty one.
+Names are those of seconds/STAGE in results.json. Not counted are writing files, and what a cache holds from earlier
+runs: the estimate assumes an empty one. What comes before the first of them is in beginning.py.
 """
 
 import math

@@ -20,6 +20,8 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
     `beside` are the bytes in every row that are no tensors'.
     """
     speed = machine.speed
+    reads = any(stage.name == "load" for stage in stages)
+    uncounted = "writing files" if reads else "starting Python, reading and writing files"
     own = f"of the memory Python and its libraries take {gigabytes(beside)}\n" if machine.shared else ""
     return (
         f"Estimate, good to a factor of about two: {what}\n"
@@ -27,7 +29,7 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
         f"speed of the device, {machine.known_from}: {rounded(speed.model / 1e9)} GFLOP/s in the model's format, "
         f"{rounded(speed.eigen / 1e9)} in eigendecompositions, {rounded(speed.bandwidth / 1e9)} GB/s\n"
         f"{own}"
-        "not counted: reading and writing files, and what a cache spares"
+        f"not counted: {uncounted}, and what a cache spares"
     )
 
 

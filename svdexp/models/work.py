@@ -29,6 +29,7 @@ class Work:
         moved: bytes that are read or written outside of products.
         launches: small operations, each of which takes as long as it takes to start one.
         bytes: the most that is alive at once on the model's device, beyond the model.
+        elapsed: seconds that were measured instead: of Python's start, of reading files.
     """
 
     model: float = 0.0
@@ -39,6 +40,7 @@ class Work:
     bytes: float = 0.0
     moved: float = 0.0
     launches: float = 0.0
+    elapsed: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -56,6 +58,7 @@ class Work:
             max(self.bytes, other.bytes),
             self.moved + other.moved,
             self.launches + other.launches,
+            self.elapsed + other.elapsed,
         )
 
     def __mul__(self, times: float) -> "Work":
@@ -69,6 +72,7 @@ class Work:
             self.bytes,
             self.moved * times,
             self.launches * times,
+            self.elapsed * times,
         )
 
 

@@ -97,10 +97,7 @@ def dense_model(config: Config, dtype: torch.dtype, device: torch.device, blocks
 
 def _converted(config: Config, cache: Path, source: Source, dtype: torch.dtype, device: torch.device) -> Dense:
     """From the cache, if what is there is whole; else from the GGUF file, and kept."""
-    made: dict[str, Any] = {"dtype": str(dtype), "transformers": version("transformers")}
-    if scaling := rope_scaling(config.model):  # which older versions left out
-        made["rope"] = scaling
-    folder = _folder(source, cache, **made)
+    folder = _folder_of_model(config.model, cache, source, dtype)
     kept = replace(config.model, path=str(folder), revision=None)
     if folder.is_dir() and _opens(folder):
         try:
@@ -117,6 +114,25 @@ def _converted(config: Config, cache: Path, source: Source, dtype: torch.dtype, 
         keep(model, folder)
         note_weights(config, dtype, weights, anew=True)
     return Dense(model, weights)
+
+
+def weight_files(config: Config, dtype: torch.dtype) -> list[Path] | None:
+    """The files on this disk that the weights will be read from; None where a GGUF file must be converted first."""
+    source = locate(config.model)
+    folder = Path(source.location)
+    if source.gguf_file is not None:
+        if not config.cache:
+            return None
+        folder = _folder_of_model(config.model, Path(config.cache), source, dtype)
+        return sorted(folder.glob("*.safetensors")) or None
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+
+
+def _folder_of_model(model: ModelConfig, cache: Path, source: Source, dtype: torch.dtype) -> Path:
+    made: dict[str, Any] = {"dtype": str(dtype), "transformers": version("transformers")}
+    if scaling := rope_scaling(model):  # which older versions left out
+        made["rope"] = scaling
+    return _folder(source, cache, **made)
 
 
 def _folder(source: Source, cache: Path, **made: Any) -> Path:

@@ -1,12 +1,14 @@
 """What a run will take, told before it starts: `dry_run=true`. No weights are loaded, and no network is needed."""
 
 import logging
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from svdexp.cells import state_of
 from svdexp.cells.choices import published_config
@@ -14,15 +16,16 @@ from svdexp.checkpoints.hub import hub_answers
 from svdexp.checkpoints.loading import dense_config, resolve_device, resolve_dtype, skeleton_of
 from svdexp.data import characters_of
 from svdexp.engine.plan import plan
+from svdexp.estimate.beginning import beginning
 from svdexp.estimate.devices import published_machine
 from svdexp.estimate.forecast import Forecast, forecast, this_machine
 from svdexp.estimate.table import rows
 from svdexp.evaluation import passage, reading_of
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.method import Method, build, build_method
-from svdexp.models.structure import Targets
+from svdexp.models.structure import Targets, stored_bytes
 from svdexp.runs.checks import check_inputs, check_lengths, window_lengths
-from svdexp.runs.converted import tokenizer_of
+from svdexp.runs.converted import tokenizer_of, weight_files
 from svdexp.runs.foreseen import cached_stages
 from svdexp.runs.inputs import calibration_windows, size_of
 from svdexp.runs.residency import obstacle, room, streams, why_not_read
@@ -53,7 +56,9 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     asked = dry_device(config.dry_run) or THIS
     device, dtype = format_on(asked, config)
     elsewhere = None if asked == THIS else published_machine(asked, dtype)
+    began = time.perf_counter()
     known = known_config(config.model)
+    header = time.perf_counter() - began
     check_inputs(config, method, known.config)
     model = skeleton_of(config.model, known.config, dtype)
     check_lengths(model, window_lengths(config, method))
@@ -70,6 +75,8 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     streamed = streams(config, method, model, planned, memory, fault)
     how = config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine
     found = forecast(*how, streamed)
+    if here:
+        found = with_beginning(found, config, model, header)
     print(found.text)
     if config.residency is Residency.auto and not (fault or obstacle(config, method, model)):
         other = Residency.whole if streamed else Residency.streamed
@@ -78,6 +85,14 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     if here:
         print(in_the_cache(config, method, model, planned.layers))
     return found
+
+
+def with_beginning(found: Forecast, config: Config, model: PreTrainedModel, header: float) -> Forecast:
+    """With the rows that come first on this machine; reading the model's config took `header` seconds."""
+    files = weight_files(config, model.dtype)
+    first = beginning(files or [], header if files is None else None, stored_bytes(model))
+    once = {"start": "one process"} | ({"load": config.model.path} if files is None and config.cache else {})
+    return replace(found, rows=[*first, *found.rows], shared={**found.shared, **once})
 
 
 def format_on(asked: str, config: Config) -> tuple[torch.device, torch.dtype]:

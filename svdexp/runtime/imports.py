@@ -2,8 +2,12 @@
 
 import gc
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+
+import psutil
 
 
 @contextmanager
@@ -21,5 +25,17 @@ def imports() -> Iterator[None]:
     finally:
         if len(sys.modules) > before:
             gc.freeze()
+            _age_at_first()
         if collects:
             gc.enable()
+
+
+def seconds_to_start() -> float | None:
+    """What it took from the process's begin until a command had imported what it needs; None outside of commands."""
+    return _age_at_first() if _age_at_first.cache_info().currsize else None
+
+
+@cache
+def _age_at_first() -> float:
+    """This process's age when this was called first."""
+    return time.time() - float(psutil.Process().create_time())

@@ -15,6 +15,8 @@ def test_a_dry_run_needs_the_config_alone(
     assert result.returncode == 0, result.stderr
     for word in ("Estimate", "calibration", "factorisation", "update", "save", "total time, peak memory"):
         assert word in result.stdout
+    assert "│ start " in result.stdout
+    assert "│ load " not in result.stdout, "there are no weights"
     assert "fits: every stage stays below 90% of the" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
 
@@ -42,6 +44,8 @@ def test_a_preset_needs_no_network_and_no_device(svdexp_command: Svdexp, tiny_jo
     assert result.returncode == 0, result.stderr
     assert "meta-llama/Llama-2-7b-hf cannot be had here; the estimate is of its published shape" in result.stdout
     assert "bfloat16 on rtx4090" in result.stdout
+    assert "│ start " not in result.stdout
+    assert "not counted: starting Python, reading and writing files" in result.stdout
     assert "DOES NOT FIT: " in result.stdout
     last = result.stdout[result.stdout.index("Estimate of the sweep") :]
     for word in ("ratio=0.5", "ratio=0.6", "all 2 cells", "NO"):

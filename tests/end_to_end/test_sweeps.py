@@ -21,6 +21,8 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
     blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
     assert blank.stdout.endswith("\nnot finished\nin the cache: nothing of this model\n")
+    assert "│ load " in blank.stdout
+    assert "not counted: writing files" in blank.stdout
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
     assert first.returncode == 1
     assert "svdexp: 1 of 2 cells failed, see failed.json in their folders; the first is " in first.output
