@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def main_job(folder: Path) -> Outcome:
     """The default job with less text, in `folder`: it leaves its statistics and the dense weights in the cache."""
-    less = ["calibration.samples=8", "calibration.seq_len=512", "eval.windows=3", "eval.seq_len=512"]
+    less = ["calibration.samples=4", "calibration.seq_len=512", "eval.windows=2", "eval.seq_len=512"]
     speed = ["eval.efficiency.prompt=64", "eval.efficiency.generate=8", "eval.efficiency.repeats=1"]
     return run(folder, ["tracker=none", *less, *speed, "hydra.run.dir=here"])
 
