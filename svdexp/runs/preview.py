@@ -92,6 +92,7 @@ def with_beginning(found: Forecast, config: Config, model: PreTrainedModel, head
     files = weight_files(config, model.dtype)
     first = beginning(files or [], header if files is None else None, stored_bytes(model))
     once = {"start": "one process"} | ({"load": config.model.path} if files is None and config.cache else {})
+    first = [replace(row, bytes=row.bytes + found.beside) for row in first]
     return replace(found, rows=[*first, *found.rows], shared={**found.shared, **once})
 
 
