@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,26 +69,13 @@ def run(
 
     A variable that a library reads while it is imported was read before: such a run needs an interpreter of its own.
     """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
     with TemporaryDirectory() as printed:
         channels = [Path(printed) / name for name in ("stdout", "stderr")]
-        process = start(folder, words, channels, death, program, **variables)
+        process = CONTEXT.Process(target=_run, args=(folder, program, list(words), death, channels, environment))
+        process.start()
         process.join()  # without a limit, which a busy machine would reach
         return Outcome(process.exitcode, *(path.read_text() for path in channels))
-
-
-def start(
-    folder: Path,
-    words: Sequence[str],
-    channels: Sequence[Path],
-    death: Death | None = None,
-    program: str = "svdexp",
-    **variables: str,
-) -> BaseProcess:
-    """The same, which nobody waits for; it prints into the files `channels`, which may be one."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | variables
-    process = CONTEXT.Process(target=_run, args=(folder, program, list(words), death, list(channels), environment))
-    process.start()
-    return process
 
 
 def _run(
@@ -101,7 +87,7 @@ def _run(
     environment: dict[str, str],
 ) -> None:
     for number, path in enumerate(channels, start=1):
-        with path.open("a") as file:
+        with path.open("w") as file:
             os.dup2(file.fileno(), number)
     os.chdir(folder)
     os.environ.clear()

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.end_to_end.forked import start
 
 pytestmark = pytest.mark.any_format
 
@@ -49,30 +48,30 @@ class Launcher:
         self.printed = folder / "printed.txt"
         own = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.array_parallelism=2"]
         own += ["hydra.launcher.gpus_per_node=null", "hydra.launcher.mem_gb=null", "hydra.launcher.timeout_min=600"]
-        self.printed.touch()
-        self.process = start(folder, ["-m", *words, *own], [self.printed] * 2, **environment)
+        command = [sys.executable, "-m", "svdexp", "-m", *words, *own]
+        with self.printed.open("w") as file:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
 
     def jobs(self) -> dict[str, Path]:
         """The folder of each job's cell."""
         return {job: Path(cell) for job, cell in re.findall(r"job (\S+): (\S+)$", self.printed.read_text(), re.M)}
 
-    def wait(self) -> int | None:
+    def wait(self) -> int:
         """Its exit code."""
-        self.process.join()
-        return self.process.exitcode
+        return self.process.wait()
 
 
 def test_a_grid_with_a_cancelled_cell(cluster: dict[str, str], tiny_job: list[str], tmp_path: Path) -> None:
     words = [*tiny_job, "save=none", "method=svd,svd_llm", "ratio=0.5,0.6", "hydra.sweep.dir=sweep"]
     launcher = Launcher(tmp_path, words, cluster)
     while not (started := {job: cell for job, cell in launcher.jobs().items() if (cell / ".lock").exists()}):
-        assert launcher.process.is_alive(), launcher.printed.read_text()
+        assert launcher.process.poll() is None, launcher.printed.read_text()
         time.sleep(0.1)
     job, cell = next(iter(started.items()))
     subprocess.run(["scancel", job], env=cluster, check=True)
     others = set(launcher.jobs().values()) - {cell}
     while not all((other / "results.json").exists() for other in others):
-        assert launcher.process.is_alive(), launcher.printed.read_text()
+        assert launcher.process.poll() is None, launcher.printed.read_text()
         time.sleep(0.1)
     assert launcher.wait() == 1
     assert "svdexp: 1 of 4 cells failed, see failed.json in their folders" in launcher.printed.read_text()
