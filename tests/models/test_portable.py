@@ -135,9 +135,8 @@ def test_other_classes_of_the_file(folders: Path) -> None:
             getattr(modeling_svdexp, name)
 
 
-def test_compiled(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(tokenizer: Any, tmp_path: Path) -> None:
     """One block, in which every format is: each graph takes as long as a hundred other tests."""
-    monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 1)  # without intrinsics, which take longest to compile
     dense, (model, ranks) = tiny_model("llama_gqa"), shrunk("llama_gqa", FactorStorage())
     for matrix, storage in zip(find_matrices(dense, Targets()), itertools.cycle(STORAGES.values()), strict=False):
         W = matrix.weight(dense).bfloat16()
