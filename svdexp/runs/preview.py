@@ -74,13 +74,16 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     memory, fault = (room(device), why_not_read(config.model)) if here else (machine.memory, None)
     streamed = streams(config, method, model, planned, memory, fault)
     how = config, method, model, planned.layers, planned.budget, planned.fixed, counts, machine
-    found = forecast(*how, streamed)
-    if here:
-        found = with_beginning(found, config, model, header)
+
+    def complete(streamed: bool) -> Forecast:
+        found = forecast(*how, streamed)
+        return with_beginning(found, config, model, header) if here else found
+
+    found = complete(streamed)
     print(found.text)
     if config.residency is Residency.auto and not (fault or obstacle(config, method, model)):
         other = Residency.whole if streamed else Residency.streamed
-        print(f"instead, residency={other.value}:", rows(forecast(*how, not streamed).rows, machine), sep="\n")
+        print(f"instead, residency={other.value}:", rows(complete(not streamed).rows, machine), sep="\n")
     print(state_of(config, run_dir))
     if here:
         print(in_the_cache(config, method, model, planned.layers))
