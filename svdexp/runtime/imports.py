@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import psutil
-
 
 @contextmanager
 def imports() -> Iterator[None]:
@@ -38,4 +36,6 @@ def seconds_to_start() -> float | None:
 @cache
 def _age_at_first() -> float:
     """This process's age when this was called first."""
+    import psutil  # no command's first line waits for it
+
     return time.time() - float(psutil.Process().create_time())
