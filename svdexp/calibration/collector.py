@@ -1,5 +1,6 @@
 """Feeds what goes into layers and comes out of them, and its gradients, to accumulators while windows run."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -152,7 +153,7 @@ def first_not_finite(values: torch.Tensor) -> int | None:
 
     Of (tokens, width), 0 stands for any. Most often the sum, which is read off in one go, says that there is none.
     """
-    if torch.isfinite(values.sum()):
+    if math.isfinite(float(values.sum())):
         return None
     finite = torch.isfinite(values)
     if finite.all():  # the sum overflowed

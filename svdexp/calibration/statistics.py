@@ -88,8 +88,13 @@ class SecondMoment(Mean):
 
     def result(self) -> torch.Tensor:
         """The mean of the upper triangle, and its mirror image."""
-        upper = super().result().triu()
-        return upper + upper.triu(1).T
+        mean = super().result()
+        for start in range(0, len(mean), BLOCK):
+            stop = start + BLOCK
+            square = mean[start:stop, start:stop]
+            square.copy_(square.triu() + square.triu(1).T)
+            mean[stop:, start:stop] = mean[start:stop, stop:].T
+        return mean
 
     @staticmethod
     def flops(width: int) -> int:
