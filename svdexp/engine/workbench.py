@@ -53,12 +53,12 @@ class Workbench:
     def decompose(self, group: str) -> dict[str, torch.Tensor]:
         """Compute all of `group` and put it on the shelf."""
         with self.clock("calibration"):
-            statistics = self.source.statistics(group)
+            statistics = dict(self.source.statistics(group))
         tensors: dict[str, torch.Tensor] = {}
         aside: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"), at_hand(self.model, group):
             for matrix in (matrix for matrix in self.layers if matrix.name in statistics):
-                found = statistics[matrix.name]
+                found = statistics.pop(matrix.name)  # not all are needed to the end
                 rest, kept = self.storage.target(matrix.weight(self.model), found.get("gram"))
                 done = decompose(rest, self.weighting(found), numerics=self.numerics)
                 part = done if self.ranks is None else done.keep(self.ranks[matrix.name])

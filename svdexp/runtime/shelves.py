@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -134,10 +135,7 @@ class Shelf:
         if path.exists() and not os.access(path, os.R_OK):  # another user's
             self._memory[item] = tensors
             return
-        # clone(): layers may share a tensor or view one, and a safetensors file stores each by itself
-        alone = {
-            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
-        }
+        alone = _alone(tensors)
         try:
             with whole_file(path) as partial:
                 save_file(alone, partial, metadata={CHECKSUMS: json.dumps(_checksums(alone))})
@@ -160,6 +158,24 @@ def write_note(path: Path, text: str) -> None:
         write_atomically(path, text)
     except UnwritableError as error:
         require_read_only(error)
+
+
+def _alone(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU, each by itself, as a safetensors file stores them: layers may share a tensor or view one.
+
+    Those that are alone already stay what they are, because a copy of a block's components takes as much as they do.
+    """
+    there = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+    used = Counter(tensor.untyped_storage().data_ptr() for tensor in there.values())
+
+    def is_alone(tensor: torch.Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        return used[storage.data_ptr()] == 1 and storage.nbytes() == tensor.nbytes and tensor.is_contiguous()
+
+    return {
+        key: tensor if is_alone(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+        for key, tensor in there.items()
+    }
 
 
 def _only(tensors: dict[str, torch.Tensor] | None, keys: Collection[str] | None) -> dict[str, torch.Tensor] | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,26 @@ def test_shelf_returns_what_was_put_and_notes_its_ingredients(tmp_path: Path) ->
         assert torch.equal(found["b"], view)
     (note,) = tmp_path.glob("stage/*/identity.json")
     assert '"model": "m"' in note.read_text()
+
+
+def test_only_what_shares_memory_is_copied_on_the_way_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of a block's components would take as much as they do."""
+    copied, clone = [], torch.Tensor.clone
+
+    def seen(tensor: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        copied.append(tuple(tensor.shape))
+        return clone(tensor, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "clone", seen)
+    shared = torch.rand(4)
+    tensors = {"own": torch.rand(2, 5), "one": shared, "other": shared, "turned": torch.rand(3, 2).T}
+    tensors["part"] = torch.rand(9)[:7]
+    shelf = Cache(tmp_path).shelf("stage")
+    shelf.put("item", tensors)
+    assert copied == [(4,), (4,), (2, 3), (7,)]
+    found = shelf.get("item")
+    assert found is not None
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
 
 
 def test_files_appear_whole_and_leave_nothing_behind(tmp_path: Path) -> None:
