@@ -1,15 +1,17 @@
 """Command line: `python -m svdexp.bench.speed` prints how fast models of factor pairs are beside the dense one.
 
-All models stand in memory and take turns, so that what else a machine does meets all alike. Each is told by medians:
-CPU milliseconds of all threads, wall milliseconds, and how many times faster than the dense model it is, as plain
-transformers runs that one and with our routes for its own products. `limit` is what the memory could do at best: the
-bytes that a step must read, over the bandwidth that a copy reaches.
+All models stand in memory and take turns, pass by pass, so that what else a machine does meets all alike. Each is told
+by medians: CPU milliseconds of all threads, their spread between the quartiles, the best, wall milliseconds, and how
+many times faster than the dense model it is as plain transformers runs that one (by CPU, by the best, by the wall), and
+than the routed one, which has our routes for its own products. `limit` is what memory could do at best: milliseconds
+for the bytes that a step must read, at the speed of a copy.
 """
 
 from svdexp.runtime.interruption import interruptible
 
 # isort: split
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +20,11 @@ from itertools import product
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
-from svdexp.bench.timing import seconds
 from svdexp.runtime.invocation import command
 
-STEPS, ROUNDS = 8, 7
+ROUNDS = 15
 PRECISIONS = ["float32", "bfloat16", "float16"]
+COPIES = 5
 COPIED = 1 << 29  # bytes: no cache holds them
 DENSE, ROUTED = "dense", "dense, our routes"
 
@@ -43,9 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog=command("bench.speed"), description="Decode and prefill beside dense.")
     parser.add_argument("--shape", choices=["demo", "wide"], default="demo")
-    parser.add_argument(
-        "--precision", choices=["float32", "bfloat16", "float16"], nargs="+", default=["float32", "bfloat16"]
-    )
+    parser.add_argument("--blocks", type=int, help="so many of its blocks, and words in proportion")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=PRECISIONS[:2])
     parser.add_argument("--forms", nargs="+", default=["factors", "pivot"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.8, 0.6, 0.4])
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
@@ -58,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
     cases += [Case(1, prompt, False) for prompt in asked.prompts]
     made = [Form(*of) for of in product(asked.forms, asked.ratios, asked.align)]
     for precision in asked.precision:
-        show(asked.shape, precision, made, cases, asked.rounds)
+        show(asked.shape, asked.blocks, precision, made, cases, asked.rounds)
     return 0
 
 
@@ -74,32 +75,45 @@ class Form(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One turn of a model: milliseconds a pass."""
+    """Milliseconds of one pass of a model."""
 
     cpu: float
     wall: float
 
 
-def show(shape: str, precision: str, forms: Sequence[Form], cases: Sequence[Case], rounds: int) -> None:
+def show(
+    shape: str, blocks: int | None, precision: str, forms: Sequence[Form], cases: Sequence[Case], rounds: int
+) -> None:
     """Print a table a case."""
     import torch
     from rich.console import Console
 
     torch.manual_seed(0)
     with torch.no_grad():
-        models = standing(shape, getattr(torch, precision), forms)
+        models = standing(config_of(shape, blocks), getattr(torch, precision), forms)
         speed = bandwidth()
         for case in cases:
-            title = f"{shape}, {precision}, {case}; {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s"
+            of = shape if blocks is None else f"{shape}, {blocks} blocks"
+            title = f"{of}, {precision}, {case}; {torch.get_num_threads()} threads, copies at {speed / 1e9:.1f} GB/s"
             Console(width=120).print(table(title, models, turns(models, case, rounds), case, speed))
 
 
-def standing(shape: str, dtype: Any, forms: Sequence[Form]) -> dict[str, Any]:
+def config_of(shape: str, blocks: int | None) -> Any:
+    """Of all blocks of a shape, or of so many, with as large a share of its words."""
+    from svdexp.bench.stacks import DEMO, WIDE
+
+    config = copy.deepcopy({"demo": DEMO, "wide": WIDE}[shape])
+    if blocks is not None:
+        config.vocab_size = config.vocab_size * blocks // config.num_hidden_layers
+        config.num_hidden_layers = blocks
+    return config
+
+
+def standing(config: Any, dtype: Any, forms: Sequence[Form]) -> dict[str, Any]:
     """The models by what they are called, the plain dense one first."""
-    from svdexp.bench.stacks import DEMO, WIDE, compressed, random_model
+    from svdexp.bench.stacks import compressed, random_model
     from svdexp.models.portable.svdexp_products import quicken
 
-    config = {"demo": DEMO, "wide": WIDE}[shape]
     models = {DENSE: random_model(config), ROUTED: random_model(config)}
     models |= {str(form): compressed(config, *form) for form in forms}
     for name, model in models.items():
@@ -127,13 +141,13 @@ def passes(model: Any, case: Case) -> Iterator[Turn]:
 
     prompt = torch.randint(model.config.vocab_size, (case.batch, case.prompt))
     while True:
-        with clocked(1) as taken:
+        with clocked() as taken:
             model(prompt, use_cache=True, logits_to_keep=1)
         yield taken[0]
 
 
 def steps(model: Any, case: Case) -> Iterator[Turn]:
-    """STEPS tokens behind a prompt of random keys and values."""
+    """One token behind a prompt of random keys and values."""
     import torch
     from transformers import DynamicCache
 
@@ -144,29 +158,33 @@ def steps(model: Any, case: Case) -> Iterator[Turn]:
     for layer in range(config.num_hidden_layers):
         cache.update(*torch.randn(2, *shape, dtype=model.dtype), layer)
     while True:
-        with clocked(STEPS) as taken:
-            for _ in range(STEPS):
-                model(token, past_key_values=cache, use_cache=True)
-        cache.crop(-STEPS)
+        with clocked() as taken:
+            model(token, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
         yield taken[0]
 
 
 @contextmanager
-def clocked(count: int) -> Iterator[list[Turn]]:
-    """What the context takes, as milliseconds of each of `count`."""
+def clocked() -> Iterator[list[Turn]]:
+    """What the context takes."""
     taken: list[Turn] = []
     cpu, wall = time.process_time(), time.perf_counter()
     yield taken
-    taken.append(Turn(1e3 * (time.process_time() - cpu) / count, 1e3 * (time.perf_counter() - wall) / count))
+    taken.append(Turn(1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - wall)))
 
 
 def bandwidth() -> float:
-    """Bytes a second that a copy reads and writes, the best of a few."""
+    """Bytes that a copy reads and writes in a second of the CPU, the best of a few."""
     import torch
 
     source = torch.zeros(COPIED // 4)
     target = torch.ones_like(source)
-    return max(2 * COPIED / seconds(lambda: target.copy_(source)) for _ in range(5))
+    found = []
+    for _ in range(COPIES):
+        with clocked() as taken:
+            target.copy_(source)
+        found.append(2 * COPIED / (1e-3 * taken[0].cpu))
+    return max(found)
 
 
 def bytes_read(model: Any, case: Case) -> int:
@@ -183,16 +201,17 @@ def table(title: str, models: dict[str, Any], found: dict[str, list[Turn]], case
     from rich.table import Table
 
     made = Table(title=title, title_justify="left")
-    for heading in ("", "CPU ms", "spread", "wall ms", "× dense", "wall ×", "× dense, routes", "limit ms"):
+    for heading in ("", "CPU ms", "spread", "best", "wall ms", "× dense", "of the best", "wall", "× routed", "limit"):
         made.add_column(heading, justify="right" if heading else "left")
+    best = min(turn.cpu for turn in found[DENSE])
     for name, taken in found.items():
-        cpu, wall = (median(turn[i] for turn in taken) for i in (0, 1))
+        (cpu, wall), least = (median(turn[i] for turn in taken) for i in (0, 1)), min(turn.cpu for turn in taken)
         quarters = quantiles([turn.cpu for turn in taken], n=4, method="inclusive")
-        limit = f"{1e3 * bytes_read(models[name], case) / speed:.1f}" if case.decode else "–"
+        ratios = (beside(found[DENSE], taken, 0), best / least, beside(found[DENSE], taken, 1))
         made.add_row(
-            *(name, f"{cpu:.1f}", f"{(quarters[2] - quarters[0]) / cpu:.0%}", f"{wall:.1f}"),
-            *(f"{beside(found[DENSE], taken, 0):.2f}", f"{beside(found[DENSE], taken, 1):.2f}"),
-            *(f"{beside(found[ROUTED], taken, 0):.2f}", limit),
+            *(name, f"{cpu:.1f}", f"{(quarters[2] - quarters[0]) / cpu:.0%}", f"{least:.1f}", f"{wall:.1f}"),
+            *(f"{ratio:.2f}" for ratio in (*ratios, beside(found[ROUTED], taken, 0))),
+            f"{1e3 * bytes_read(models[name], case) / speed:.1f}" if case.decode else "–",
         )
     return made
 

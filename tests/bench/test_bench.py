@@ -106,15 +106,16 @@ def test_models_take_turns_and_are_told_beside_dense(
 ) -> None:
     monkeypatch.setattr(stacks, "DEMO", SMALL)
     monkeypatch.setattr(speed, "COPIED", 1 << 16)
-    speed.main(ASKED.split())
+    speed.main([*ASKED.split(), "--contexts", "9", "--prompts", "12"])
     said = capsys.readouterr().out
     for title in ("decode behind 9 tokens, batch 2", "prefill of 12 tokens, batch 1"):
-        assert title in said.replace("\n", "")
+        assert f"demo, 2 blocks, float32, {title}" in said.replace("\n", "")
+    assert SMALL.num_hidden_layers == 4
     for name in ("dense ", "dense, our routes", "pivot 0.4, ranks of 8"):
         assert said.count(f"│ {name}") == 2
 
 
-ASKED = "--precision float32 --forms pivot --ratios 0.4 --align 8 --rounds 2 --batches 2 --contexts 9 --prompts 12"
+ASKED = "--blocks 2 --precision float32 --forms pivot --ratios 0.4 --align 8 --rounds 2 --batches 2"
 
 
 def test_a_step_reads_the_weights_once_and_all_keys_and_values() -> None:

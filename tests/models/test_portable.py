@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import svdexp
 from svdexp.checkpoints import checkpoint
-from svdexp.models.portable import modeling_svdexp
+from svdexp.models.portable import modeling_svdexp, svdexp_products
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
 from tests.conftest import tiny_model
@@ -170,6 +170,18 @@ def test_adapters_attach_and_learn(name: str, children: list[str], folders: Path
     merged = adapted.merge_and_unload()
     assert merged.state_dict().keys() == before.keys()
     assert any(not torch.equal(value, before[key]) for key, value in merged.state_dict().items())
+
+
+def test_what_stays_dense_goes_by_the_routes(folders: Path) -> None:
+    ours, _ = svdexp.load(folders / "opt-factors")
+    theirs = AutoModelForCausalLM.from_pretrained(folders / "opt-factors", trust_remote_code=True)
+    for model in (ours, theirs):
+        assert model.lm_head.forward.func.__name__ == "linear"
+    checkpoint.unlabel(ours)
+    assert "forward" not in ours.lm_head.__dict__
+    model, ranks = shrunk("opt", FactorStorage())
+    checkpoint.label(model, ranks)
+    assert model.lm_head.forward.func is svdexp_products.linear
 
 
 def test_a_head_of_its_own(tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:

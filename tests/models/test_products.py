@@ -107,6 +107,18 @@ def test_channels_are_reordered_to_the_last_bit() -> None:
         OPERATORS["reordered"](torch.ones(2, 3), torch.tensor([0, 1, 3], dtype=torch.int16))
 
 
+@compiled
+def test_pivots_reorder_prompts_by_the_operator_where_no_gradient_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, calls = OPERATORS["reordered"], []
+    monkeypatch.setitem(OPERATORS, "reordered", lambda *args: (calls.append(1), given(*args))[1])
+    for m, n in ((12, 9), (9, 12)):
+        layer, x = layer_of("pivot", m, n, 4), torch.randn(FEW + 1, n)
+        expected = layer(x)
+        assert calls.pop()
+        assert torch.equal(layer(x.requires_grad_()), expected)
+        assert not calls
+
+
 def exact_weight(layer: nn.Module) -> torch.Tensor:
     weight: Any = copy.deepcopy(layer).double().weight
     return weight
