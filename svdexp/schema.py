@@ -237,6 +237,8 @@ class CalibrationConfig:
         )
         require(MIXTURE not in self.parts, "calibration.parts: a mixture is no part of one")
         require(IMAGES not in self.parts, "calibration.parts: images are no part of a mixture of texts")
+        first = self.text != IMAGES or self.sampling is Sampling.first
+        require(first, "calibration.sampling=random: images are taken in order")
         require(len(set(self.parts)) == len(self.parts), "calibration.parts names a text twice: give it a larger share")
         require(
             not self.shares or len(self.shares) == len(self.parts),
@@ -347,6 +349,11 @@ class EvalConfig:
             f"eval.texts=[{collected(self.texts)}] and eval.dataset=… go together: give both or neither",
         )
         require(not all(name in self.texts for name in COLLECTED), "eval.texts: one of hub and images, not both")
+        for key in ("rows_by_text", "cut_by_text", "separator_by_text"):
+            idle = IMAGES in self.texts and IMAGES in getattr(self, key)
+            require(
+                not idle, f"eval.{key}.images has no effect: a window is an image and its caption, eval.windows of them"
+            )
 
     def body(self, bos: Bos) -> int:
         """How many tokens of the text one window holds, where `bos` stands.

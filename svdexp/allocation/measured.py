@@ -21,6 +21,7 @@ from svdexp.allocation.budget import Aligned, Budget, Evidence
 from svdexp.allocation.divergence import Divergences
 from svdexp.allocation.spectra import tails
 from svdexp.models.matrices import Ranks
+from svdexp.models.pictures import is_picture
 from svdexp.models.residency import blocks_of, residency_of
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive
@@ -112,7 +113,9 @@ def divergences(allocation: Measured, evidence: Evidence, ranks: Mapping[str, in
     Raises:
         NotFiniteError: with one of them the model gives no numbers.
     """
-    windows = evidence.windows[: allocation.windows, : allocation.length]
+    windows = evidence.windows[: allocation.windows]
+    if not is_picture(windows).any():
+        windows = windows[:, : allocation.length]
     about = {"share": allocation.measured, "windows": list(windows.shape), "align": align}
     shelf = evidence.shelf("divergence", **about, **evidence.made_with)
     known = {name: shelf.get(name) for name in ranks}

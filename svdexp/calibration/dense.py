@@ -15,6 +15,7 @@ from svdexp.calibration.streamed import Sweep
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
+from svdexp.models.pictures import in_short, together
 from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -132,12 +133,12 @@ def collect(
     run, body = (forward_and_backward, model) if backward else (forward, smallest_model(model, layers))
     with torch.no_grad():
         leaders = shared_inputs(
-            layers_of(model, layers), lambda: body(windows[:1, :16].to(model.device), use_cache=False)
+            layers_of(model, layers), lambda: body(in_short(windows, 16).to(model.device), use_cache=False)
         )
     collector = Collector(model, layers, leaders, asked)
     with collector.listen(), frozen(model):
-        # one window at a time where gradients are taken: Fisher squares each window's own
-        parts = batches(windows, 1 if backward else None)
+        # one window at a time where gradients are taken, as Fisher squares each window's own, and of unlike images
+        parts = batches(windows, None if together(windows) and not backward else 1)
         for collector.window, batch in progress(processes.share(parts) if processes else parts, "calibration"):
             run(body, batch.to(model.device))
     if processes:

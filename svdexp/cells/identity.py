@@ -10,6 +10,7 @@ from pathlib import Path
 from svdexp.cells.naming import relevant
 from svdexp.checkpoints.loading import locate
 from svdexp.data import Excerpt, Split, files_of
+from svdexp.data.captions import shown_by
 from svdexp.data.reads import files_read_by
 from svdexp.evaluation import reading_of, task_files
 from svdexp.method import build_method
@@ -44,6 +45,7 @@ def files_behind(config: Config | EvaluateConfig) -> dict[str, Path]:
     for name in config.eval.texts:
         texts[name] = files_of(name, Split.evaluation, config.eval.files, reading_of(name, config.eval))
     texts |= task_files(config.eval)
+    texts["prompts"] = [image for image, _ in map(shown_by, config.eval.prompts) if image is not None]
     return found | {f"{name}/{index}": path for name, paths in texts.items() for index, path in enumerate(paths)}
 
 

@@ -20,6 +20,13 @@ def auto_class_of(config: Any) -> str:
     return next(_classes(config), "AutoModelForCausalLM")
 
 
+def auto_classes_of(config: Any) -> list[str]:
+    """The names of all Auto classes that make this model of `config`; the first is `auto_class_of`."""
+    names = list(_classes(config)) or [auto_class_of(config)]
+    made = {name: AUTO_CLASSES[name]._model_mapping.get(type(config), None) for name in names}
+    return [name for name in names if made[name] is made[names[0]]]
+
+
 def is_language_model(config: Any) -> bool:
     """Whether either class knows it."""
     return any(_classes(config))

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from svdexp.checkpoints import asvd, dobi
-from svdexp.checkpoints.architectures import auto_class, auto_class_of
+from svdexp.checkpoints.architectures import auto_class, auto_class_of, auto_classes_of
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
 from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
 from svdexp.checkpoints.processor import copy_processor
@@ -92,7 +92,8 @@ def label(model: PreTrainedModel, ranks: Ranks) -> None:
     model.config.svdexp = {"version": VERSION, "layers": layers}
     if not is_native(architecture):
         model.config.svdexp["architecture"] = reference(architecture)
-    classes = {"AutoModel": low_rank_reference(base), auto_class_of(model.config): low_rank_reference(architecture)}
+    classes = {"AutoModel": low_rank_reference(base)}
+    classes |= dict.fromkeys(auto_classes_of(model.config), low_rank_reference(architecture))
     model.config.auto_map = _config_reference(model.config) | classes
 
 

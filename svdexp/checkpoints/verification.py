@@ -10,6 +10,7 @@ import torch.utils.deterministic
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
+from svdexp.models.pictures import Pictures, showing
 from svdexp.models.residency import residency_of, running
 from svdexp.models.spreading import is_spread, settled
 from svdexp.record import Results
@@ -20,9 +21,15 @@ from svdexp.runtime.finite import all_finite
 
 @torch.no_grad()
 def verify_checkpoint(
-    folder: Path, model: PreTrainedModel, windows: torch.Tensor, trust_remote_code: bool = False
+    folder: Path,
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    trust_remote_code: bool = False,
+    pictures: Pictures | None = None,
 ) -> Results:
     """Load what was saved and compare its logits on one window with those of the model in memory.
+
+    Both see the `pictures` in it.
 
     Raises:
         UserError: those of the model in memory are not finite.
@@ -37,7 +44,7 @@ def verify_checkpoint(
             return checkpoint.load_as(folder, "auto", device, None, trust_remote_code, blocks)[0]
 
     def logits(model: PreTrainedModel) -> torch.Tensor:
-        with running(model):
+        with running(model), showing(model, pictures or {}):
             found: torch.Tensor = model(tokens).logits
         return found
 

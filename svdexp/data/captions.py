@@ -16,13 +16,13 @@ from svdexp.runtime.errors import UserError, require
 SHOWN = re.compile(r"^<image:(?P<file>[^>]+)>\s*")
 
 
-def pairs_of(found: Collection, knob: str) -> "list[Captioned]":
-    """The images of a data set with their captions.
+def pairs_of(found: Collection, knob: str, count: int | None = None) -> "list[Captioned]":
+    """The images of a data set with their captions, the first `count` of them; all for None.
 
     Raises:
         UserError: as `Collection.rows` and `Collection.images`.
     """
-    rows = zip(found.images(knob), found.rows(knob), strict=True)
+    rows = zip(found.images(knob, count), found.rows(knob)[:count], strict=True)
     return [Captioned(image, caption) for image, caption in rows]
 
 
@@ -47,18 +47,24 @@ class Viewer:
 
     def see(self, image: Any, question: str = "") -> Picture:
         """The picture of a PIL image, in the chat template's turn of a user, if there is one, who asks `question`."""
+        try:
+            inputs = self._inputs(image, question)
+        except Exception as error:  # a processor's own, of many types
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"the model's processor takes no such image with {question!r}: {reason}") from error
+        found = picture({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}, self._token)
+        self.pictures[found.number] = found
+        return found
+
+    def _inputs(self, image: Any, question: str) -> Any:
         processor = self._processor
         if getattr(processor, "chat_template", None):
             content = [{"type": "image", "image": image}] + ([{"type": "text", "text": question}] if question else [])
             turn: Any = [{"role": "user", "content": content}]
             how = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-            inputs = processor.apply_chat_template(turn, **how)
-        else:
-            mark = getattr(processor, "boi_token", None) or processor.image_token
-            inputs = processor(text=[f"{mark}{question}"], images=[[image]], return_tensors="pt")
-        found = picture({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}, self._token)
-        self.pictures[found.number] = found
-        return found
+            return processor.apply_chat_template(turn, **how)
+        mark = getattr(processor, "boi_token", None) or processor.image_token
+        return processor(text=[f"{mark}{question}"], images=[[image]], return_tensors="pt")
 
     def read(self, text: str) -> torch.Tensor:
         """Its tokens, (T,)."""
@@ -104,9 +110,15 @@ def scored_captions(pairs: Sequence[Captioned], viewer: Viewer) -> tuple[torch.T
 
 
 def shown_by(prompt: str) -> tuple[Path | None, str]:
-    """The image file that a prompt shows, if any, and the text of the prompt."""
+    """The image file that a prompt shows, if any, and the text of the prompt.
+
+    Raises:
+        UserError: it shows another one, or one elsewhere.
+    """
     found = SHOWN.match(prompt)
-    return (Path(found["file"]).expanduser(), prompt[found.end() :]) if found else (None, prompt)
+    text = prompt[found.end() :] if found else prompt
+    require("<image:" not in text, f"eval.prompts, {prompt!r}: a prompt shows one image, at its beginning")
+    return (Path(found["file"]).expanduser(), text) if found else (None, text)
 
 
 def open_image(path: Path, knob: str) -> Any:
@@ -115,9 +127,9 @@ def open_image(path: Path, knob: str) -> Any:
     Raises:
         UserError: it cannot be read; blames `knob`.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
-        return Image.open(path).convert("RGB")
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     except (OSError, ValueError) as error:
         raise UserError(f"{knob}: {path} cannot be read as an image: {error}") from error

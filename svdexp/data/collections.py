@@ -37,6 +37,13 @@ class Collection:
         path = Path(self.path).expanduser()
         return path if path.exists() else None
 
+    def is_also(self, other: "Collection | None") -> bool:
+        """Whether `other` has the same rows, by whatever path."""
+        if other is None or (self.subset, self.split) != (other.subset, other.split):
+            return False
+        here, there = self.local, other.local
+        return self.path == other.path if here is None or there is None else here.samefile(there)
+
     @property
     def is_one_file(self) -> bool:
         """Whether it is all rows of a file, which has no splits."""
@@ -70,20 +77,26 @@ class Collection:
         require(all(isinstance(row, str) for row in rows), f"{column} of {self.name} holds other things than text")
         return rows
 
-    def images(self, knob: str) -> list[Any]:
-        """The image of every row, as PIL has it, in order: of the one column of images.
+    def images(self, knob: str, count: int | None) -> list[Any]:
+        """The image of each of the first `count` rows, None is all, as PIL has it: of the one column of images.
 
         Raises:
-            UserError: as `rows`, or there is no such column, or several.
+            UserError: as `rows`, or there is no such column, or several, or an image cannot be read.
         """
         from datasets import Image
 
         found = self._load(knob)
         columns = [name for name, kind in found.features.items() if isinstance(kind, Image)]
         require(len(columns) == 1, f"{knob}.dataset={self.path} has {len(columns)} columns of images, not one")
-        images = list(found[columns[0]])
-        require(all(images), f"{knob}.dataset={self.path} has rows without an image")
-        return [image.convert("RGB") for image in images]
+        shown = found.select_columns(columns).select(range(min(len(found), count or len(found))))
+        images = []
+        for index in range(len(shown)):
+            try:
+                images.append(shown[index][columns[0]].convert("RGB"))
+            except Exception as error:  # PIL and datasets have many types; None has no convert
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise UserError(f"{knob}.dataset={self.path}: image {index} cannot be read: {reason}") from error
+        return images
 
     def _load(self, knob: str) -> Any:
         from datasets import load_dataset

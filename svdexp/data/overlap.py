@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from svdexp.models.pictures import is_picture
 from svdexp.runtime.errors import UserError
 
 # So many tokens in a row are a passage; equal texts of other origin hardly ever have as many.
@@ -53,6 +54,12 @@ def windows_that_share(asked: torch.Tensor, learnt: torch.Tensor) -> int:
     origin = order[place[rows, first]]
     theirs = learnt.unfold(1, PASSAGE, 1)[origin // per_window, origin % per_window]
     return int((mine == theirs).all(1).sum())
+
+
+def pictures_that_share(asked: torch.Tensor, learnt: torch.Tensor) -> int:
+    """How many of the windows `asked` (N, L) hold an image that one of `learnt` (M, K) holds too."""
+    known = learnt[is_picture(learnt)].unique()  # type: ignore[no-untyped-call]
+    return int(torch.isin(asked, known).any(1).sum())
 
 
 def passage_hashes(windows: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,7 @@ def captions_passage(part: EvalConfig, viewer: Viewer) -> Passage:
     found = reading.collection
     assert found is not None, "the schema wants eval.dataset"
     count, knob = part.windows_of(IMAGES)
-    pairs = pairs_of(found, "eval")
+    pairs = pairs_of(found, "eval", count)
     require(len(pairs) >= (count or 1), f"{knob}={count}, but there are {len(pairs)} images with captions")
     windows, scored = scored_captions(pairs[:count], viewer)
     protocol = TextProtocol(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from svdexp.data import batch_windows, batches, scored_tokens
 from svdexp.models.path import BlockPath
+from svdexp.models.pictures import is_picture, together
 from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -57,7 +58,8 @@ def perplexity(
         batch_size: windows at a time; None begins with what TOKENS_PER_BATCH allows and halves it when CUDA's memory
             does not suffice. The result does not depend on it.
         what: names the progress bar and is blamed in errors; None shows no bar.
-        scored: (N, L) bool, which tokens count; by default all but the first of each window, which nothing predicts.
+        scored: (N, L) bool, which tokens count; by default all of text but the first of each window, which nothing
+            predicts.
         processes: all of them must call this; each measures its share of the windows.
 
     Raises:
@@ -65,7 +67,7 @@ def perplexity(
         UserError: not even one window fits into the device's memory, or not `batch_size` of them.
     """
     if scored is None:
-        scored = scored_tokens(len(windows), windows.shape[1], windows.shape[1])
+        scored = scored_tokens(len(windows), windows.shape[1], windows.shape[1]) & ~is_picture(windows)
     mine = range(len(windows)) if processes is None else processes.share(range(len(windows)))
     found = window_losses(model, windows, scored, mine, batch_size, what)
     losses = torch.zeros(len(windows), dtype=torch.float64)
@@ -90,7 +92,7 @@ def window_losses(
     """
     if residency_of(model):
         return streamed_losses(model, windows, scored, mine, what)
-    size = batch_size or batch_windows(windows.shape[1])
+    size = batch_size or (batch_windows(windows.shape[1]) if together(windows) else 1)
     losses: list[float] = []
     while len(losses) < len(mine):
         try:

@@ -61,6 +61,7 @@ def card(
     shapes: Mapping[str, tuple[int, int]],
     results: Results | None,
     form: Format = Format.hf,
+    sees: bool = False,
 ) -> str:
     """The card.
 
@@ -70,16 +71,17 @@ def card(
         shapes: (m, n) of these layers.
         results: the run's record, if there is one.
         form: what the folder holds.
+        sees: whether the model reads images.
     """
     name = origin.name if origin else "a language model"
     size = f" to {keys.ACHIEVED_RATIO.of(results):.1%} of the bits of its compressed layers" if results else ""
     how = f"compressed{size} by low-rank factorisation of its linear layers with svdexp {__version__}"
     again = ", and multiplied out to its own size again" if form is Format.dense else ""
     parts = [
-        f"---\n{_data(origin)}\n---",
+        f"---\n{_data(origin, sees)}\n---",
         f"# {in_line(name)}, compressed",
         f"{code(name)}, {how}{again}.",
-        f"## Use\n\n{USE[form]}",
+        f"## Use\n\n{use(form, sees)}",
         *([] if results is None else [_making(modern(results)), _measured(results, form)]),
         _plot(ranks, shapes),
         _licence(origin),
@@ -87,13 +89,21 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _data(origin: Origin | None) -> str:
+def use(form: Format, sees: bool) -> str:
+    """How the folder is opened."""
+    if not sees:
+        return USE[form]
+    seen = USE[form].replace("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    return seen.replace("AutoTokenizer", "AutoProcessor").replace("tokenizer = ", "processor = ")
+
+
+def _data(origin: Origin | None, sees: bool) -> str:
     """The card's metadata, YAML."""
     data = ModelCardData(
         base_model=origin.repository if origin else None,
         license=origin.licence if origin else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
         tags=["svdexp", "low-rank", "compression"],
     )
     return data.to_yaml()

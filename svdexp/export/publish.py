@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from transformers import PretrainedConfig, PreTrainedModel
 
+from svdexp.checkpoints.architectures import sees_images
 from svdexp.checkpoints.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
 from svdexp.export.autogptq import convert
 from svdexp.export.card import card
@@ -77,7 +78,7 @@ def describe(
     shapes = {matrix.name: (matrix.m, matrix.n) for matrix in matrices if matrix.name in ranks}
     if made_from:
         copy_texts(made_from, folder)
-    write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form))
+    write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form, sees_images(config)))
 
 
 def _results(run_dir: Path) -> Results | None:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.models.hooks import call_hooks, output_hooks
+from svdexp.models.pictures import representatives
 from svdexp.models.residency import at_hand, blocks_of, instead, running
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
@@ -156,10 +157,10 @@ def recorded_calls(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, C
     with ExitStack() as stack:
         for block in blocks_of(model).values() if all(call.beside is None for call in first.values()) else ():
             stack.enter_context(instead(block, partial(_past, block)))
-        last = _calls(model, windows[-1])
+        others = [_calls(model, window) for window in representatives(windows)]
     for name, call in first.items():
         for key, value in call.arguments.items():
-            if not _equal(value, last[name].arguments.get(key)):
+            if not all(_equal(value, other[name].arguments.get(key)) for other in others):
                 raise UserError(f"{name} cannot be replayed alone: its argument {key} depends on the text")
     return first
 

@@ -1,8 +1,8 @@
 """Images among tokens. A window that begins with one holds, where the model's image tokens go, the image's own number.
 
 The number is negative, and made of what the model is given of the image: windows are tensors of ids as ever, which can
-be cut, shuffled, dealt out and hashed, and those of two images differ. Where pictures are shown to a model, it gets its
-own image tokens, and the images beside.
+be shuffled, dealt out and hashed, and those of two images differ. Where pictures are shown to a model, it gets its own
+image tokens, and the images beside. A window is never cut within an image.
 """
 
 import hashlib
@@ -38,24 +38,27 @@ class Picture:
 
 
 Pictures = dict[int, Picture]  # by their numbers
+LAYOUTS = 1 << 16  # a number says in its last digits how the picture lies in its window
 
 
 def picture(inputs: Mapping[str, torch.Tensor], token: int) -> Picture:
     """What a processor of transformers made of one image and no other text: `inputs`, for a batch of one."""
     ids = inputs["input_ids"][0]
     others = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    kinds = {name: value[0] for name, value in others.items() if value.shape == (1, len(ids)) and len(ids) > 1}
+    kinds = {name: value[0] for name, value in others.items() if name.endswith("token_type_ids")}
     tensors = {name: value for name, value in others.items() if name not in kinds}
-    number = _number(tensors)
+    sizes = {name: x if not x.is_floating_point() else torch.tensor(x.shape) for name, x in tensors.items()}
+    layout = _digest(sizes | kinds | {"places": (ids == token).nonzero()}, LAYOUTS)
+    number = -1 - (_digest(tensors, 1 << 46) * LAYOUTS + layout)
     return Picture(torch.where(ids == token, number, ids), number, token, kinds, tensors)
 
 
-def _number(tensors: Mapping[str, torch.Tensor]) -> int:
+def _digest(tensors: Mapping[str, torch.Tensor], below: int) -> int:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return -1 - int.from_bytes(digest.digest()[:7])
+        digest.update(tensor.numpy().tobytes())
+    return int.from_bytes(digest.digest()) % below
 
 
 def is_picture(windows: torch.Tensor) -> torch.Tensor:
@@ -71,12 +74,38 @@ def without(pictures: Pictures, windows: torch.Tensor) -> torch.Tensor:
     return plain
 
 
+def in_short(windows: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The first window, (1, ≤ L): its first `tokens`, or all of it where there is an image in it."""
+    return windows[:1] if is_picture(windows[:1]).any() else windows[:1, :tokens]
+
+
+def representatives(windows: torch.Tensor) -> list[torch.Tensor]:
+    """The last of the windows (N, L), and one of each other way in which an image lies in them."""
+    layouts = (-1 - windows.amin(1)).where(is_picture(windows).any(1), torch.tensor(-1)).remainder(LAYOUTS).tolist()
+    return list(dict(zip(layouts, windows, strict=True)).values())
+
+
+def together(windows: torch.Tensor) -> bool:
+    """Whether the windows can go through a model in one batch: their images, if there are any, lie in them alike."""
+    return not is_picture(windows).any() or len(representatives(windows)) == 1
+
+
+def forget_positions(model: nn.Module) -> None:
+    """Let a model whose positions depend on images (M-RoPE) not go on with those of the one before."""
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # type: ignore[assignment]
+
+
 @contextmanager
 def showing(model: Any, pictures: Pictures) -> Iterator[None]:
     """Within this context the model sees these pictures in what it is given as ids."""
 
     def show(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs.get("input_ids")
+        cache = kwargs.get("past_key_values")
+        if cache is None or not cache.get_seq_length():
+            forget_positions(model)
         if not isinstance(ids, torch.Tensor) or not is_picture(ids).any():
             return args, kwargs
         ids, shown = shown_in(ids, pictures, model.dtype)
@@ -87,6 +116,8 @@ def showing(model: Any, pictures: Pictures) -> Iterator[None]:
         modules = {}
     with argument_hooks(modules, show):
         yield
+    if pictures:
+        forget_positions(model)
 
 
 def shown_in(ids: torch.Tensor, pictures: Pictures, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -108,8 +139,7 @@ def shown_in(ids: torch.Tensor, pictures: Pictures, dtype: torch.dtype) -> tuple
         parts = [one.tensors[name] for one in seen]
         if any(part.shape[1:] != parts[0].shape[1:] for part in parts):
             raise UserError(
-                f"the processor makes {name} of different sizes of these images: give them one size, or "
-                "eval.batch_size=1"
+                f"the processor makes {name} of different sizes of these images: eval.batch_size=1 takes one at a time"
             )
         joined = torch.cat(parts).to(ids.device)
         shown[name] = joined.to(dtype) if joined.is_floating_point() else joined

@@ -12,8 +12,8 @@ from svdexp.allocation.budget import Learning
 from svdexp.checkpoints.loading import load_config, locate, require_dense
 from svdexp.checkpoints.prequantised import refuse_codes
 from svdexp.data import Excerpt, Split, whole_files
-from svdexp.data.captions import shown_by
-from svdexp.data.overlap import PASSAGE, refuse_equal_files, windows_that_share
+from svdexp.data.captions import open_image, shown_by
+from svdexp.data.overlap import PASSAGE, pictures_that_share, refuse_equal_files, windows_that_share
 from svdexp.engine.search import require_searchable
 from svdexp.evaluation import check_tasks, check_texts, reading_of, require_context
 from svdexp.evaluation.generation import TOKENS as CONTINUATION
@@ -88,7 +88,7 @@ def refuse_equal_rows(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
         return
     rows = reading_of(name, asked).collection
     for knob, excerpt in learnt.items():
-        if rows in [member.collection for member in excerpt.members if member.text in COLLECTED]:
+        if rows and any(rows.is_also(part.collection) for part in excerpt.members if part.text in COLLECTED):
             raise UserError(
                 f"{knob}.split and eval.split are both {asked.split} of {asked.dataset}: what "
                 "calibrates or trains cannot evaluate, because its figures would be too good"
@@ -117,6 +117,8 @@ def warn_of_shared_passages(asked: Mapping[str, torch.Tensor], learnt: Mapping[s
     """Warn where windows (N, L) of a text that evaluates hold passages of what calibrates or trains."""
     for text, windows in asked.items():
         for part, known in learnt.items():
+            if shared := pictures_that_share(windows, known):
+                log.warning("eval.texts, %s: %d of %d images are in %s, too", text, shared, len(windows), part)
             if shared := windows_that_share(windows, known):
                 log.warning(
                     "eval.texts, %s: %d of %d windows hold passages of %d or more tokens that %s holds too: "
@@ -160,7 +162,7 @@ def check_lengths(model: PreTrainedModel, lengths: Mapping[str, int]) -> None:
 
 def evaluation_lengths(part: EvalConfig) -> dict[str, int]:
     """The length of the windows that evaluate, by its key; nothing without texts."""
-    return {"eval.seq_len": part.seq_len} if part.texts else {}
+    return {"eval.seq_len": part.seq_len} if set(part.texts) - {IMAGES} else {}
 
 
 def window_lengths(config: Config, method: Method) -> dict[str, int]:
@@ -210,6 +212,7 @@ def check_evaluation(part: EvalConfig, model: ModelConfig, found: Any = None) ->
     check_tasks(part)
     for image in filter(None, (shown_by(prompt)[0] for prompt in part.prompts)):
         require(image.is_file(), f"eval.prompts: {image} is not a file")
+        open_image(image, "eval.prompts")
     # The config in a GGUF file takes almost as long to read as the model; `evaluate` checks that one.
     if part.efficiency is not None and (found is not None or locate(model).gguf_file is None):
         require_context(found if found is not None else load_config(model), part.efficiency)

@@ -23,7 +23,7 @@ from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import describe
 from svdexp.method import Method, build, build_method
-from svdexp.models.pictures import showing, without
+from svdexp.models.pictures import showing
 from svdexp.models.structure import Targets
 from svdexp.record import RESULTS, Results
 from svdexp.record import results as keys
@@ -139,8 +139,8 @@ def experiment(
     if config.save is not Save.none:
         with clock("save"):
             checkpoint.save(model, tokenizer, run_dir / CHECKPOINT, compression.ranks, compression.elastic)
-            tokens = without(pictures, windows[:1])
-            compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, tokens, config.model.trust_remote_code)
+            trusted = config.model.trust_remote_code
+            compressed |= verify_checkpoint(run_dir / CHECKPOINT, model, windows[:1], trusted, pictures)
 
     story.ends(clock.seconds)
     results = record(config, run_dir, dense, compressed, compression, clock, model, weights) | {

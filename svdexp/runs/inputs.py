@@ -118,7 +118,7 @@ def calibration_windows(config: Config, tokenizer: Any, viewer: Viewer | None = 
         found = Excerpt.of(part).collection
         assert found is not None, "the schema wants calibration.dataset"
         seer = viewer or viewer_of(config.model, tokenizer)
-        return windows_of(pairs_of(found, "calibration"), seer, part.samples, part.seq_len, "calibration")
+        return windows_of(pairs_of(found, "calibration", part.samples), seer, part.samples, part.seq_len, "calibration")
     warn_without_bos(part.bos, tokenizer, "calibration.bos")
     drawn = torch.Generator().manual_seed(config.seed) if part.sampling is Sampling.random else None
     return Excerpt.of(part).windows(tokenizer, calibration_bos(config, tokenizer), "calibration", drawn)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gemma3Config, PreTrainedModel
 
 import svdexp
 from svdexp.checkpoints import checkpoint
 from svdexp.engine.compress import compress
 from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.runtime.errors import UserError
-from tests.conftest import tiny_model
+from tests.conftest import LLAMA_LIKE, tiny_model
 from tests.test_compress import WHITENED
 
 
@@ -152,3 +152,20 @@ def test_names_do_not_end_like_known_projections(llama: PreTrainedModel, windows
     inner = [name for name, _ in llama.named_modules() if name.rpartition(".")[2] in ("rank_in", "rank_out")]
     assert inner
     assert not any(name.rpartition(".")[2] in projections for name in inner)
+
+
+def test_a_model_of_two_auto_classes_is_found_by_both(tmp_path: Path) -> None:
+    """Gemma 3 is a causal language model to transformers, and one with eyes, in one class."""
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 16, "patch_size": 8, "model_type": "siglip_vision_model"}
+    text = LLAMA_LIKE | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=90)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    result = compress(model, torch.arange(48).reshape(2, 24), WHITENED, 0.5)
+    checkpoint.save(model, None, tmp_path, result.ranks)
+    tokens = torch.arange(9)[None]
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        loaded, report = auto.from_pretrained(tmp_path, trust_remote_code=True, output_loading_info=True)
+        assert not report["missing_keys"]
+        torch.testing.assert_close(loaded.eval()(tokens).logits, model(tokens).logits)

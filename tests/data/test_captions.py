@@ -8,8 +8,9 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from svdexp.data import Collection
 from svdexp.data.captions import Captioned, Viewer, open_image, pairs_of, scored_captions, shown_by, windows_of
+from svdexp.data.overlap import pictures_that_share
 from svdexp.runtime.errors import UserError
-from tests.support.vision import CAPTIONS, tiny_llava, two_images
+from tests.support.vision import CAPTIONS, TOKENS, tiny_llava, two_images
 
 TEMPLATE = (
     "{% for m in messages %}<s>{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}"
@@ -53,7 +54,7 @@ def test_a_window_that_calibrates(viewer: Viewer, pairs: list[Captioned]) -> Non
         numbers = window[window < 0].unique()
         (number,) = numbers.tolist()
         assert number in viewer.pictures
-        assert int((window < 0).sum()) == 4
+        assert int((window < 0).sum()) == TOKENS
         text = viewer.read("\n".join(pairs[(index + step) % 2].caption for step in range(6)))
         prefix = viewer.pictures[number].prefix
         assert window[: len(prefix)].tolist() == prefix.tolist()
@@ -77,8 +78,8 @@ def test_a_question_in_the_models_template(tmp_path: Path, pairs: list[Captioned
 def test_mistakes(viewer: Viewer, pairs: list[Captioned], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibration\.samples=3, but there are 2 images"):
         windows_of(pairs, viewer, 3, 40, "calibration")
-    with pytest.raises(UserError, match=r"calibration\.seq_len=4, but an image takes 4 tokens"):
-        windows_of(pairs, viewer, 1, 4, "calibration")
+    with pytest.raises(UserError, match=rf"calibration\.seq_len=20, but an image takes {TOKENS} tokens"):
+        windows_of(pairs, viewer, 1, 20, "calibration")
     with pytest.raises(UserError, match="caption of image 0 is empty"):
         scored_captions([Captioned(pairs[0].image, "")], viewer)
     (tmp_path / "no.png").write_text("no image")
@@ -89,6 +90,45 @@ def test_mistakes(viewer: Viewer, pairs: list[Captioned], tmp_path: Path) -> Non
         pairs_of(Collection(str(tmp_path / "texts.jsonl"), None, "train", "text"), "eval")
 
 
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = two_images(tmp_path / "images")
+    (folder / "disc.png").write_bytes((folder / "disc.png").read_bytes()[:40])
+    found = Collection(str(folder), None, "train", "text")
+    with pytest.raises(UserError, match=r"eval\.dataset=.*: image 0 cannot be read: "):
+        pairs_of(found, "eval")
+
+
+def test_no_more_images_are_read_than_asked_for(tmp_path: Path) -> None:
+    folder = two_images(tmp_path / "images")
+    (folder / "bars.png").write_bytes(b"no image")
+    assert [pair.caption for pair in pairs_of(Collection(str(folder), None, "train", "text"), "eval", 1)] == [
+        CAPTIONS["disc.png"]
+    ]
+
+
+def test_a_question_that_the_processor_does_not_take(viewer: Viewer, pairs: list[Captioned]) -> None:
+    with pytest.raises(UserError, match="the model's processor takes no such image with 'the <image> rank'"):
+        viewer.see(pairs[0].image, "the <image> rank")
+
+
+def test_images_that_calibrate_and_evaluate(viewer: Viewer, pairs: list[Captioned]) -> None:
+    both, _ = scored_captions(pairs, viewer)
+    learnt = windows_of(pairs[:1], viewer, 1, 40, "calibration")
+    assert pictures_that_share(both, learnt) == 1
+
+
+def test_one_data_set_by_two_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = two_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    one, two = Collection(str(folder), None, "train", "text"), Collection("./images", None, "train", "text")
+    assert one.is_also(two)
+    assert not one.is_also(Collection("./images", None, "test", "text"))
+    assert not one.is_also(Collection("somebody/else", None, "train", "text"))
+
+
 def test_prompts_that_show_an_image() -> None:
     assert shown_by("<image:a b.png> What is it?") == (Path("a b.png"), "What is it?")
-    assert shown_by("What is <image:a.png>?") == (None, "What is <image:a.png>?")
+    assert shown_by("What is it?") == (None, "What is it?")
+    for prompt in ("What is <image:a.png>?", "<image:a.png> and <image:b.png>"):
+        with pytest.raises(UserError, match="a prompt shows one image, at its beginning"):
+            shown_by(prompt)

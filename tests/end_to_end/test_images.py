@@ -28,7 +28,7 @@ def words(tmp_path: Path) -> list[str]:
     return [
         *(f"model.path={tmp_path / 'model'}", "tracker=none", "cache=cache", "precision=float32"),
         *("calibration=images", f"calibration.dataset={images}", 'calibration.split="train[:1]"'),
-        *("calibration.samples=1", "calibration.seq_len=24"),
+        *("calibration.samples=1", "calibration.seq_len=48"),
         *("eval.texts=[images]", f"eval.dataset={images}", 'eval.split="train[1:]"', "eval.windows=1"),
         *("eval.efficiency=null", f'eval.prompts=["<image:{images / DISC}>the rank"]'),
         *("method=svd_llm", "ratio=0.6", "hydra.run.dir=run"),
@@ -76,9 +76,13 @@ def test_a_run_and_what_follows(svdexp_command: Svdexp, words: list[str], tmp_pa
     for model, key in ((dense, "dense"), (plain, "compressed"), (ours, "compressed")):
         assert answer(model, processor, images, DISC, "the rank") == said[key]
 
+    assert "AutoModelForImageTextToText" in (tmp_path / "run" / "checkpoint" / "config.json").read_text()
     for form in ("hf", "dense"):
         out = forked.run(tmp_path, ["path=run", f"to={form}", f"format={form}"], program="svdexp.export")
         assert out.returncode == 0, out.stderr
+        readme = (tmp_path / form / "README.md").read_text()
+        assert "AutoModelForCausalLM" not in readme
+        assert "processor = AutoProcessor" in readme
         theirs = loaded.from_pretrained(tmp_path / form, trust_remote_code=form == "hf", dtype=torch.float32)
         again = AutoProcessor.from_pretrained(tmp_path / form)
         assert answer(theirs, again, images, DISC, "the rank") == said["compressed"]
@@ -89,6 +93,27 @@ def test_a_run_and_what_follows(svdexp_command: Svdexp, words: list[str], tmp_pa
     assert read(tmp_path / "alone")["ppl/images"] == pytest.approx(results["ppl/images"], rel=1e-6)
 
 
+@pytest.mark.parametrize("part", ["method=asvd", "method=kron", "method.traversal=blockwise"])
+def test_other_methods_see_images_too(svdexp_command: Svdexp, words: list[str], part: str, tmp_path: Path) -> None:
+    """Also those that try ranks, take gradients, or go block by block; the tower with them where that goes."""
+    tower = [] if "blockwise" in part else ["targets.include=['*','*vision_tower*']"]
+    run = svdexp_command(*words, part, *tower, "eval.prompts=[]")
+    assert run.returncode == 0, run.stderr
+    assert read(tmp_path / "run")["reload_max_logit_difference"] == 0
+
+
+def test_another_image_is_another_run(svdexp_command: Svdexp, words: list[str], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    assert svdexp_command(*words).returncode == 0
+    assert "finished already" in svdexp_command(*words).stderr
+    Image.new("RGB", (9, 9), "green").save(images / "shown.png")
+    shown = [word.replace(DISC, "shown.png") for word in words]
+    assert svdexp_command(*shown, "hydra.run.dir=other").returncode == 0
+    Image.new("RGB", (9, 9), "black").save(images / "shown.png")
+    again = svdexp_command(*shown, "hydra.run.dir=other")
+    assert "finished already" not in again.stderr
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -96,6 +121,8 @@ def test_a_run_and_what_follows(svdexp_command: Svdexp, words: list[str], tmp_pa
         (["+method/training@method.training.distill=distill"], "calibration=images: method.training.distill learns"),
         (['eval.prompts=["<image:gone.png>what"]'], "eval.prompts: gone.png is not a file"),
         (['calibration.split="train[1:]"'], "what calibrates or trains cannot evaluate"),
+        (["calibration.sampling=random"], "calibration.sampling=random: images are taken in order"),
+        (["+eval.rows_by_text.images=1"], "eval.rows_by_text.images has no effect"),
     ],
 )
 def test_mistakes(svdexp_command: Svdexp, words: list[str], changed: list[str], sentence: str) -> None:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
+from transformers import AutoModelForImageTextToText, DynamicCache, PreTrainedModel, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from svdexp.allocation import Uniform
@@ -13,11 +13,24 @@ from svdexp.calibration.dense import collect
 from svdexp.calibration.loss import next_token_loss
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
+from svdexp.evaluation import perplexity
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.hooks import input_hooks
 from svdexp.models.matrices import layers_of
-from svdexp.models.pictures import Picture, Pictures, is_picture, picture, showing, without
+from svdexp.models.path import Replay
+from svdexp.models.pictures import (
+    LAYOUTS,
+    Picture,
+    Pictures,
+    in_short,
+    is_picture,
+    picture,
+    representatives,
+    showing,
+    together,
+    without,
+)
 from svdexp.models.structure import Targets, find_blocks, find_matrices, other_stacks
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
@@ -196,3 +209,56 @@ def test_what_goes_block_by_block_does_not_reach_the_tower(qwen: PreTrainedModel
     method = Method("svd_llm_update", InputMoment(), Uniform(), FactorStorage(), update=RefitOutput())
     with pytest.raises(UserError, match=r"RefitOutput goes block by block, and model\.visual\.blocks\.0"):
         plan(qwen, method, 0.6, Targets(include=["*", "*visual*"]))
+
+
+@torch.no_grad()
+def test_positions_of_one_image_do_not_outlive_it(qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]) -> None:
+    """With M-RoPE the model keeps by how much an image shifted them, and adds it to what comes without positions."""
+    made = [picture(one, IMAGE) for one in inputs]
+    pictures: Pictures = {one.number: one for one in made}
+    text = torch.randint(80, (1, LENGTH), generator=torch.Generator().manual_seed(2))
+    expected = qwen(text, past_key_values=DynamicCache(config=qwen.config), use_cache=True).logits
+    with showing(qwen, pictures):
+        qwen(rows_of(made), use_cache=False)
+        found = qwen(text, past_key_values=DynamicCache(config=qwen.config), use_cache=True).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        qwen(rows_of(made), use_cache=False)
+    after = qwen(text, past_key_values=DynamicCache(config=qwen.config), use_cache=True).logits
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-6)
+
+
+def test_blocks_are_not_replayed_where_one_image_lies_otherwise(qwen: PreTrainedModel) -> None:
+    """Between two alike."""
+    made = [picture(processed(size, seed), IMAGE) for seed, size in enumerate([(24, 20), (24, 36), (24, 20)])]
+    rows = rows_of(made)
+    with showing(qwen, {one.number: one for one in made}):
+        with pytest.raises(UserError, match="cannot be replayed alone"):
+            Replay(qwen, rows)
+        Replay(qwen, rows[[0, 2]])
+
+
+def test_what_goes_together() -> None:
+    alike, other, text = torch.tensor([-1, 5]), torch.tensor([-2, 5]), torch.tensor([4, 5])
+    same = torch.tensor([-1 - LAYOUTS, 5])
+    assert together(torch.stack([text, text]))
+    assert together(torch.stack([alike, same]))
+    assert not together(torch.stack([alike, other]))
+    assert not together(torch.stack([alike, text]))
+    assert [row.tolist() for row in representatives(torch.stack([alike, other, same]))] == [same.tolist(), [-2, 5]]
+    assert in_short(torch.stack([text, alike]), 1).tolist() == [[4]]
+    assert in_short(torch.stack([alike, text]), 1).tolist() == [[-1, 5]]
+
+
+def test_no_trial_counts_an_image(qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]) -> None:
+    made = [picture(one, IMAGE) for one in inputs]
+    rows = rows_of(made)
+    with showing(qwen, {one.number: one for one in made}):
+        found = perplexity(qwen, rows, what=None)
+        with torch.no_grad():
+            logits = [qwen(row[None], use_cache=False).logits[0, :-1] for row in rows]
+    loss = torch.nn.functional.cross_entropy
+    expected = [
+        loss(one[row[1:] >= 0], row[1:][row[1:] >= 0], reduction="sum") for one, row in zip(logits, rows, strict=True)
+    ]
+    assert found.tokens == int((rows[:, 1:] >= 0).sum())
+    assert found.value == pytest.approx(float((torch.stack(expected).sum() / found.tokens).exp()), rel=1e-5)

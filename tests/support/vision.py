@@ -18,11 +18,12 @@ from transformers import (
 from tests.conftest import LLAMA_LIKE, tiny_tokenizer
 
 CAPTIONS = {"disc.png": "the rank of a matrix is its number of rows", "bars.png": "rows and columns of a matrix"}
-SIZE, PATCH = 16, 8
+SIZE, PATCH = 40, 8
+TOKENS = (SIZE // PATCH) ** 2  # of an image
 
 
 def tiny_llava(folder: Path, template: str | None = None) -> PreTrainedModel:
-    """Saved into `folder` with its processor; an image is four tokens, after one for the beginning of the text."""
+    """Saved into `folder` with its processor; an image is TOKENS tokens, and nothing else."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     vision = CLIPVisionConfig(
