@@ -103,15 +103,13 @@ def test_other_methods_see_images_too(svdexp_command: Svdexp, words: list[str], 
 
 
 def test_another_image_is_another_run(svdexp_command: Svdexp, words: list[str], tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    assert svdexp_command(*words).returncode == 0
-    assert "finished already" in svdexp_command(*words).stderr
-    Image.new("RGB", (9, 9), "green").save(images / "shown.png")
-    shown = [word.replace(DISC, "shown.png") for word in words]
-    assert svdexp_command(*shown, "hydra.run.dir=other").returncode == 0
-    Image.new("RGB", (9, 9), "black").save(images / "shown.png")
-    again = svdexp_command(*shown, "hydra.run.dir=other")
-    assert "finished already" not in again.stderr
+    """Under the same name, beside the data set."""
+    Image.new("RGB", (9, 9), "green").save(tmp_path / "shown.png")
+    shown = [*words, f'eval.prompts=["<image:{tmp_path / "shown.png"}>the rank"]']
+    assert svdexp_command(*shown).returncode == 0
+    assert "finished already" in svdexp_command(*shown).stdout
+    Image.new("RGB", (9, 9), "black").save(tmp_path / "shown.png")
+    assert "finished already" not in svdexp_command(*shown).stdout
 
 
 @pytest.mark.parametrize(
