@@ -119,6 +119,16 @@ def test_pivots_reorder_prompts_by_the_operator_where_no_gradient_is_asked_for(m
         assert not calls
 
 
+def test_a_head_gets_last_tokens_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies apart is gathered first."""
+    given, shapes = nn.functional.linear, []
+    monkeypatch.setattr(nn.functional, "linear", lambda x, *args: (shapes.append(x.shape), given(x, *args))[1])
+    layer = layer_of("linear", 12, 9, 4)
+    x = torch.randn(FEW + 1, 5, 9)
+    torch.testing.assert_close(layer(x[:, -1:]), layer(x)[:, -1:])
+    assert shapes == [(FEW + 1, 9), (FEW + 1, 5, 9)]
+
+
 def exact_weight(layer: nn.Module) -> torch.Tensor:
     weight: Any = copy.deepcopy(layer).double().weight
     return weight
