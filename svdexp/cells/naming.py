@@ -33,12 +33,13 @@ LATER: dict[str, dict[str, Any]] = {
 LATER_IN_SPEED = {"cache": "plain"}  # of eval.efficiency
 # The same of parts, by their class.
 MEASURED = {"measured": None, "windows": 2, "length": 256, "depth": 0}
-ZERO_POINTS = {"zero_points": False}
+GRID = {"zero_points": False, "fit": False}
 LATER_IN_PARTS: dict[str, dict[str, Any]] = {
     "svdexp.allocation.GlobalLoss": MEASURED,
     "svdexp.allocation.TruncationLoss": MEASURED,
-    "svdexp.storage.RTNStorage": ZERO_POINTS,
-    "svdexp.storage.GPTQStorage": ZERO_POINTS,
+    "svdexp.storage.RTNStorage": GRID,
+    "svdexp.storage.GPTQStorage": GRID,
+    "svdexp.storage.ResidualStorage": {"fit": False},
 }
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 LONGEST_LABEL = 160  # bytes of all words

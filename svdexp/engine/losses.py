@@ -118,10 +118,12 @@ def whole_losses(
     stacked, C = torch.cat(list(weights.values())), metrics[names[0]].right
     for kind in dict.fromkeys(type(form.storage) for form in forms.values()):
         words = [word for word, form in forms.items() if type(form.storage) is kind]
-        for index, Q in kind.held([forms[word].storage for word in words], stacked, C):
-            parts = torch.split((stacked - Q).float(), [len(W) for W in weights.values()])
+        for index, errors in kind.errors([forms[word].storage for word in words], stacked, C):
+            heights = [len(W) for W in weights.values()]
+            parts = [None] * len(names) if errors is None else torch.split(errors.float(), heights)
             for name, error in zip(names, parts, strict=True):
-                found[f"{name}/{words[index]}"] = torch.tensor([loss(error, metrics[name])], dtype=torch.float64)
+                lost = 0.0 if error is None else loss(error, metrics[name])
+                found[f"{name}/{words[index]}"] = torch.tensor([lost], dtype=torch.float64)
     return found
 
 

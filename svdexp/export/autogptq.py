@@ -66,8 +66,10 @@ def quantised_layers(model: PreTrainedModel) -> dict[Matrix, QuantisedLinear]:
     for group, block in named_blocks(empty_model(architecture_of(model), model.config)).items():
         for matrix in matrices_in(block, group):
             layer = matrix.layer(model)
-            if not isinstance(layer, QuantisedLinear):
-                raise UserError(f"format=gptq needs all matrices of the blocks quantised, but not so is {matrix.name}")
+            if type(layer) is not QuantisedLinear:  # a ScaledLinear is one, and holds what the layout does not
+                raise UserError(
+                    f"format=gptq needs all matrices of the blocks in codes alone, but not so is {matrix.name}"
+                )
             found[matrix] = layer
     names = {matrix.name for matrix in found}
     for name in model.config.svdexp["layers"]:

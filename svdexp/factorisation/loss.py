@@ -4,20 +4,42 @@ import torch
 
 from svdexp.factorisation.weighting import Metric
 
+# Height of the slabs in which half of a symmetric matrix is multiplied.
+SLAB = 192
+
 
 def loss(error: torch.Tensor, metric: Metric) -> float:
     """tr(Δᵀ G Δ C) of Δ (m, n), with the G and C of `metric` as they are, both whole, undamped.
 
     Products are in Δ's number format.
     """
+    left, right = metric.left, metric.right
+    if error.shape[0] < error.shape[1]:
+        error, left, right = error.mT, right, left
+    seen = error if right is None else weighed(right, error.mT).mT
+    if left is None or left.ndim == 1:
+        return float(((error if left is None else weighed(left, error)) * seen).sum(dtype=torch.float64))
+    return trace(error, left.to(error), seen)
 
-    def weighed(moment: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-        moment = moment.to(X)
-        return moment[:, None] * X if moment.ndim == 1 else moment @ X
 
-    left = error if metric.left is None else weighed(metric.left, error)
-    right = error if metric.right is None else weighed(metric.right, error.mT).mT
-    return float((left * right).sum(dtype=torch.float64))
+def weighed(moment: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+    """M X of a moment M (k, k), or its diagonal (k,), and X (k, l), in X's number format."""
+    moment = moment.to(X)
+    return moment[:, None] * X if moment.ndim == 1 else moment @ X
+
+
+def trace(X: torch.Tensor, M: torch.Tensor, Y: torch.Tensor) -> float:
+    """tr(Xᵀ M Y) of X and Y (k, l) where Y is X times a symmetric matrix, and so is M (k, k).
+
+    What lies above M's diagonal then adds as much as what lies below it, and is not looked at.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=X.device)
+    for start in range(0, len(M), SLAB):
+        rows = slice(start, start + SLAB)
+        seen = M[rows, :start] @ X[:start]
+        seen.mul_(2).addmm_(M[rows, rows], X[rows])
+        total += seen.mul_(Y[rows]).sum(dtype=torch.float64)
+    return float(total)
 
 
 def energy(W: torch.Tensor, metric: Metric) -> float:

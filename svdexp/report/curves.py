@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from svdexp.record import error_key
+from svdexp.report.front import band, front
 from svdexp.report.panels import Panel
 from svdexp.report.style import STAR, Style, byte_unit, number, with_error
 from svdexp.report.vega import Plot, Spec, lined, lines, logarithmic
@@ -69,7 +70,10 @@ def _panel(panel: Panel, label: str, looks: Mapping[str, Style], top: float) -> 
     coloured = told | lines(looks, "color")
     marked = {**coloured, **lines(looks, "shape"), "tooltip": TOLD, "href": {"field": "run"}}
     inside, beyond = [p for p in points if not p["beyond"]], [p for p in points if p["beyond"]]
+    met, sign = [*inside, *dense], -1.0 if top == np.inf else 1.0  # more is better where nothing is clipped
+    best = [met[i] for i in front([-p["x"] for p in met], [sign * p["y"] for p in met])]
     layers: list[Spec] = [
+        band(best, steps="after", x=x | {"axis": None}, y=y),
         {
             "data": {"values": _means(panel, top, unit)},
             "mark": {"type": "line", "clip": True, "strokeWidth": 1.6},

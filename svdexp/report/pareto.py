@@ -1,6 +1,6 @@
 """Speed against perplexity, and the runs that no other beats in both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 from svdexp.record.results import DECODE, PREFILL
 from svdexp.record.speeds import even
 from svdexp.report.curves import CLIP, ceiling, finite, said_beyond
+from svdexp.report.front import band, front
 from svdexp.report.panels import Panel, perplexity_panels
 from svdexp.report.style import STAR, Style, with_error
 from svdexp.report.vega import Plot, Spec, lined, lines, logarithmic
@@ -19,16 +20,6 @@ TOLD = [
     *({"field": key, "title": title} for key, title in (("series", "method"), ("at", "kept"), ("said", "perplexity"))),
     {"field": "speed", "title": "× dense"},
 ]
-
-
-def front(speed: Sequence[float], perplexity: Sequence[float]) -> list[int]:
-    """The indices that no other beats in both: from the fastest to the one of least perplexity."""
-    best, found = np.inf, []
-    for index in sorted(range(len(speed)), key=lambda i: (-speed[i], perplexity[i])):
-        if perplexity[index] < best:
-            best = perplexity[index]
-            found.append(index)
-    return found
 
 
 def speed_and_perplexity(rows: pd.DataFrame, looks: Mapping[str, Style]) -> Plot | None:
@@ -71,10 +62,8 @@ def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
     y = logarithmic(0.93 * min(heights), 1.15 * max(heights), "perplexity (log)")
     marked = {"x": x, "y": y, "tooltip": TOLD, "href": {"field": "run"}}
     beyond = [point | {"y": 1.15 * max(heights)} for point in points if point["beyond"]]
-    steps = {"type": "line", "interpolate": "step-before", "style": "front"}
     layers: list[tuple[list[dict[str, Any]], Spec, Spec]] = [
         ([{"x": 1.0}], {"type": "rule", "style": "error"}, {"x": x}),
-        ([{"x": p["x"], "y": p["y"], "order": i} for i, p in enumerate(best)], steps, _ordered(x, y)),
         (inside, {"type": "point", "filled": True, "size": 55, "opacity": 1}, marked | lines(looks, "color", "shape")),
         (
             dense,
@@ -87,11 +76,7 @@ def _panel(panel: Panel, phase: str, looks: Mapping[str, Style]) -> Spec:
             marked | lines(looks, "stroke"),
         ),
     ]
-    return {
-        "title": lined(f"{panel.title}: {phase}"),
-        "layer": [{"data": {"values": rows}, "mark": mark, "encoding": said} for rows, mark, said in layers if rows],
-    }
-
-
-def _ordered(x: Spec, y: Spec) -> Spec:
-    return {"x": x, "y": y, "order": {"field": "order", "type": "quantitative"}}
+    drawn = [{"data": {"values": rows}, "mark": mark, "encoding": said} for rows, mark, said in layers if rows]
+    if best:
+        drawn.insert(1, band(best, steps="before", x=x, y=y))
+    return {"title": lined(f"{panel.title}: {phase}"), "layer": drawn}

@@ -26,7 +26,10 @@ def sections(
     pictures = []
     if panels := perplexity_panels(sized):
         plot = against_size(panels, "perplexity (log)", looks, CLIP)
-        words = f"Lower left is better. Axes end at {CLIP:g} times the dense model's perplexity.{_left_out(plot.notes)}"
+        words = (
+            "Lower left is better; the band joins the runs that no other beats in both. "
+            f"Axes end at {CLIP:g} times the dense model's perplexity.{_left_out(plot.notes)}"
+        )
         pictures = [_picture("perplexity", model, words, plot)]
     if tables:
         yield Section("Perplexity", tables=tables, pictures=pictures, model=model)
@@ -34,7 +37,11 @@ def sections(
     pictures = []
     if panels := accuracy_panels(sized):
         plot = against_size(panels, "accuracy", looks)
-        pictures = [_picture("accuracy", model, "Upper left is better. Bars are standard errors.", plot)]
+        pictures = [
+            _picture(
+                "accuracy", model, "Upper left is better; the band joins the best. Bars are standard errors.", plot
+            )
+        ]
     if tables:
         yield Section("Accuracy", tables=tables, pictures=pictures, model=model)
     if speed := speed_and_perplexity(rows, looks):

@@ -3,6 +3,7 @@
 Add a storage with one file here, its YAML in conf/storage/, and its layer in models/portable/svdexp_FORMAT.py.
 """
 
+from svdexp.storage.awq import AWQStorage
 from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, stored_bits
 from svdexp.storage.factors import FactorStorage, largest_rank
 from svdexp.storage.forms import FormStorage
@@ -13,6 +14,7 @@ from svdexp.storage.residual import ResidualStorage
 
 __all__ = [
     "NUMBER_BITS",
+    "AWQStorage",
     "FactorStorage",
     "Form",
     "FormStorage",

@@ -20,8 +20,8 @@ NUMBER_BITS = 16
 
 # What a storage keeps of W beside its factors: tensors by name, for the layer that it makes.
 Kept = Mapping[str, torch.Tensor]
-# Indices into several storages, and the matrix (m, n), float64, that the storage at that place holds.
-Held = Iterator[tuple[int, torch.Tensor]]
+# Indices into several storages, and what the storage at that place loses of a matrix (m, n); None: nothing.
+Errors = Iterator[tuple[int, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Storage(ABC):
         return factors
 
     @staticmethod
-    def held(storages: Sequence[Any], W: torch.Tensor, C: torch.Tensor | None) -> Held:
-        """What `whole` and `finish` keep of W (m, n) in each of `storages`, which are of this class, in any order.
+    def errors(storages: Sequence[Any], W: torch.Tensor, C: torch.Tensor | None) -> Errors:
+        """W (m, n) less what `whole` and `finish` keep of it, for each of `storages`, of this class, in any order.
 
         C is the second moment of the inputs, (n, n), its diagonal, (n,), or None for the identity.
         """
-        yield from ((index, W) for index, _ in enumerate(storages))
+        yield from ((index, None) for index, _ in enumerate(storages))
 
     @staticmethod  # noqa: B027
     def finish(model: PreTrainedModel, storages: Mapping[Matrix, Any], windows: torch.Tensor) -> None:

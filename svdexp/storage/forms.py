@@ -3,6 +3,7 @@
 dense                   16 bits an entry
 gptq4-g64, rtn8-row     codes of the whole matrix: how they are chosen, their bits, how many share a scale
 gptq2-g64-zp            with zero points
+gptq2-g64-fit           with fitted steps; or -zp-fit
 factors, pivot          factors of plain numbers, at any rank
 factors8-g64            factors in codes
 gptq3-g64+factors8-row  codes of the whole matrix, and factors of what they leave; or +factors, in plain numbers
@@ -31,7 +32,7 @@ PLAIN: dict[str, Form] = {
     "pivot": Form(PivotStorage(), ranked=True),
 }
 GROUP = r"-(row|g\d+)"
-CODES = re.compile(rf"(rtn|gptq)(\d+){GROUP}(-zp)?")
+CODES = re.compile(rf"(rtn|gptq)(\d+){GROUP}(-zp)?(-fit)?")
 FACTORS = re.compile(rf"factors(\d+){GROUP}")
 
 
@@ -95,10 +96,8 @@ def form_of(word: str, samples: int) -> Form:
     if word in PLAIN:
         return PLAIN[word]
     if found := CODES.fullmatch(word):
-        codes = RTNStorage(int(found[2]), _size(found[3]), bool(found[4]))
-        if found[1] == "gptq":
-            return Form(GPTQStorage(codes.code_bits, codes.group_size, codes.zero_points, samples), ranked=False)
-        return Form(codes, ranked=False)
+        grid = int(found[2]), _size(found[3]), bool(found[4]), bool(found[5])
+        return Form(GPTQStorage(*grid, samples) if found[1] == "gptq" else RTNStorage(*grid), ranked=False)
     if found := FACTORS.fullmatch(word):
         return Form(RTNStorage(int(found[1]), _size(found[2])), ranked=True)
     base, plus, factors = word.partition("+")
@@ -108,6 +107,7 @@ def form_of(word: str, samples: int) -> Form:
             int(codes_found[2]),
             _size(codes_found[3]),
             bool(codes_found[4]),
+            bool(codes_found[5]),
             Rounding.gptq if codes_found[1] == "gptq" else Rounding.nearest,
             int(factors_found[1]) if factors_found else WHOLE_BITS,
             _size(factors_found[2]) if factors_found else None,
@@ -115,7 +115,7 @@ def form_of(word: str, samples: int) -> Form:
         return Form(storage, ranked=True)
     raise UserError(
         f"storage.forms: {word!r} is no form; forms are dense, factors, pivot, codes such as gptq4-g64, rtn8-row and "
-        "gptq2-g32-zp, factors in codes such as factors8-g64, and both, such as gptq3-g64+factors8-row"
+        "gptq2-g32-zp-fit, factors in codes such as factors8-g64, and both, such as gptq3-g64+factors8-row"
     )
 
 

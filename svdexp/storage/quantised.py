@@ -8,12 +8,14 @@ either way, because rows have scales of their own. A's groups reach across compo
 one would lose its digits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.calibration import BlockwiseStatistics
@@ -23,15 +25,17 @@ from svdexp.models.matrices import Matrix
 from svdexp.models.portable.svdexp_bits import CODE_BITS, groups, pack, packed_bytes
 from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.portable.svdexp_quantised import QuantisedLinear
+from svdexp.models.portable.svdexp_scaled import ScaledLinear
+from svdexp.models.residency import instead
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.finite import all_finite
 from svdexp.runtime.progress import progress
-from svdexp.storage.base import NUMBER_BITS, Held, Kept, Storage
+from svdexp.storage.base import NUMBER_BITS, Errors, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
-from svdexp.storage.rounding import Grid, Rounded, gptq, gptq_each, to_nearest
+from svdexp.storage.rounding import Grid, Inputs, Rounded, gptq, to_nearest, walk
 
-# Entries that GPTQ takes on at once, of one matrix on several grids: a gigabyte of float64.
+# Entries that GPTQ takes on at once, of one matrix on several grids: half a gigabyte of float32.
 ENTRIES = 1 << 27
 
 
@@ -45,11 +49,13 @@ class RTNStorage(Storage):
         group_size: how many neighbours along the input of a factor share a 16-bit scale; None: a whole row does.
         zero_points: whether a group also has a code of zero of its own, `code_bits` wide, so that its grid need not be
             symmetric.
+        fit: whether a group's step may be smaller than what reaches its largest number, where that loses less.
     """
 
     code_bits: int = 4
     group_size: int | None = 32
     zero_points: bool = False
+    fit: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -66,7 +72,7 @@ class RTNStorage(Storage):
     @property
     def grid(self) -> Grid:
         """What entries are rounded to."""
-        return Grid(self.code_bits, self.group_size, self.zero_points)
+        return Grid(self.code_bits, self.group_size, self.zero_points, self.fit)
 
     def bits(self, rank: int, m: int, n: int) -> int:
         """Codes, up to whole bytes, and scales of both factors."""
@@ -103,10 +109,10 @@ class RTNStorage(Storage):
         return Factors(*(self.grid.numbers(to_nearest(part, self.grid)) for part in (factors.A, factors.B)))
 
     @staticmethod
-    def held(storages: Sequence["RTNStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Held:
+    def errors(storages: Sequence["RTNStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Errors:
         """To the nearest."""
         grids = enumerate(storage.grid for storage in storages)
-        yield from ((index, grid.numbers(to_nearest(W, grid))) for index, grid in grids)
+        yield from ((index, W.double() - grid.numbers(to_nearest(W, grid))) for index, grid in grids)
 
     def coded(self, rounded: Rounded, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
         """A layer of a whole matrix that is rounded already, and `bias`, with the dtype and device of `like`.
@@ -130,7 +136,7 @@ class GPTQStorage(Storage):
     """Factors, or whole matrices, whose codes GPTQ chooses, on inputs that the quantised layers before them produce.
 
     Attributes:
-        code_bits, group_size, zero_points: as of RTNStorage.
+        code_bits, group_size, zero_points, fit: as of RTNStorage.
         samples: calibration windows used, at most; the paper takes 128.
         solver: who chooses the codes.
     """
@@ -138,6 +144,7 @@ class GPTQStorage(Storage):
     code_bits: int = 4
     group_size: int | None = 32
     zero_points: bool = False
+    fit: bool = False
     samples: int = 128
     solver: Solver = Solver.own
     waits: ClassVar[bool] = True
@@ -148,14 +155,15 @@ class GPTQStorage(Storage):
         if self.solver is Solver.gptqmodel:
             require_gptqmodel()
             require(
-                not self.zero_points and self.code_bits != 5,
-                "storage.solver=gptqmodel is used on symmetric grids of 2, 3, 4, 6 or 8 bits; use storage.solver=own",
+                not (self.zero_points or self.fit) and self.code_bits != 5,
+                "storage.solver=gptqmodel is used on symmetric grids of 2, 3, 4, 6 or 8 bits that reach all numbers; "
+                "use storage.solver=own",
             )
 
     @property
     def nearest(self) -> RTNStorage:
         """The same codes without GPTQ: what they cost, and what stands for them where an allocation tries layers."""
-        return RTNStorage(self.code_bits, self.group_size, self.zero_points)
+        return RTNStorage(self.code_bits, self.group_size, self.zero_points, self.fit)
 
     @property
     def rounds_factors(self) -> bool:
@@ -186,40 +194,36 @@ class GPTQStorage(Storage):
         return self.nearest.layer(factors, bias, like)
 
     @staticmethod
-    def held(storages: Sequence["GPTQStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Held:
+    def errors(storages: Sequence["GPTQStorage"], W: torch.Tensor, C: torch.Tensor | None) -> Errors:
         """By the own solver, in float32, or to the nearest where C is no matrix.
 
         Grids with groups of one size go at once, as many as ENTRIES allow.
         """
         if C is None or C.ndim == 1:
-            yield from RTNStorage.held([storage.nearest for storage in storages], W, C)
+            yield from RTNStorage.errors([storage.nearest for storage in storages], W, C)
             return
-        most = max(1, ENTRIES // W.numel())
+        most, inputs = max(1, ENTRIES // W.numel()), Inputs.of(C)
         for size in dict.fromkeys(storage.group_size for storage in storages):
             alike = [index for index, storage in enumerate(storages) if storage.group_size == size]
             for indices in (alike[start : start + most] for start in range(0, len(alike), most)):
-                grids = [storages[index].grid for index in indices]
-                parts = zip(indices, grids, gptq_each(W, C, grids, torch.float32), strict=True)
-                yield from ((index, grid.numbers(rounded)) for index, grid, rounded in parts)
+                done = walk(W, inputs, [storages[index].grid for index in indices], torch.float32)
+                yield from zip(indices, done.errors(W), strict=True)
 
     @staticmethod
     def finish(model: PreTrainedModel, storages: Mapping[Matrix, "GPTQStorage"], windows: torch.Tensor) -> None:
-        """Quantise the layers of `storages` in `model`, factors and dense ones, in place and in model order.
+        """Quantise the layers of `storages` in `model`, factors and dense ones, in place and in model order."""
+        block_by_block(model, storages, windows, "GPTQ")
 
-        Layers fed by one tensor share a second moment, as the model computes it at that moment.
+    def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
+        """The layer that holds what `matrix` is in `model`, factors or whole, given the second moment C of its inputs.
+
+        Raises:
+            UserError: as `layer`.
         """
-        layers = list(storages)
-        samples = max(storage.samples for storage in storages.values())
-        path = BlockwiseStatistics(model, layers, windows[:samples], ("gram",))
-        for group in progress(list(dict.fromkeys(layer.group for layer in layers)), "GPTQ"):
-            for names in path.sharing(group):
-                statistics = path.statistics(group, names)
-                for matrix in (matrix for matrix in layers if matrix.name in names):
-                    storage, layer, C = storages[matrix], matrix.layer(model), statistics[matrix.name]["gram"]
-                    if isinstance(layer, LowRankLinear):
-                        matrix.put(model, storage.calibrated(layer, C))
-                    else:
-                        matrix.put(model, storage.calibrated_whole(matrix.weight(model), matrix.bias(model), C))
+        layer = matrix.layer(model)
+        if isinstance(layer, LowRankLinear):
+            return self.calibrated(layer, C)
+        return self.calibrated_whole(matrix.weight(model), matrix.bias(model), C)
 
     def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds the factors of `plain`, given the second moment C (n, n) of its inputs.
@@ -258,8 +262,49 @@ class GPTQStorage(Storage):
         return work
 
 
-def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, like: torch.Tensor) -> QuantisedLinear:
+class Calibrated(Protocol):
+    """A storage whose layers are made for the inputs that the finished layers before them produce."""
+
+    @property
+    def samples(self) -> int:
+        """Calibration windows used, at most."""
+
+    def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
+        """The layer for what `matrix` is in `model`, given the second moment C of its inputs."""
+
+
+def block_by_block(
+    model: PreTrainedModel, storages: Mapping[Matrix, Calibrated], windows: torch.Tensor, what: str
+) -> None:
+    """Put the layers of `storages` in `model`, in model order, behind a progress bar that says `what`.
+
+    Layers fed by one tensor share a second moment, as the model computes it at that moment.
+    """
+    layers = list(storages)
+    samples = max(storage.samples for storage in storages.values())
+    path = BlockwiseStatistics(model, layers, windows[:samples], ("gram",))
+    for group in progress(list(dict.fromkeys(layer.group for layer in layers)), what):
+        with ExitStack() as decoded:  # the windows come through a block as often as it has inputs
+            for names in path.sharing(group):
+                statistics = path.statistics(group, names)
+                for matrix in (matrix for matrix in layers if matrix.name in names):
+                    layer = storages[matrix].stored(model, matrix, statistics[matrix.name]["gram"])
+                    matrix.put(model, layer)
+                    decoded.enter_context(instead(layer, numbers_of(layer)))
+            path.leave(group)
+
+
+def coded(
+    grid: Grid,
+    A: Rounded,
+    B: Rounded | None,
+    bias: torch.Tensor | None,
+    like: torch.Tensor,
+    columns: Mapping[str, torch.Tensor] | None = None,
+) -> QuantisedLinear:
     """The layer of A B with codes on `grid`; without B, of A alone.
+
+    Of a ScaledLinear, `columns` has the numbers by which columns are multiplied, float16, by side.
 
     Raises:
         UserError: a scale is beyond float16.
@@ -268,12 +313,14 @@ def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, 
     rank = len(B.codes) if B else None
     state = {} if bias is None else {"bias": bias.detach()}
     for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
-        if not all_finite(part.scale):
+        if not all(all_finite(x) for x in [part.scale, *([columns[side]] if columns else [])]):
             at = "" if rank is None else f" at rank {rank}"
             raise UserError(
                 f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "
                 "beyond float16; use storage=factors"
             )
+        if columns:
+            state[f"{side}_columns"] = columns[side].view(torch.int16)
         state[f"{side}_codes"] = pack(part.codes.flatten(), grid.bits)
         state[f"{side}_scale"] = part.scale.view(torch.int16)
         if part.zero is not None:
@@ -283,8 +330,21 @@ def coded(grid: Grid, A: Rounded, B: Rounded | None, bias: torch.Tensor | None, 
         "group_size": grid.group_size,
         "zero_points": grid.zero_points,
     }
-    layer = QuantisedLinear(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
+    kind = ScaledLinear if columns else QuantisedLinear
+    layer = kind(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
     return filled(layer, state, like)
+
+
+def numbers_of(layer: QuantisedLinear) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `layer` computes, but that its codes become numbers once and not in every pass."""
+    factors = [layer.factor(side, layer.dtype) for side in layer.shapes]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for factor in factors[:-1]:
+            x = nn.functional.linear(x, factor)
+        return nn.functional.linear(x, factors[-1], layer.bias)
+
+    return forward
 
 
 def unit_columns(factors: Factors) -> Factors:

@@ -33,7 +33,7 @@ class ResidualStorage(Storage):
     """Codes of all of W, and factors of what they leave.
 
     Attributes:
-        code_bits, group_size, zero_points: of Q, as of RTNStorage.
+        code_bits, group_size, zero_points, fit: of Q, as of RTNStorage.
         rounding: how Q is found.
         factor_bits: of an entry of A and B: 16, or a width of codes, to the nearest of which they are rounded.
         factor_group: how many neighbours along the input of a factor share a 16-bit scale; None: a whole row does.
@@ -42,6 +42,7 @@ class ResidualStorage(Storage):
     code_bits: int = 4
     group_size: int | None = 64
     zero_points: bool = False
+    fit: bool = False
     rounding: Rounding = Rounding.gptq
     factor_bits: int = 8
     factor_group: int | None = None
@@ -56,7 +57,7 @@ class ResidualStorage(Storage):
     @property
     def codes(self) -> RTNStorage:
         """What Q costs."""
-        return RTNStorage(self.code_bits, self.group_size, self.zero_points)
+        return RTNStorage(self.code_bits, self.group_size, self.zero_points, self.fit)
 
     @property
     def factors(self) -> RTNStorage | None:

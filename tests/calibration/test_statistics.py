@@ -1,6 +1,7 @@
 """Statistics against a direct float64 computation from recorded inputs."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.families import LINEAR
-from svdexp.models.hooks import input_hooks, submodules
+from svdexp.models.hooks import call_hooks, input_hooks, submodules
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
@@ -132,6 +133,26 @@ def test_blockwise_inputs_come_from_the_compressed_blocks(model: PreTrainedModel
         compressed = Method("one", InputMoment(), Uniform(), FactorStorage())
         compress(model, windows, compressed, 0.5, targets=Targets(include=[f"{group}.*"]))
         unlabel(model)  # a model that is compressed already is refused
+
+
+def test_a_block_is_left_once_its_inputs_are_known(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """What comes behind a layer runs in the first window alone, and where it has to be brought to the next block."""
+    layers = find_matrices(llama, Targets())
+    source = BlockwiseStatistics(llama, layers, windows, ["gram"])
+    source.sharing("model.layers.0")  # which brings the windows there, and looks who shares an input
+    ran: Counter[str] = Counter()
+    block = {x.name: x.layer(llama) for x in layers if x.group == "model.layers.0"}
+    with call_hooks(block, lambda name, args, kwargs: ran.update([name.rpartition(".")[2]])):
+        found = source.statistics("model.layers.0", ["model.layers.0.self_attn.o_proj"])
+        assert ran["q_proj"] == ran["o_proj"] == len(windows)
+        assert ran["down_proj"] == ran["gate_proj"] == 1
+        source.leave("model.layers.0")
+        assert ran["down_proj"] == len(windows) + 1
+    assert found["model.layers.0.self_attn.o_proj"]["gram"].isfinite().all()
+    source.statistics("model.layers.1")
+    for group in ("model.layers.1", "model.layers.2"):
+        source.leave(group)  # behind the last one there is none
+    assert source.path.waiting == ["model.layers.2"]
 
 
 def test_blockwise_and_dense_agree_on_the_first_block_only(llama: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -118,7 +118,7 @@ def test_transformers_and_gptqmodel_give_our_logits(factors: bool, tmp_path: Pat
 @pytest.mark.parametrize(
     ("storage", "sentence"),
     [
-        (FactorStorage(), r"all matrices of the blocks quantised, but not so is model\.layers\.0\."),
+        (FactorStorage(), r"all matrices of the blocks in codes alone, but not so is model\.layers\.0\."),
         (RTNStorage(4, 32, zero_points=True), "has no zero points here"),
         (RTNStorage(6, None), "has codes of 3, 4, 8 bits, not of 6"),
         (RTNStorage(4, 32), r"_proj has shape \(\d+, \d+\), but .* of 32 .* method\.allocation\.rank_align=32"),

@@ -13,9 +13,9 @@ from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
 from svdexp.report.curves import CLIP, against_size
 from svdexp.report.frame import labels, tidy
+from svdexp.report.front import front
 from svdexp.report.heatmap import RankMap
 from svdexp.report.panels import perplexity_panels
-from svdexp.report.pareto import front
 from svdexp.report.style import number, styles, ticks
 from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
@@ -158,6 +158,22 @@ def test_huge_perplexities_do_not_squash_the_others(tmp_path: Path) -> None:
     drawn = [row for layer in ptb["layer"] for row in layer["data"]["values"] if row.get("series") == "svd"]
     assert max(row["y"] for row in drawn) == CLIP * 20
     assert plot.notes == ["ptb, 100,000 tokens, svd at 0.8: 8e8", "wiki, 100,000 tokens, svd at 0.8: 2.4e8"]
+
+
+def test_the_best_at_each_size_are_joined(tmp_path: Path) -> None:
+    """From the smallest run to the dense model: those that no smaller run equals."""
+    for method, ratio, factor in (("kron", 0.4, 4.0), ("kron", 0.8, 2.0), ("svd", 0.6, 10.0), ("svd", 0.7, 3.0)):
+        leave_cell(tmp_path, method, ratio, factor)
+    frame = tidy(survey([tmp_path])[0])
+    looks = styles(zip(frame["series"], frame["method"], strict=True))
+    for panel in against_size(perplexity_panels(frame), "perplexity", looks, CLIP).panels:
+        (joined,) = [layer for layer in panel["layer"] if layer["mark"].get("style") == "front"]
+        points = joined["data"]["values"]
+        sizes, heights = [point["x"] for point in points], [point["y"] for point in points]
+        assert len(points) == 4
+        assert sizes == sorted(sizes)
+        assert heights == sorted(heights, reverse=True)
+        assert min(heights) == points[-1]["y"]  # the dense model
 
 
 @pytest.mark.parametrize(("low", "high"), [(5.3, 16), (17, 1800), (5, 5.4), (0.001, 3e8), (19, 60)])

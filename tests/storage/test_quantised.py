@@ -24,7 +24,7 @@ from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage, GPTQStorage, RemapStorage, RTNStorage, stored_bits
-from svdexp.storage.quantised import unit_columns
+from svdexp.storage.quantised import numbers_of, unit_columns
 from svdexp.storage.rounding import gptq, to_nearest
 from svdexp.update import RefitOutput
 from tests.conftest import tiny_model
@@ -187,6 +187,24 @@ def test_gptq_sees_what_the_quantised_layers_before_it_produce(
     for layer, C in seen.items():
         X = torch.cat(inputs[layer])
         torch.testing.assert_close(C, X.T @ X / len(X), rtol=1e-3, atol=1e-4)
+
+
+def test_codes_become_numbers_once_while_gptq_goes_on(windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in each of the passes of each window; what is computed is what the finished layers compute."""
+    model, decoded, factor = tiny_model("llama_gqa"), [], QuantisedLinear.factor
+
+    def spy(self: QuantisedLinear, side: str, dtype: torch.dtype) -> torch.Tensor:
+        decoded.append((self, side))
+        return factor(self, side, dtype)
+
+    monkeypatch.setattr(QuantisedLinear, "factor", spy)
+    compress(model, windows, replace(WHITENED, storage=GPTQStorage(4, 16)), 0.25)
+    assert len(decoded) == len(set(decoded)) == 2 * 21
+    for layer in {layer for layer, _ in decoded}:
+        assert "forward" not in vars(layer)
+        x, bias = torch.randn(3, layer.shapes["in"][1]), torch.randn(layer.shapes["out"][0])
+        layer.bias = torch.nn.Parameter(bias)
+        assert torch.equal(numbers_of(layer)(x), layer(x))
 
 
 @pytest.mark.parametrize("storage", [RTNStorage(), GPTQStorage()], ids=["rtn", "gptq"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from svdexp.models.portable.svdexp_bits import CODE_BITS, pack, packed_bytes, unit, unpack
-from svdexp.storage.rounding import DAMPING, Grid, Rounded, gptq, gptq_each, to_nearest, turns
+from svdexp.storage.rounding import DAMPING, Grid, Inputs, Rounded, gptq, to_nearest, turns, walk
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]
 ASYMMETRIC = [Grid(bits, size, zero_points=True) for bits in (2, 3, 5, 8) for size in (None, 5, 16)]
@@ -113,8 +113,10 @@ def test_grids_walk_together_as_they_do_alone() -> None:
     W, C = drawn(5, 40, seed=3), correlated(40)
     for size in (None, 16):
         grids = [Grid(2, size), Grid(3, size, zero_points=True), Grid(8, size), Grid(5, size)]
-        for grid, together in zip(grids, gptq_each(W, C, grids), strict=True):
+        done = walk(W, Inputs.of(C), grids)
+        for grid, together, error in zip(grids, done.rounded(), done.errors(W), strict=True):
             alone = gptq(W, C, grid)
+            torch.testing.assert_close(error, W - grid.numbers(alone), rtol=0, atol=1e-12)
             assert torch.equal(together.codes, alone.codes)
             assert torch.equal(together.scale, alone.scale)
             assert (together.zero is None) == (alone.zero is None) == (not grid.zero_points)
