@@ -14,7 +14,7 @@ from svdexp.calibration.statistics import (
 from svdexp.factorisation import Weighting, takes_smaller_side
 from svdexp.models.work import Work, eigh_flops, svd_flops
 from svdexp.schema import Numerics
-from svdexp.storage import Form
+from svdexp.storage import Form, GPTQStorage
 
 
 class Sides(NamedTuple):
@@ -57,17 +57,20 @@ def decomposition(m: int, n: int, given: Sides, numerics: Numerics) -> Work:
 def measured(m: int, n: int, rows: int, given: Sides, forms: Collection[Form]) -> Work:
     """Measure what an (m, n) matrix loses in `forms`: of it and others of as many `rows` fed by one tensor at once.
 
-    GPTQ takes a Cholesky factor, an inverse and another factor of C for them all, and moves half of each matrix for
-    every column; the loss is two products. Of rounded factors, A B is one more, at every rank that is tried.
+    GPTQ takes a Cholesky factor of C and its inverse for them all, anew for each size of groups, and moves half of each
+    matrix for every column; the loss is two products, the larger one of half a symmetric matrix where both sides have
+    one. Of rounded factors, A B is one more, at every rank that is tried.
     """
     left, right = given.left, given.right
     losing = (2 * m * n * n if right == 2 else 0) + (2 * m * m * n if left == 2 else 0)
+    losing -= m * n * max(m, n) if left == right == 2 else 0
     work = Work(bytes=8 * 3 * rows * n)
     for form in forms:
         tried = form.measured(m, n) or []
         walk = m * n * n if form.storage.waits and right == 2 else 0
         work += Work(float64=walk + losing if not form.ranked else sum(losing + 2 * rank * m * n for rank in tried))
-    shared = 2 * n**3 * m / rows if right == 2 and any(form.storage.waits for form in forms) else 0
+    sizes = {form.storage.group_size for form in forms if isinstance(form.storage, GPTQStorage)}
+    shared = 4 / 3 * n**3 * m / rows * len(sizes) if right == 2 else 0
     return work + Work(float64=shared)
 
 

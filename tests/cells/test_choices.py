@@ -55,7 +55,7 @@ def test_a_run_says_choices_and_options() -> None:
         *("diagonal", "sensitivity", None),
         "rtn_int4",
     )
-    assert said["storage_options"] == {"code_bits": 4, "group_size": 32, "zero_points": False}
+    assert said["storage_options"] == {"code_bits": 4, "group_size": 32, "zero_points": False, "fit": False}
     assert said["update_options"] is None
     assert spoken(said, "weighting") == "diagonal(alpha=1)"
     assert spoken(said, "update") is None
@@ -67,6 +67,7 @@ def test_a_changed_option_changes_no_name(job: None) -> None:
         "code_bits": 4,
         "group_size": 32,
         "zero_points": False,
+        "fit": False,
         "samples": 3,
         "solver": "own",
     }

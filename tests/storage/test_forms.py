@@ -34,13 +34,14 @@ from tests.conftest import tiny_model
 from tests.storage.test_residual import moment
 from tests.storage.test_rounding import drawn
 
-ALL = ["gptq2-g8", "gptq4-g8", "gptq3-g16-zp", "rtn5-row", "pivot", "factors", "factors8-g8", "dense"]
+ALL = ["gptq2-g8-fit", "gptq4-g8", "gptq3-g16-zp-fit", "rtn5-row", "pivot", "factors", "factors8-g8", "dense"]
 CORRECTED = ["gptq2-g8+factors8-row", "rtn3-g8-zp+factors", "gptq2-g8+factors4-g8"]
 MIXED = Method("mixed", TwoSided(), Forms(), FormStorage([*ALL, *CORRECTED], samples=4))
 
 
 @pytest.mark.parametrize(
-    "word", ["gptq4", "rtn4-32", "gptq7-g32", "lattice2-g8", "pivot-g8", "dense+factors", "", "gptq4-g0"]
+    "word",
+    ["gptq4", "gptq4-g8-fit-zp", "rtn4-32", "gptq7-g32", "lattice2-g8", "pivot-g8", "dense+factors", "", "gptq4-g0"],
 )
 def test_no_form(word: str) -> None:
     with pytest.raises(UserError, match=r"is no form; forms are dense|code_bits must be one of|must be at least 1"):
@@ -185,7 +186,10 @@ def test_the_estimate_asks_what_forms_cost() -> None:
         measured(64, 32, 96, Sides(2, 2), [form_of(word, 4) for word in words]).float64
         for words in (["gptq2-g8", "gptq4-g8"], ["gptq2-g8", "gptq4-g8", "gptq3-g8"])
     )
-    each = 64 * 32 * 32 + 2 * 64 * 32 * (64 + 32)
+    each = 64 * 32 * 32 + 64 * 32 * (64 + 2 * 32)
     assert three - two == pytest.approx(each)
-    assert two == pytest.approx(2 * each + 2 * 32**3 * 64 / 96)
+    shared = 4 / 3 * 32**3 * 64 / 96
+    assert two == pytest.approx(2 * each + shared)
+    several = [form_of(word, 4) for word in ("gptq2-g8", "gptq2-g16", "dense")]
+    assert measured(64, 32, 96, Sides(2, 2), several).float64 > two + shared * 0.99
     assert measured(64, 32, 64, Sides(2, 2), [form_of("pivot", 4)]).float64 == 0

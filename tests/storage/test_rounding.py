@@ -1,12 +1,15 @@
 """Codes: packing is exact, rounding within half a step, GPTQ against its recursion and against rounding to nearest."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from svdexp.models.portable.svdexp_bits import CODE_BITS, pack, packed_bytes, unit, unpack
-from svdexp.storage.rounding import DAMPING, Grid, Inputs, Rounded, gptq, to_nearest, turns, walk
+from svdexp.storage.rounding import DAMPING, SHARES, Grid, Inputs, Rounded, gptq, to_nearest, turns, walk
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]
+FITTED = [Grid(bits, size, bits == 3, fit=True) for bits in (2, 3, 4) for size in (None, 5, 16)]
 ASYMMETRIC = [Grid(bits, size, zero_points=True) for bits in (2, 3, 5, 8) for size in (None, 5, 16)]
 
 
@@ -60,6 +63,11 @@ def test_every_entry_is_within_half_a_step_of_its_group(grid: Grid, columns: int
         assert bool(((stored - W)[:, part].abs() <= 0.5 * step[:, None] * (1 + 1e-9)).all())
 
 
+def alone(H: torch.Tensor, left: list[int]) -> float:
+    """1 / what a unit error of the first column of `left` costs, once the others of these make up for it."""
+    return float(torch.linalg.inv(H[left][:, left])[0, 0])
+
+
 def by_the_book(W: torch.Tensor, C: torch.Tensor, grid: Grid) -> Rounded:
     """Optimal brain quantisation: after each column the inverse of what is left says how others move (eq. 2, 3)."""
     W, columns = W.clone(), W.shape[1]
@@ -67,11 +75,14 @@ def by_the_book(W: torch.Tensor, C: torch.Tensor, grid: Grid) -> Rounded:
     size = grid.group_size or columns
     left, done = torch.ones(columns, dtype=torch.bool), set()
     codes, (scale, zero) = torch.zeros_like(W), grid.levels(W)
-    for i in torch.cat(turns(C.diagonal(), grid.group_size)).tolist():
+    order = torch.cat(turns(C.diagonal(), grid.group_size)).tolist()
+    for i in order:
         group = i // size
         if group not in done:
             done.add(group)
-            levels = grid.levels(W[:, group * size : (group + 1) * size])
+            members = [j for j in order if j // size == group]
+            costs = torch.tensor([1 / alone(H, order[order.index(j) :]) for j in members], dtype=torch.float64)
+            levels = grid.levels_of(W[:, None, members], costs)
             scale[:, group], zero[:, group] = (level[:, 0] for level in levels)
         inverse = torch.zeros_like(H)
         inverse[left[:, None] & left] = torch.linalg.inv(H[left][:, left]).flatten()
@@ -122,7 +133,7 @@ def test_grids_walk_together_as_they_do_alone() -> None:
             assert (together.zero is None) == (alone.zero is None) == (not grid.zero_points)
 
 
-@pytest.mark.parametrize("grid", GRIDS + ASYMMETRIC, ids=str)
+@pytest.mark.parametrize("grid", GRIDS + ASYMMETRIC + FITTED, ids=str)
 @pytest.mark.parametrize("columns", [3, 16, 140])
 def test_gptq_is_the_recursion(grid: Grid, columns: int) -> None:
     W, C = drawn(4, columns, seed=3), correlated(columns)
@@ -130,6 +141,37 @@ def test_gptq_is_the_recursion(grid: Grid, columns: int) -> None:
     # Rounding errors of 1e-12 may tip a number that lies on the border of two codes.
     assert float((ours.codes == theirs.codes).double().mean()) > 0.99
     assert float((ours.scale == theirs.scale).double().mean()) > 0.99
+
+
+@pytest.mark.parametrize("grid", FITTED, ids=str)
+def test_a_fitted_step_is_the_best_of_its_shares(grid: Grid) -> None:
+    """By brute force, group by group, with weights; what lies beyond the codes is cut off."""
+    W, weights = drawn(6, 13).pow(3), drawn(13, seed=1).square()
+    plain = replace(grid, fit=False)
+    for start in range(0, 13, grid.group_size or 13):
+        part = slice(start, start + (grid.group_size or 13))
+        found, zero = grid.levels_of(W[:, None, part], weights[part])
+        reaching, same = plain.levels_of(W[:, None, part])
+        assert torch.equal(zero, same)
+        assert bool((found <= reaching).all())
+        lost = []
+        for share in SHARES:
+            step = (share * reaching.double()).half().double()
+            held = (plain.nearest(W[:, part], step, zero) - zero) * step
+            lost.append(((W[:, part] - held).square() * weights[part]).sum(1))
+        step = found.double()
+        held = (plain.nearest(W[:, part], step, zero) - zero) * step
+        ours = ((W[:, part] - held).square() * weights[part]).sum(1)
+        torch.testing.assert_close(ours, torch.stack(lost).amin(0), rtol=0.02, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_fitted_steps_lose_less(bits: int) -> None:
+    W, C = drawn(16, 64, seed=3), correlated(64)
+    plain, fitted = Grid(bits, 16), Grid(bits, 16, fit=True)
+    assert lost(W, gptq(W, C, fitted), fitted, C) < 0.8 * lost(W, gptq(W, C, plain), plain, C)
+    white = torch.eye(64)
+    assert lost(W, to_nearest(W, fitted), fitted, white) < 0.9 * lost(W, to_nearest(W, plain), plain, white)
 
 
 def lost(W: torch.Tensor, rounded: Rounded, grid: Grid, C: torch.Tensor) -> float:
