@@ -158,7 +158,8 @@ class Inputs:
         """
         back = order.flip(0)
         R = torch.linalg.cholesky(self.damped[back][:, back]).flip(0, 1)
-        return torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+        U: torch.Tensor = torch.linalg.solve_triangular(R, torch.eye(len(R)).to(R), upper=True)
+        return U
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _levels(columns: torch.Tensor, grids: Sequence[Grid], weights: torch.Tensor)
     found = [
         grid.levels_of(part.mT[:, None], weights)
         for grid, rows in zip(grids, columns.chunk(len(grids), 1), strict=True)
-        for part in rows.split(ROWS, 1)
+        for part in torch.split(rows, ROWS, 1)
     ]
     return torch.cat([scale[:, 0] for scale, _ in found]), torch.cat([zero[:, 0] for _, zero in found])
 
