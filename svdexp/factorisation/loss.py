@@ -2,10 +2,8 @@
 
 import torch
 
+from svdexp.factorisation.triangles import parts
 from svdexp.factorisation.weighting import Metric
-
-# Height of the slabs in which half of a symmetric matrix is multiplied.
-SLAB = 192
 
 
 def loss(error: torch.Tensor, metric: Metric) -> float:
@@ -34,9 +32,8 @@ def trace(X: torch.Tensor, M: torch.Tensor, Y: torch.Tensor) -> float:
     What lies above M's diagonal then adds as much as what lies below it, and is not looked at.
     """
     total = torch.zeros((), dtype=torch.float64, device=X.device)
-    for start in range(0, len(M), SLAB):
-        rows = slice(start, start + SLAB)
-        seen = M[rows, :start] @ X[:start]
+    for rows in parts(len(M)):
+        seen = M[rows, : rows.start] @ X[: rows.start]
         seen.mul_(2).addmm_(M[rows, rows], X[rows])
         total += seen.mul_(Y[rows]).sum(dtype=torch.float64)
     return float(total)

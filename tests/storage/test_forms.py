@@ -87,8 +87,9 @@ def test_losses_of_codes_are_those_of_rounded_matrices(monkeypatch: pytest.Monke
     assert ENTRIES > 1
 
 
-def test_loss_is_the_trace() -> None:
-    error, G, C = drawn(5, 7), moment(5, 1), moment(7, 2)
+@pytest.mark.parametrize(("m", "n"), [(5, 7), (600, 20), (20, 530)])
+def test_loss_is_the_trace(m: int, n: int) -> None:
+    error, G, C = drawn(m, n), moment(m, 1), moment(n, 2)
     assert loss(error, Metric(G, C)) == pytest.approx(float((error.T @ G @ error @ C).trace()))
     assert loss(error, Metric(None, C.diagonal())) == pytest.approx(float((error.square() * C.diagonal()).sum()))
     assert loss(error, Metric()) == pytest.approx(float(error.square().sum()))
