@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from svdexp.models.portable.svdexp_bits import CODE_BITS, pack, packed_bytes, unit, unpack
-from svdexp.storage.rounding import (DAMPING, SHARES, Grid, Inputs, Rounded, gptq, rounded_up, to_nearest, turns, walk)
+from svdexp.storage.rounding import DAMPING, SHARES, Grid, Inputs, Rounded, gptq, rounded_up, to_nearest, turns, walk
 
 GRIDS = [Grid(bits, size) for bits in CODE_BITS for size in (None, 1, 5, 16)]
 FITTED = [Grid(bits, size, bits == 3, fit=True) for bits in (2, 3, 4) for size in (None, 5, 16)]

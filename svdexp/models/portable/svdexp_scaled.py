@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from .svdexp_quantised import QuantisedLinear
 
@@ -25,12 +24,6 @@ class ScaledLinear(QuantisedLinear):
     def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
         """B (r, n), side "in", or A (m, r) or W' (m, n), side "out", as numbers of `dtype`."""
         return super().factor(side, dtype) * self.get_buffer(f"{side}_columns").view(torch.float16).to(dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, n) → (…, m)."""
-        if "in" in self.shapes:
-            x = nn.functional.linear(x, self.factor("in", x.dtype))
-        return nn.functional.linear(x, self.factor("out", x.dtype), self.bias)
 
     def validate(self) -> None:
         """Check what a file may have put into the scales.
