@@ -24,7 +24,7 @@ from svdexp.storage.forms import form_of
 # q, o, k, v, gate, up, down of SmolLM2-135M
 BLOCK = [(576, 576), (576, 576), (192, 576), (192, 576), (1536, 576), (1536, 576), (576, 1536)]
 # as conf/storage/forms.yaml names them
-CODES = [*(f"gptq{bits}-g128-zp-fit" for bits in (2, 3, 4, 5, 6)), "gptq8-g128-zp", "dense"]
+CODES = [*(f"gptq{bits}-g128-zp" + ("-fit" if bits < 5 else "") for bits in (2, 3, 4, 5, 6, 8)), "dense"]
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 
