@@ -17,17 +17,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .svdexp_bits import CODE_BITS, packed_bytes, unpack
+from .svdexp_coded_operators import CODED
+
 SWITCH = "SVDEXP_OPERATOR"
-NAMES = ("linear", "pair", "columns", "rows", "reordered")
+NAMES = ("linear", "pair", "columns", "rows", "reordered", "coded", "decode", "remapped")
 TIMEOUT = 300  # seconds that a compiler may take
 LOG = logging.getLogger(__name__)
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -97,6 +102,23 @@ inline Floats load(const Number* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) part[i] = from[i];
   return load(part);
 #endif
+}
+
+// Sixteen numbers that lie behind each other as bytes.
+inline Floats load(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+  float found[STEP];
+  for (int64_t i = 0; i < STEP; ++i) found[i] = float(from[i]);
+  return load(found);
+#endif
+}
+
+inline Floats load(const int8_t* from, int64_t count) {
+  int8_t there[STEP] = {};
+  std::memcpy(there, from, count);
+  return load(there);
 }
 
 inline float total(Floats sums) {
@@ -332,12 +354,18 @@ at::Tensor reordered(const at::Tensor& given, const at::Tensor& order) {
   return y;
 }
 
+"""
+    + CODED
+    + r"""
 }  // namespace
 
 TORCH_LIBRARY(SVDEXP_NAME, m) {
   m.def("linear(Tensor x, Tensor W, Tensor? bias) -> Tensor");
   m.def("pair(Tensor x, Tensor B, Tensor A, Tensor? bias) -> Tensor");
   m.def("columns(Tensor x, Tensor order, Tensor C, Tensor P, Tensor? bias) -> Tensor");
+  m.def("coded(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, Tensor? bias) -> Tensor");
+  m.def("decode(Tensor(a!) to, Tensor codes, Tensor scale, Tensor? zero, int bits, int group) -> ()");
+  m.def("remapped(Tensor x, Tensor codes, Tensor scale, Tensor? rest, bool inputs, Tensor? bias) -> Tensor");
   m.def("rows(Tensor x, Tensor P, Tensor C, Tensor order, Tensor? bias) -> Tensor");
   m.def("reordered(Tensor x, Tensor order) -> Tensor");
 }
@@ -346,10 +374,14 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
   m.impl("linear", &linear);
   m.impl("pair", &pair);
   m.impl("columns", &columns);
+  m.impl("coded", &coded);
+  m.impl("decode", &decode);
+  m.impl("remapped", &remapped);
   m.impl("rows", &rows);
   m.impl("reordered", &reordered);
 }
 """
+)
 
 
 OPERATORS: dict[str, Callable[..., torch.Tensor]] = {}  # NAMES of SOURCE, if ready()
@@ -442,10 +474,16 @@ def _describe(name: str) -> None:
         "columns": lambda x, order, C, P, bias: shaped(x, P.shape[0]),
         "rows": lambda x, P, C, order, bias: shaped(x, P.shape[0] + C.shape[0]),
         "reordered": lambda x, order: torch.empty_like(x),
+        "coded": lambda x, codes, scale, zero, bits, group, bias: shaped(x, scale.shape[0]),
+        "remapped": lambda x, codes, scale, rest, inputs, bias: shaped(
+            x, codes.shape[0] + (0 if inputs or rest is None else rest.shape[0])
+        ),
     }
     for operator, fake in fakes.items():
         torch.library.register_fake(f"{name}::{operator}", fake)
-        register_flop_formula(getattr(getattr(torch.ops, name), operator))(_flops)
+        count = _flops_of_codes if operator == "coded" else _flops
+        register_flop_formula(getattr(getattr(torch.ops, name), operator))(count)
+    torch.library.register_fake(f"{name}::decode", lambda to, codes, scale, zero, bits, group: None)
 
 
 def _flops(x_shape: Any, *others: Any, out_shape: Any = None, **how: Any) -> int:
@@ -454,6 +492,49 @@ def _flops(x_shape: Any, *others: Any, out_shape: Any = None, **how: Any) -> int
     for size in x_shape[:-1]:
         tokens *= size
     return int(2 * tokens * sum(shape[0] * shape[1] for shape in others if shape is not None and len(shape) == 2))
+
+
+def _flops_of_codes(x_shape: Any, codes: Any, scale: Any, *others: Any, out_shape: Any = None, **how: Any) -> int:
+    """The same of codes, which are packed: a row has as many scales as it has groups."""
+    return int(2 * prod(x_shape) * scale[0])
+
+
+def _compare_codes(given: Mapping[str, Callable[..., Any]], generator: torch.Generator) -> None:
+    """The operators of codes with numbers that torch makes of them.
+
+    Raises:
+        AssertionError: one computes something else.
+    """
+    m, n, group = 9, 72, 16
+    x = torch.randn(3, n, generator=generator)
+    scale = torch.rand(m, -(-n // group), generator=generator).half()
+    for bits in CODE_BITS:
+        codes, zero = (
+            torch.randint(256, (packed_bytes(count, bits),), generator=generator).to(torch.uint8)
+            for count in (m * n, scale.numel())
+        )
+        levels = (
+            unpack(codes, m * n, bits).view(m, n)
+            - unpack(zero, scale.numel(), bits).view(scale.shape).float()[:, torch.arange(n) // group]
+        )
+        W, found = levels * scale.float()[:, torch.arange(n) // group], torch.empty(m, n)
+        packed = (codes, scale.view(torch.int16), zero, bits, group)
+        given["decode"](found, *packed)
+        if not torch.equal(found, W):
+            raise AssertionError(f"a compiled operator reads codes of {bits} bits wrongly")
+        _near(given["coded"](x, *packed, None), x.double() @ W.double().T)
+    codes, rest = torch.randint(-127, 128, (m, m), generator=generator).to(torch.int8), scale.new_ones(4, m)
+    C, s = codes.double(), scale[:, 0].contiguous()
+    words = s.view(torch.int16), rest.view(torch.int16)
+    X = x[:, :m].contiguous()
+    stacked = torch.cat([C * s.double(), rest.double()])
+    _near(given["remapped"](X, codes, *words, False, None), X.double() @ stacked.T)
+    _near(given["remapped"](X, codes, words[0], None, True, None), X.double() @ (C * s.double()[:, None]).T)
+
+
+def _near(found: torch.Tensor, exact: torch.Tensor) -> None:
+    if not (error := (found.double() - exact).abs().max()) <= 4 * torch.finfo(found.dtype).eps * exact.abs().max():
+        raise AssertionError(f"a compiled operator is wrong by {error:.1e}")
 
 
 def _compare(given: Mapping[str, Callable[..., torch.Tensor]]) -> None:
@@ -467,6 +548,7 @@ def _compare(given: Mapping[str, Callable[..., torch.Tensor]]) -> None:
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    _compare_codes(given, generator)
     m, n, r = 45, 38, 21  # none is a multiple of what is computed at once
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x, bias, W, B, A, inner, outer = (

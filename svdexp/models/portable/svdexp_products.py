@@ -62,7 +62,7 @@ def route(form: str, x: torch.Tensor, bias: torch.Tensor | None, *weights: Any) 
     for weight in weights:
         if type(weight) is not nn.Parameter or not weight.is_cpu or weight.dtype is not x.dtype:
             return REFERENCE
-    if not _is_open(x, bias, *weights) or torch.is_autocast_enabled("cpu"):
+    if not is_open(x, bias, *weights) or torch.is_autocast_enabled("cpu"):
         return REFERENCE
     width = x.shape[-1]
     size = x.numel()
@@ -72,7 +72,7 @@ def route(form: str, x: torch.Tensor, bias: torch.Tensor | None, *weights: Any) 
     return REFERENCE if found == TORCH and torch.compiler.is_compiling() else found
 
 
-def _is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
+def is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether x is a tensor on a CPU, and nobody asks how what is made of it and `others` comes about."""
     return (
         type(x) is torch.Tensor
@@ -174,7 +174,7 @@ def reordered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
     Without the operator by gather, because on prefill activations on a CPU indexing takes twice as long.
     """
-    if _is_open(x) and x.dtype in FORMATS and x.numel() and not torch.compiler.is_compiling() and ready():
+    if is_open(x) and x.dtype in FORMATS and x.numel() and not torch.compiler.is_compiling() and ready():
         return OPERATORS["reordered"](x, order)
     return x.gather(-1, order.long().expand_as(x))
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from .svdexp_base import CodedLinear
 from .svdexp_bits import CODE_BITS, groups, middle, packed_bytes, unpack, widened
+from .svdexp_coded import Codes, multiplied, route
+from .svdexp_products import REFERENCE
 
 
 class QuantisedLinear(CodedLinear):
@@ -53,6 +55,17 @@ class QuantisedLinear(CodedLinear):
                 zeros = packed_bytes(scales[0] * scales[1], code_bits)
                 self.register_buffer(f"{side}_zero", torch.zeros(zeros, dtype=torch.uint8, device=device))
         self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
+        self.packs: dict[str, Any] = {}  # codes in another order, where a product wants them so; never saved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is packed again when it is wanted."""
+        return self.__dict__ | {"packs": {}}
+
+    def codes_of(self, side: str) -> Codes:
+        """What is kept of the factor on `side`."""
+        codes, scale, zero = (self._buffers.get(f"{side}_{part}") for part in ("codes", "scale", "zero"))
+        assert codes is not None and scale is not None  # noqa: PT018
+        return Codes(codes, scale, zero, self.code_bits, self.group_size, self.shapes[side][1])
 
     def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
         """B (r, n), side "in", or A (m, r) or W' (m, n), side "out", as numbers of `dtype`."""
@@ -93,7 +106,11 @@ class QuantisedLinear(CodedLinear):
         return self.rebuilt(self.latent(x) if "in" in self.shapes else x)
 
     def _product(self, side: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return nn.functional.linear(x, self.factor(side, x.dtype), bias)
+        W = self.codes_of(side)
+        how = route(x, W, bias)
+        if how == REFERENCE:
+            return nn.functional.linear(x, self.factor(side, x.dtype), bias)
+        return multiplied(W, x, bias, how, self.packs, side)
 
     def validate(self) -> None:
         """Check what a file may have put into the scales.

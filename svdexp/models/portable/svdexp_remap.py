@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from .svdexp_base import CodedLinear
+from .svdexp_operator import OPERATORS, ready
+from .svdexp_products import FEW, FORMATS, is_open
 
 
 class RemapLinear(CodedLinear):
@@ -54,11 +56,24 @@ class RemapLinear(CodedLinear):
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, r)."""
+        if self._few(x):
+            rest = self.rest if self.in_features > self.out_features else None
+            return OPERATORS["remapped"](x, self.in_codes, self.scale, rest, True, None)
         return nn.functional.linear(x, self.factor("in", x.dtype))
 
     def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
         """(…, r) → (…, m)."""
+        if self._few(latent, self.bias):
+            rest = self.rest if self.out_features > self.in_features else None
+            return OPERATORS["remapped"](latent, self.out_codes, self.scale, rest, False, self.bias)
         return nn.functional.linear(latent, self.factor("out", latent.dtype), self.bias)
+
+    def _few(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+        """Whether a compiled operator multiplies x (…, n) by the codes as they lie in memory."""
+        if not is_open(x, bias) or torch.is_autocast_enabled("cpu") or not self.scale.is_cpu:
+            return False
+        few = 0 < x.numel() <= FEW * x.shape[-1] and x.dtype in FORMATS
+        return few and (bias is None or bias.dtype is x.dtype) and ready()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
