@@ -521,7 +521,7 @@ def _compare_codes(given: Mapping[str, Callable[..., Any]], generator: torch.Gen
         packed = (codes, scale.view(torch.int16), zero, bits, group)
         given["decode"](found, *packed)
         if not torch.equal(found, W):
-            raise AssertionError(f"a compiled operator reads codes of {bits} bits wrongly")
+            raise AssertionError(f"a compiled operator is wrong by codes of {bits} bits")
         _near(given["coded"](x, *packed, None), x.double() @ W.double().T)
     codes, rest = torch.randint(-127, 128, (m, m), generator=generator).to(torch.int8), scale.new_ones(4, m)
     C, s = codes.double(), scale[:, 0].contiguous()
