@@ -24,7 +24,12 @@ stop() {  # in the reverse order of starting; each daemon's own process, by the 
 until_true() {  # WHAT COMMAND…
     local what=$1; shift
     local end=$((SECONDS + 1200))
-    while [ $SECONDS -lt $end ]; do timeout 60 "$@" >/dev/null 2>&1 && return; sleep 0.2; done
+    while [ $SECONDS -lt $end ]; do
+        timeout 60 "$@" >/dev/null 2>&1 && return
+        # one that ended at once, because another cluster has its port, will not come up
+        [ -f "$folder/$what.pid" ] && ! kill -0 "$(cat "$folder/$what.pid")" 2>/dev/null && break
+        sleep 0.2
+    done
     echo "$what did not come up; logs are in $folder" >&2
     stop
     exit 1

@@ -14,7 +14,7 @@ from svdexp.calibration.statistics import (
 from svdexp.factorisation import Weighting, takes_smaller_side
 from svdexp.models.work import Work, eigh_flops, svd_flops
 from svdexp.schema import Numerics
-from svdexp.storage import Form, GPTQStorage
+from svdexp.storage import Form
 
 
 class Sides(NamedTuple):
@@ -69,7 +69,7 @@ def measured(m: int, n: int, rows: int, given: Sides, forms: Collection[Form]) -
         tried = form.measured(m, n) or []
         walk = m * n * n if form.storage.waits and right == 2 else 0
         work += Work(float64=walk + losing if not form.ranked else sum(losing + 2 * rank * m * n for rank in tried))
-    sizes = {form.storage.group_size for form in forms if isinstance(form.storage, GPTQStorage)}
+    sizes = {getattr(form.storage, "group_size", None) for form in forms if form.storage.waits}
     shared = 4 / 3 * n**3 * m / rows * len(sizes) if right == 2 else 0
     return work + Work(float64=shared)
 

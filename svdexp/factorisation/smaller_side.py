@@ -36,7 +36,7 @@ def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> Smal
         UserError: a second moment is not finite.
     """
     wide = W.shape[0] <= W.shape[1]
-    V = (W if wide else W.mT).double()
+    V = (W if wide else W.mT).detach().double()
     near, far, seen = (
         (metric.left, metric.right, metric.outputs) if wide else (metric.right, metric.left, metric.input_gradients)
     )

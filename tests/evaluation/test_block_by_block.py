@@ -43,4 +43,4 @@ def test_a_block_is_read_once_for_all_lengths(
     monkeypatch.setattr(Place, "read", lambda self: (times.update([self.name]), read(self))[1])
     kind._loglikelihood_tokens(list(REQUESTS), disable_tqdm=True)
     lengths = {min(16 * -(-(len(context) + len(answer) - 1) // 16), 64) for _, context, answer in REQUESTS}
-    assert set(times.values()) == {1 + 2 * len(lengths)}  # two windows of each length show how blocks are called
+    assert set(times.values()) == {1 + len(lengths)}  # one window of each length shows how blocks are called

@@ -47,7 +47,7 @@ class Twice(nn.Module):
 def test_no_other_file_of_the_package_installs_hooks() -> None:
     install = re.compile(r"\bregister_\w*hook")
     found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if install.search(path.read_text())}
-    assert found == {"models/hooks.py"}
+    assert found == {"models/hooks.py", "models/portable/svdexp_latent.py"}  # which knows nothing of svdexp
 
 
 def test_calls_are_seen_with_all_their_arguments() -> None:

@@ -204,7 +204,7 @@ def test_codes_become_numbers_once_while_gptq_goes_on(windows: torch.Tensor, mon
         assert "forward" not in vars(layer)
         x, bias = torch.randn(3, layer.shapes["in"][1]), torch.randn(layer.shapes["out"][0])
         layer.bias = torch.nn.Parameter(bias)
-        assert torch.equal(numbers_of(layer)(x), layer(x))
+        torch.testing.assert_close(numbers_of(layer)(x), layer(x), rtol=1e-5, atol=1e-5)  # few tokens: an operator's
 
 
 @pytest.mark.parametrize("storage", [RTNStorage(), GPTQStorage()], ids=["rtn", "gptq"])

@@ -3,7 +3,9 @@
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from .svdexp_coded import OPERATOR, multiplied, route
 from .svdexp_quantised import QuantisedLinear
 
 
@@ -21,9 +23,19 @@ class ScaledLinear(QuantisedLinear):
             numbers = torch.zeros(columns, dtype=torch.int16, device=kwargs.get("device"))
             self.register_buffer(f"{side}_columns", numbers)
 
+    def _product(self, side: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """By the operator of codes for few tokens, whose numbers are scaled in place of the columns; else by numbers."""
+        W, scaled = self.codes_of(side), x * self._columns(side, x.dtype)
+        if route(scaled, W, bias) == OPERATOR:
+            return multiplied(W, scaled, bias, OPERATOR, self.packs, side)
+        return nn.functional.linear(x, self.factor(side, x.dtype), bias)
+
+    def _columns(self, side: str, dtype: torch.dtype) -> torch.Tensor:
+        return self.get_buffer(f"{side}_columns").view(torch.float16).to(dtype)
+
     def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
         """B (r, n), side "in", or A (m, r) or W' (m, n), side "out", as numbers of `dtype`."""
-        return super().factor(side, dtype) * self.get_buffer(f"{side}_columns").view(torch.float16).to(dtype)
+        return super().factor(side, dtype) * self._columns(side, dtype)
 
     def validate(self) -> None:
         """Check what a file may have put into the scales.
