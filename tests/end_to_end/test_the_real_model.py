@@ -69,7 +69,7 @@ def test_all_routes_agree_with_brute_force_on_every_layer(main_job: Outcome, fol
     """In ‖(W − A B) R‖ / ‖W R‖ of the factors themselves, not of the spectrum."""
     assert main_job.returncode == 0, main_job.stderr
     (weights,) = folder.glob("outputs/cache/converted/*/model.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32).requires_grad_(False)
     layers = find_matrices(model, Targets())
     windows = torch.randint(1000, 2000, (8, 512), generator=torch.Generator().manual_seed(0))
     needs = {x.name: ("gram", "output_gram") if x.m <= x.n else ("gram",) for x in layers}

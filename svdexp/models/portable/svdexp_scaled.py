@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .svdexp_coded import OPERATOR, multiplied, route
+from .svdexp_coded import multiplied, route
+from .svdexp_products import OPERATOR
 from .svdexp_quantised import QuantisedLinear
 
 
@@ -24,7 +25,7 @@ class ScaledLinear(QuantisedLinear):
             self.register_buffer(f"{side}_columns", numbers)
 
     def _product(self, side: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """By the operator of codes for few tokens, whose numbers are scaled in place of the columns; else by numbers."""
+        """Of few tokens by the operator of codes, where their numbers are scaled in place of the columns."""
         W, scaled = self.codes_of(side), x * self._columns(side, x.dtype)
         if route(scaled, W, bias) == OPERATOR:
             return multiplied(W, scaled, bias, OPERATOR, self.packs, side)
