@@ -24,7 +24,7 @@ from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require_positive
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
-from svdexp.storage.quantised import RTNStorage, block_by_block, coded, unit_columns
+from svdexp.storage.quantised import RTNStorage, block_by_block, coded, in_turn, unit_columns
 from svdexp.storage.rounding import Grid, Rounded, to_nearest
 
 RUNGS = 20  # of the ladder, as in the paper's code
@@ -112,8 +112,6 @@ class AWQStorage(Storage):
     def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds what `matrix` is in `model`, factors or whole, given the second moment C of its inputs.
 
-        A is rounded for what it gets, which is what the rounded B makes of these inputs.
-
         Raises:
             UserError: as `layer`.
         """
@@ -123,9 +121,7 @@ class AWQStorage(Storage):
             out = awq(W, C, grid)
             return coded(grid, out.rounded, None, matrix.bias(model), W, {"out": out.columns})
         factors = unit_columns(factors_of(plain))
-        B = awq(factors.B, C, grid)
-        numbers = B.numbers(grid)
-        A = awq(factors.A, numbers @ C.double() @ numbers.mT, grid)
+        A, B = in_turn(factors, C, lambda W, C: awq(W, C, grid), lambda scaled: scaled.numbers(grid))
         columns = {"in": B.columns, "out": A.columns}
         return coded(grid, A.rounded, B.rounded, plain.bias, plain.rank_in.weight, columns)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, final
+from typing import Any, ClassVar, Protocol, TypeVar, final
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ from svdexp.storage.rounding import Grid, Inputs, Rounded, gptq, to_nearest, wal
 
 # Entries that GPTQ takes on at once, of one matrix on several grids: half a gigabyte of float32.
 ENTRIES = 1 << 27
+
+Code = TypeVar("Code")
 
 
 @final
@@ -228,15 +230,10 @@ class GPTQStorage(Storage):
     def calibrated(self, plain: LowRankLinear, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds the factors of `plain`, given the second moment C (n, n) of its inputs.
 
-        A is rounded for what it gets, which is what the rounded B makes of these inputs.
-
         Raises:
             UserError: as `layer`.
         """
-        factors = unit_columns(factors_of(plain))
-        B = self._solve(factors.B, C)
-        rounded = self.grid.numbers(B)
-        A = self._solve(factors.A, rounded @ C.double() @ rounded.mT)
+        A, B = in_turn(unit_columns(factors_of(plain)), C, self._solve, self.grid.numbers)
         return coded(self.grid, A, B, plain.bias, plain.rank_in.weight)
 
     def calibrated_whole(self, W: torch.Tensor, bias: torch.Tensor | None, C: torch.Tensor) -> QuantisedLinear:
@@ -333,6 +330,21 @@ def coded(
     kind = ScaledLinear if columns else QuantisedLinear
     layer = kind(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
     return filled(layer, state, like)
+
+
+def in_turn(
+    factors: Factors,
+    C: torch.Tensor,
+    solve: Callable[[torch.Tensor, torch.Tensor], Code],
+    numbers: Callable[[Code], torch.Tensor],
+) -> tuple[Code, Code]:
+    """The codes of A and of B, which `solve` chooses for inputs of a second moment and which mean these `numbers`.
+
+    A is rounded for what it gets, which is what the rounded B makes of inputs of the second moment C.
+    """
+    B = solve(factors.B, C)
+    rounded = numbers(B)
+    return solve(factors.A, rounded @ C.double() @ rounded.mT), B
 
 
 def numbers_of(layer: QuantisedLinear) -> Callable[[torch.Tensor], torch.Tensor]:
