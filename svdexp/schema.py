@@ -218,9 +218,7 @@ class CalibrationConfig:
     sampling: Sampling = Sampling.first
     bos: Bos = Bos.tokenizer  # also of texts that train
     chat: bool = False  # instruction data as conversations in the tokenizer's chat template
-    dataset: str | None = (
-        None  # of calibration=hub and images: a hub id, a folder, or a file, as datasets.load_dataset takes it
-    )
+    dataset: str | None = None  # of calibration=hub, images: hub id, folder or file, as datasets.load_dataset takes it
     subset: str | None = None  # its configuration, where it has several
     split: str = "train"
     column: str = "text"
@@ -284,9 +282,7 @@ class EvalConfig:
     name: str = MISSING
     texts: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    dataset: str | None = (
-        None  # of eval.texts=[hub] and [images]: a hub id, a folder, or a file, as datasets.load_dataset takes it
-    )
+    dataset: str | None = None  # of eval.texts=[hub], [images]: hub id, folder or file, as load_dataset takes it
     subset: str | None = None  # its configuration, where it has several
     split: str = "test"
     column: str = "text"

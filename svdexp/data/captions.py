@@ -20,10 +20,9 @@ def pairs_of(found: Collection, knob: str, count: int | None = None) -> "list[Ca
     """The images of a data set with their captions, the first `count` of them; all for None.
 
     Raises:
-        UserError: as `Collection.rows` and `Collection.images`.
+        UserError: as `Collection.captioned`.
     """
-    rows = zip(found.images(knob, count), found.rows(knob)[:count], strict=True)
-    return [Captioned(image, caption) for image, caption in rows]
+    return [Captioned(image, caption) for image, caption in found.captioned(knob, count)]
 
 
 class Captioned(NamedTuple):

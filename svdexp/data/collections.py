@@ -70,22 +70,27 @@ class Collection:
         Raises:
             UserError: the data set cannot be loaded, or has no such column, or one of something else than text.
         """
+        return self._texts(self._load(knob), knob)
+
+    def captioned(self, knob: str, count: int | None) -> list[tuple[Any, str]]:
+        """The image, as PIL has it, and the text of each of the first `count` rows; None is all.
+
+        Raises:
+            UserError: as `rows`, or there is no column of images, or several, or an image cannot be read.
+        """
         found = self._load(knob)
+        return list(zip(self._images(found, knob, count), self._texts(found, knob)[:count], strict=True))
+
+    def _texts(self, found: Any, knob: str) -> list[str]:
         column, columns = f"{knob}.column={self.column}", list(found.column_names)
         require(self.column in columns, f"{column} is no column of {self.name}, which has {', '.join(columns)}")
         rows = list(found[self.column])
         require(all(isinstance(row, str) for row in rows), f"{column} of {self.name} holds other things than text")
         return rows
 
-    def images(self, knob: str, count: int | None) -> list[Any]:
-        """The image of each of the first `count` rows, None is all, as PIL has it: of the one column of images.
-
-        Raises:
-            UserError: as `rows`, or there is no such column, or several, or an image cannot be read.
-        """
+    def _images(self, found: Any, knob: str, count: int | None) -> list[Any]:
         from datasets import Image
 
-        found = self._load(knob)
         columns = [name for name, kind in found.features.items() if isinstance(kind, Image)]
         require(len(columns) == 1, f"{knob}.dataset={self.path} has {len(columns)} columns of images, not one")
         shown = found.select_columns(columns).select(range(min(len(found), count or len(found))))

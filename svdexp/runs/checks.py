@@ -32,8 +32,10 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
     """
     if found is None:
         require_dense(config.model)
-    if found is not None or locate(config.model).gguf_file is None:
-        refuse_codes(found or load_config(config.model), f"model.path={config.model.path}")
+        if locate(config.model).gguf_file is None:
+            found = load_config(config.model)
+    if found is not None:
+        refuse_codes(found, f"model.path={config.model.path}")
     for excerpt in excerpts(config, method).values():
         excerpt.check()
     refuse_learning_images(config, method)
