@@ -217,7 +217,7 @@ def said_by(folder: Path) -> str:
 def state_of(config: Config | EvaluateConfig, folder: Path) -> str:
     """Where a cell stands, in one line; nothing is changed."""
     if not folder.is_dir():
-        return "not finished"
+        return "not started"
     try:
         with held(folder):
             if is_finished(config, folder):
@@ -226,4 +226,4 @@ def state_of(config: Config | EvaluateConfig, folder: Path) -> str:
         return str(error)
     if (folder / FAILED).is_file():
         return f"failed: {said_by(folder)}"
-    return "not finished"
+    return "started, not finished"

@@ -24,7 +24,7 @@ from svdexp.export.origin import copy_texts, origin
 from svdexp.export.publish import publish
 from svdexp.method import Method
 from svdexp.models.matrices import Ranks
-from svdexp.record import RESULTS, Results, dense_key
+from svdexp.record import RESULTS, Results, as_dense
 from svdexp.record import results as keys
 from svdexp.runs.checks import excerpts, refuse_known_texts
 from svdexp.runs.converted import dense_model
@@ -119,7 +119,7 @@ class Result:
         refuse_known_texts(asked.config.eval, known)
         figures = answered(self.model, asked, "compressed")
         beside = self._dense_figures(asked, dense)
-        self.figures |= figures | asked.protocols() | {dense_key(key): value for key, value in beside.items()}
+        self.figures |= figures | asked.protocols() | as_dense(beside)
         return side_by_side(figures, beside)
 
     @as_guest

@@ -124,7 +124,7 @@ def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *
     prompts = workload.forward((1 + shape.repeats) * shape.batch_size, length=shape.prompt, compressed=compressed)
     steps = shape.repeats * shape.generate + min(4, shape.generate)
     decoding = workload.decoding(steps, shape.batch_size, compressed=compressed)
-    return work + prompts + decoding
+    return work + (prompts + decoding) * (1 if compressed else 2)  # dense by its own products and by our routes
 
 
 def factorisation(workload: Workload, method: Method, weighting: Weighting) -> Work:

@@ -16,9 +16,20 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from svdexp.models.portable.svdexp_base import Replacement
 from svdexp.models.portable.svdexp_latent import LatentCache
+from svdexp.models.portable.svdexp_products import quicken, unquicken
 from svdexp.models.structure import stored_bytes
 from svdexp.record import Results
-from svdexp.record.results import DECODE, FLOPS_PER_TOKEN, GENERATION_BYTES, LATENCY, PREFILL, SPEED, SPEED_SPREAD
+from svdexp.record.results import (
+    DECODE,
+    FLOPS_PER_TOKEN,
+    GENERATION_BYTES,
+    LATENCY,
+    PHASES,
+    PREFILL,
+    SPEED,
+    SPEED_ROUTED,
+    SPEED_SPREAD,
+)
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
 from svdexp.schema import CacheKind, EfficiencyConfig
@@ -44,6 +55,10 @@ class Run:
     steps: list[float]
     cache_bytes: int
 
+    def speeds(self, texts: int, tokens: int) -> tuple[float, float]:
+        """Tokens per second of so many texts whose prompts have so many tokens: of prompts, and of what follows."""
+        return texts * tokens / self.prompt, texts * len(self.steps) / sum(self.steps)
+
 
 @dataclass(frozen=True)
 class Efficiency:
@@ -58,6 +73,7 @@ class Efficiency:
             the process grew by, because what it held before is not the model's alone.
         cache_bytes: the KV cache at the end.
         flops: per token of the prompt, products only.
+        routed: median tokens per second, prefill and decode, where the dense model's own products went by our routes.
     """
 
     prefill: float
@@ -69,6 +85,7 @@ class Efficiency:
     peak_bytes: int
     cache_bytes: int
     flops: float
+    routed: tuple[float, float] | None = None
 
     def figures(self) -> Results:
         """Under their names in results.json."""
@@ -78,6 +95,7 @@ class Efficiency:
             **LATENCY.says(dict(zip(LATENCY.members, (self.first_token, *self.latency), strict=True))),
             **GENERATION_BYTES.says({"peak": self.peak_bytes, "kv_cache": self.cache_bytes}),
             **FLOPS_PER_TOKEN.says(self.flops),
+            **(SPEED_ROUTED.says(dict(zip(PHASES, self.routed, strict=True))) if self.routed else {}),
         }
 
 
@@ -93,9 +111,16 @@ def require_context(config: PreTrainedConfig, shape: EfficiencyConfig) -> None:
 
 @torch.no_grad()
 def measure_efficiency(
-    model: PreTrainedModel, shape: EfficiencyConfig, what: str, seed: int = 0, first: int | None = None
+    model: PreTrainedModel,
+    shape: EfficiencyConfig,
+    what: str,
+    seed: int = 0,
+    first: int | None = None,
+    routed: bool = False,
 ) -> Efficiency:
     """Time prompt processing and token-by-token generation on random tokens of the given shape, behind `first`.
+
+    Where that changes anything, `routed` has a dense model take turns with itself by our routes.
 
     Raises:
         UserError: the shape does not fit the model, torch.compile cannot compile it, or a latent cache saves nothing.
@@ -110,12 +135,21 @@ def measure_efficiency(
         model(prompt[:1], use_cache=False)
     weights = stored_bytes(model)
     forward = _compiled(model, prompt, shape) if shape.compile else model
+    # the routes are a CPU's, and what is compiled keeps its own
+    beside = routed and model.device.type == "cpu" and not shape.compile
+
+    def turns(steps: int) -> list[Run]:
+        found = [_run(forward, model, prompt, steps, shape.cache)]
+        if beside:
+            with by_our_routes(model):
+                found.append(_run(forward, model, prompt, steps, shape.cache))
+        return found
+
     for _ in range(shape.warmup):
-        _run(forward, model, prompt, min(WARM_UP_STEPS, shape.generate), shape.cache)
+        turns(min(WARM_UP_STEPS, shape.generate))
     with peak_memory(model.device) as peak:
-        runs = [_run(forward, model, prompt, shape.generate, shape.cache) for _ in progress(range(shape.repeats), what)]
-    prefill = [prompt.numel() / run.prompt for run in runs]
-    decode = [shape.batch_size * shape.generate / sum(run.steps) for run in runs]
+        runs, *others = zip(*(turns(shape.generate) for _ in progress(range(shape.repeats), what)), strict=True)
+    prefill, decode = zip(*(run.speeds(*prompt.shape) for run in runs), strict=True)
     return Efficiency(
         prefill=median(prefill),
         decode=median(decode),
@@ -126,7 +160,18 @@ def measure_efficiency(
         peak_bytes=peak[0] + (0 if model.device.type == "cuda" else weights),
         cache_bytes=runs[-1].cache_bytes,
         flops=counter.get_total_flops() / shape.prompt,
+        routed=tuple(map(median, zip(*(run.speeds(*prompt.shape) for run in others[0])))) if others else None,
     )
+
+
+@contextmanager
+def by_our_routes(model: PreTrainedModel) -> Iterator[None]:
+    """Within it a dense model's linear layers multiply as a compressed model's do."""
+    quicken(model)
+    try:
+        yield
+    finally:
+        unquicken(model)
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:

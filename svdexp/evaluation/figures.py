@@ -30,13 +30,15 @@ def evaluate(
     exams: Sequence[Exam] = (),
     tokenizer: Any = None,
     weights: str | None = None,
+    routed: bool = False,
 ) -> Results:
     """Figures of one model: ppl/TEXT and acc/TASK, their standard errors and counts, those of `Efficiency`,
     params, bytes.
 
     Perplexities and accuracies come from the cache where the same weights met the same text before; speed never does.
-    Tasks need the tokenizer. `weights` is the model's fingerprint, where it was taken already. Of processes that share
-    the run, each measures its part of every text, and the main one all the rest.
+    Tasks need the tokenizer. `weights` is the model's fingerprint, where it was taken already; `routed` as of
+    `measure_efficiency`. Of processes that share the run, each measures its part of every text, and the main one all
+    the rest.
     """
     figures: Results = {}
     if config.eval.efficiency:
@@ -56,7 +58,8 @@ def evaluate(
     )
     if config.eval.efficiency is not None:
         first = resolve_bos(config.eval.bos, tokenizer).token if tokenizer else None
-        speed = measure_efficiency(model, config.eval.efficiency, f"speed of the {what} model", config.seed, first)
+        bar = f"speed of the {what} model"
+        speed = measure_efficiency(model, config.eval.efficiency, bar, config.seed, first, routed)
         figures |= speed.figures()
     return figures | PARAMS.says(sum(p.numel() for p in model.parameters())) | BYTES.says(stored_bytes(model))
 

@@ -4,7 +4,7 @@ A leaf: it imports nothing of svdexp, so whoever reads or writes the record can.
 """
 
 from svdexp.record.keys import Better, Entry, Family, Key, Record, Results, Unit
-from svdexp.record.lookup import Place, compared, dense_key, error_key, misfits, place, unit_of
+from svdexp.record.lookup import Place, as_dense, compared, dense_key, error_key, misfits, place, unit_of
 from svdexp.record.results import RESULTS
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Record",
     "Results",
     "Unit",
+    "as_dense",
     "compared",
     "dense_key",
     "error_key",

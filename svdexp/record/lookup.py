@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from svdexp.record.keys import Family, Key, Record, Unit
-from svdexp.record.results import ENTRIES
+from svdexp.record.keys import Family, Key, Record, Results, Unit
+from svdexp.record.results import ENTRIES, SPEED_ROUTED
 
 DENSE = "_dense"
 KEYS: dict[str, Key[Any]] = {entry.name: entry for entry in ENTRIES if isinstance(entry, Key)}
@@ -47,6 +47,17 @@ def dense_key(key: str) -> str:
     if found is None or found.dense is None:
         raise KeyError(key)
     return found.dense
+
+
+def as_dense(figures: Results) -> Results:
+    """A dense model's figures under the keys that they have beside a compressed one's.
+
+    Raises:
+        KeyError: one of them is no figure that dense models have.
+    """
+    alone = SPEED_ROUTED.among(figures)  # which no compressed model has
+    kept = {SPEED_ROUTED.at(phase): figures[SPEED_ROUTED.at(phase)] for phase in alone}
+    return kept | {dense_key(key): value for key, value in figures.items() if key not in kept}
 
 
 def compared(record: Record) -> dict[str, str]:

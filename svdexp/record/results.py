@@ -94,6 +94,15 @@ SPEED = Family(
     twin=True,
     one_measurement=True,
 )
+SPEED_ROUTED = Family(
+    "tokens_per_second_routed",
+    NUMBER,
+    "the dense model's, where its own products go by our routes",
+    member="PHASE",
+    members=PHASES,
+    unit=Unit.speed,
+    is_support=True,
+)
 SPEED_SPREAD = Family(
     "speed_spread",
     NUMBER,

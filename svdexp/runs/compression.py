@@ -106,7 +106,7 @@ def experiment(
     story.expect(found)
 
     with clock("evaluate_dense"):
-        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights)
+        dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights, routed=True)
         dense_says = continuations(model, tokenizer, prompts, config.eval.bos, viewer) if main else []
     compression = compress(
         model,

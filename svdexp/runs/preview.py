@@ -84,7 +84,7 @@ def preview(config: Config, run_dir: Path) -> Forecast:
     if config.residency is Residency.auto and not (fault or obstacle(config, method, model)):
         other = Residency.whole if streamed else Residency.streamed
         print(f"instead, residency={other.value}:", rows(complete(not streamed).rows, machine), sep="\n")
-    print(state_of(config, run_dir))
+    print(f"the run itself: {state_of(config, run_dir)}")
     if here:
         print(in_the_cache(config, method, model, planned.layers))
     return found

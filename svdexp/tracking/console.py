@@ -42,7 +42,7 @@ from svdexp.record.results import (
     SPEED,
     TARGET_BITS,
 )
-from svdexp.record.speeds import even, speedup, spread
+from svdexp.record.speeds import even, speedup, speedup_over_routed, spread
 from svdexp.runtime.invocation import command, shown
 from svdexp.runtime.sizes import size_in_words
 from svdexp.runtime.words import FILE_ONLY
@@ -109,8 +109,8 @@ def label(key: str) -> Text:
 
 
 def verdicts(results: Record) -> list[str]:
-    """One sentence for each speed at which the compressed model loses to the dense one, or that comes to the same, and
-    one on the forms that layers have, where there was a choice.
+    """One sentence for each speed at which the compressed model loses to the dense one, or that comes to the same, one
+    on the dense model with our products, and one on the forms that layers have, where there was a choice.
 
     A difference inside what repeats of one measurement differ by is none.
     """
@@ -122,6 +122,9 @@ def verdicts(results: Record) -> list[str]:
             sentences.append(f"As fast as dense in {phase}: {factor:.2f} ×, where {apart}.")
         elif factor is not None and factor < 1:
             sentences.append(f"The compressed model is slower in {phase}: {factor:.2f} × dense.")
+    if beside := {phase: factor for phase in PHASES if (factor := speedup_over_routed(results, phase))}:
+        said = ", ".join(f"{phase} {factor:.2f} ×" for phase, factor in beside.items())
+        sentences.append(f"Beside dense with svdexp's own products: {said}.")
     if forms := FORMS.get(results):
         said = ", ".join(f"{form} in {count}" for form, count in forms.items())
         sentences.append(f"Forms, and in how many layers: {said}.")

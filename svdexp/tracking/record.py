@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from svdexp.cells.choices import GROUPS, part_of
 from svdexp.engine.result import Compression
 from svdexp.engine.search import Search
-from svdexp.record import Results, dense_key
+from svdexp.record import Results, as_dense
 from svdexp.record import results as keys
 from svdexp.record.kinds import Trained
 from svdexp.runtime.clock import StageClock, peak_rss_bytes
@@ -57,7 +57,7 @@ def record(
         **keys.DAMPING_MAX.says(max(damped, default=0.0)),
         **keys.ENERGY_LOST_MEAN.says(sum(ranked) / len(ranked) if ranked else None),
     }
-    results |= compressed | {dense_key(key): value for key, value in dense.items()}
+    results |= compressed | as_dense(dense)
     return results | circumstances(config.seed, run_dir, clock, model)
 
 

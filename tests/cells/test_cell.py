@@ -58,7 +58,8 @@ def forbidden(config: Config, folder: Path) -> None:
 
 
 def test_finished_cells_are_skipped(tmp_path: Path) -> None:
-    assert state_of(config(), tmp_path) == "not finished"
+    assert state_of(config(), tmp_path / "none") == "not started"
+    assert state_of(config(), tmp_path) == "started, not finished"
     carry(tmp_path)
     assert state_of(config(), tmp_path).startswith("finished: ")
     carry_out(OmegaConf.create(), config(), tmp_path, forbidden)

@@ -20,7 +20,7 @@ def words(tiny_job: list[str], tmp_path: Path) -> list[str]:
 def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
     blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
-    assert blank.stdout.endswith("\nnot finished\nin the cache: nothing of this model\n")
+    assert blank.stdout.endswith("\nthe run itself: not started\nin the cache: nothing of this model\n")
     assert "│ load " in blank.stdout
     assert "not counted: writing files" in blank.stdout
     first = run(tmp_path, [*words, "ratio=0.5,0.001"])
@@ -37,10 +37,10 @@ def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     shown = run(tmp_path, [*words, "ratio=0.4,0.5", "dry_run=true"])
     assert shown.returncode == 0, shown.output
     assert shown.output.count("Estimate, good to") == 2
-    assert f"finished: {known}" in shown.output
+    assert f"the run itself: finished: {known}" in shown.output
     found = (f"{what} of 3 of 3 blocks" for what in ("gram", "output_gram", "decompositions"))
     assert f"\nin the cache: {', '.join(found)}\n" in shown.stdout
-    assert "not finished" in shown.output
+    assert "the run itself: not started" in shown.output
 
     extended = run(tmp_path, [*words, "ratio=0.4,0.5"])
     assert extended.returncode == 0, extended.output

@@ -71,6 +71,23 @@ def test_speed_is_measured_with_a_cache(model: PreTrainedModel) -> None:
     assert speed.first_token == pytest.approx(2 * 8 / speed.prefill * 1e3)
 
 
+def test_a_dense_model_takes_turns_with_itself_by_our_routes(llama: PreTrainedModel) -> None:
+    """Every second generation goes by the routes, warm-up included; afterwards no layer does."""
+    quickened: list[bool] = []
+    head = llama.lm_head
+    watching = head.register_forward_pre_hook(lambda *_: quickened.append("forward" in vars(head)))
+    shape = EfficiencyConfig(prompt=8, generate=2, warmup=1, repeats=2)
+    speed = measure_efficiency(llama, shape, "tiny", routed=True)
+    watching.remove()
+    assert quickened == [False] + ([False] * 3 + [True] * 3) * 3  # the first counts FLOPs
+    assert "forward" not in vars(head)
+    assert {key for key in speed.figures() if "routed" in key} == {
+        "tokens_per_second_routed/prefill",
+        "tokens_per_second_routed/decode",
+    }
+    assert measure_efficiency(llama, shape, "tiny").routed is None
+
+
 def test_kv_cache_is_counted(llama: PreTrainedModel) -> None:
     """Keys and values of 3 blocks, 2 heads of 8, 4 bytes, 2 sequences of 8 + 4 tokens."""
     speed = measure_efficiency(llama, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")

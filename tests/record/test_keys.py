@@ -9,7 +9,7 @@ import pytest
 
 import svdexp
 from svdexp.cells.choices import GROUPS
-from svdexp.record import RESULTS, Key, Unit, compared, dense_key, error_key, misfits, place, unit_of
+from svdexp.record import RESULTS, Key, Unit, as_dense, compared, dense_key, error_key, misfits, place, unit_of
 from svdexp.record import results as keys
 from svdexp.record.kinds import COUNT, NUMBER, WORD, maybe
 from svdexp.record.lookup import FAMILIES, KEYS
@@ -54,6 +54,13 @@ def test_a_figure_its_twin_and_its_error(key: str, dense: str, error: str | None
     assert (here.of_dense, there.of_dense) == (False, True)
     assert there.dense is None
     assert error is None or there.error == dense_key(error)
+
+
+def test_what_only_dense_models_have_keeps_its_key() -> None:
+    figures = {"ppl/x": 3.0, "tokens_per_second_routed/decode": 5.0}
+    assert as_dense(figures) == {"ppl_dense/x": 3.0, "tokens_per_second_routed/decode": 5.0}
+    with pytest.raises(KeyError, match="ratio"):
+        as_dense({"ratio": 0.5})
 
 
 @pytest.mark.parametrize("key", ["ratio", "seconds/evaluate_dense", "params_dense", "ppl_dense/x", "peak_rss_bytes"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from svdexp.record.speeds import even, speedup
+from svdexp.record.speeds import even, speedup, speedup_over_routed
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,9 @@ def test_inside_the_spread_of_either_both_are_as_fast(speed: float, spreads: tup
     assert even(record, "decode") is alike
     assert speedup(record, "prefill") is None
     assert not even(record, "prefill")
+
+
+def test_beside_a_dense_model_by_our_routes() -> None:
+    record = {"tokens_per_second/decode": 120.0, "tokens_per_second_routed/decode": 100.0}
+    assert speedup_over_routed(record, "decode") == 1.2
+    assert speedup_over_routed(record, "prefill") is None
