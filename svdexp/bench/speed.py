@@ -1,4 +1,4 @@
-"""Command line: `python -m svdexp.bench.speed` prints how fast models of factor pairs are beside the dense one.
+"""Command line: `python -m svdexp.bench.speed` prints how fast models of pairs or codes are beside dense.
 
 All models stand in memory and take turns, pass by pass, so that what else a machine does meets all alike. Each is told
 by medians: CPU milliseconds of all threads, their spread between the quartiles, the best, wall milliseconds, and how
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", choices=["demo", "wide"], default="demo")
     parser.add_argument("--blocks", type=int, help="so many of its blocks, and words in proportion")
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=PRECISIONS[:2])
-    parser.add_argument("--forms", nargs="+", default=["factors", "pivot"])
+    parser.add_argument("--forms", nargs="+", default=["factors", "pivot"], help="or remap, int8, int4, int4+16")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.8, 0.6, 0.4])
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--contexts", nargs="*", type=int, default=[64, 1024])
@@ -57,21 +57,31 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(words)
     cases = [Case(batch, context, True) for batch in asked.batches for context in asked.contexts]
     cases += [Case(1, prompt, False) for prompt in asked.prompts]
-    made = [Form(*of) for of in product(asked.forms, asked.ratios, asked.align)]
+    made = forms_of(asked.forms, asked.ratios, asked.align)
     for precision in asked.precision:
         show(asked.shape, asked.blocks, precision, made, cases, asked.rounds)
     return 0
 
 
 class Form(NamedTuple):
-    """How the layers of a model are kept, of how many of their bits, with ranks that are multiples of `align`."""
+    """How the layers of a model are kept; pairs of how many of their bits, and ranks are multiples of what."""
 
     storage: str
-    kept: float
-    align: int
+    kept: float | None = None
+    align: int = 1
 
     def __str__(self) -> str:
+        if self.kept is None:
+            return self.storage
         return f"{self.storage} {self.kept}" + (f", ranks of {self.align}" if self.align > 1 else "")
+
+
+def forms_of(names: Sequence[str], ratios: Sequence[float], aligned: Sequence[int]) -> list[Form]:
+    """Pairs at every ratio and alignment; codes, which have neither, once."""
+    from svdexp.bench.stacks import CODES
+
+    each = (list(product([name], ratios, aligned)) if name not in CODES else [(name,)] for name in names)
+    return [Form(*of) for some in each for of in some]
 
 
 class Turn(NamedTuple):
@@ -111,11 +121,13 @@ def config_of(shape: str, blocks: int | None) -> Any:
 
 def standing(config: Any, dtype: Any, forms: Sequence[Form]) -> dict[str, Any]:
     """The models by what they are called, the plain dense one first."""
-    from svdexp.bench.stacks import compressed, random_model
+    from svdexp.bench.stacks import compressed, in_codes, random_model
     from svdexp.models.portable.svdexp_products import quicken
 
     models = {DENSE: random_model(config), ROUTED: random_model(config)}
-    models |= {str(form): compressed(config, *form) for form in forms}
+    models |= {
+        str(form): in_codes(config, form.storage) if form.kept is None else compressed(config, *form) for form in forms
+    }
     for name, model in models.items():
         model.to(dtype)
         if name != DENSE:

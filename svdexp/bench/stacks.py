@@ -12,7 +12,10 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from svdexp.bench.layers import KEPT, layer
 from svdexp.bench.timing import Row, speedup
+from svdexp.models.factors import Factors
 from svdexp.models.structure import Targets, find_matrices
+from svdexp.storage import ResidualStorage, RTNStorage
+from svdexp.storage.residual import Rounding
 
 PROMPT, GENERATED = 256, 16
 
@@ -36,6 +39,12 @@ WIDE = LlamaConfig(
     vocab_size=1024,
     tie_word_embeddings=True,
 )
+# Of whole matrices; behind a plus the rank of a correction.
+CODES: dict[str, RTNStorage | ResidualStorage] = {
+    "int8": RTNStorage(8, None),
+    "int4": RTNStorage(4, 32),
+    "int4+16": ResidualStorage(4, 32, rounding=Rounding.nearest),
+}
 STACKS = {"SmolLM2-135M's shape": DEMO, "4 blocks of hidden size 2048": WIDE}
 
 
@@ -51,6 +60,21 @@ def compressed(config: LlamaConfig, storage: str, kept: float, align: int = 1) -
     model = random_model(config)
     for matrix in find_matrices(model, Targets()):
         matrix.put(model, layer(storage, matrix.m, matrix.n, kept, align))
+    return model
+
+
+def in_codes(config: LlamaConfig, name: str) -> PreTrainedModel:
+    """A model whose layers are all held as CODES of that name."""
+    model, storage = random_model(config), CODES[name]
+    for matrix in find_matrices(model, Targets()):
+        W = matrix.weight(model)
+        if isinstance(storage, RTNStorage):
+            matrix.put(model, storage.whole(W, None))
+        else:
+            rest, kept = storage.target(W)
+            rank = int(name.partition("+")[2])
+            some = Factors(rest[:, :rank], rest[:rank])  # what they compute does not matter
+            matrix.put(model, storage.layer(some, None, W, kept))
     return model
 
 

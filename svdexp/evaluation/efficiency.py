@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -149,7 +149,7 @@ def measure_efficiency(
         turns(min(WARM_UP_STEPS, shape.generate))
     with peak_memory(model.device) as peak:
         runs, *others = zip(*(turns(shape.generate) for _ in progress(range(shape.repeats), what)), strict=True)
-    prefill, decode = zip(*(run.speeds(*prompt.shape) for run in runs), strict=True)
+    (prefill, decode), *routes = (_by_phase(taken, prompt) for taken in (runs, *others))
     return Efficiency(
         prefill=median(prefill),
         decode=median(decode),
@@ -160,8 +160,14 @@ def measure_efficiency(
         peak_bytes=peak[0] + (0 if model.device.type == "cuda" else weights),
         cache_bytes=runs[-1].cache_bytes,
         flops=counter.get_total_flops() / shape.prompt,
-        routed=tuple(map(median, zip(*(run.speeds(*prompt.shape) for run in others[0])))) if others else None,
+        routed=(median(routes[0][0]), median(routes[0][1])) if routes else None,
     )
+
+
+def _by_phase(runs: Sequence[Run], prompt: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Each run's tokens per second, of prompts (texts, tokens) and of what follows them."""
+    found = [run.speeds(*prompt.shape) for run in runs]
+    return [prefill for prefill, _ in found], [decode for _, decode in found]
 
 
 @contextmanager

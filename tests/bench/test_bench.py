@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from svdexp.bench import experts, speed, stacks, sweeps
 from svdexp.bench.estimates import said
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
-from svdexp.bench.stacks import SMALL, compressed, decode, prefill, random_model
+from svdexp.bench.speed import forms_of
+from svdexp.bench.stacks import CODES, SMALL, compressed, decode, in_codes, prefill, random_model
 from svdexp.bench.timing import REPEATS, speedup
 from svdexp.bench.wide import watch
 from svdexp.estimate.devices import Machine
@@ -20,6 +21,7 @@ from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage
 from svdexp.estimate.table import render
 from svdexp.models.portable.svdexp_experts import ExpertList
+from svdexp.models.structure import Targets, find_matrices
 from svdexp.models.work import Work
 from svdexp.storage import stored_bits
 
@@ -36,6 +38,24 @@ def test_a_timed_model_runs() -> None:
         for model in (random_model(SMALL), compressed(SMALL, "pivot", 0.4)):
             prefill(model)
             decode(model)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_timed_model_in_codes_runs_and_takes_their_bits(name: str) -> None:
+    config = LlamaConfig(**SMALL.to_diff_dict() | {"num_hidden_layers": 1, "vocab_size": 64})
+    with torch.no_grad():
+        model = in_codes(config, name)
+        prefill(model)
+        decode(model)
+    layers = find_matrices(model, Targets())
+    bits = sum(stored_bits(layer.layer(model)) for layer in layers) / sum(layer.m * layer.n for layer in layers)
+    least = int(name[3])
+    assert least < bits < least + 1 + 0.6 * name.count("+")
+
+
+def test_codes_are_timed_once_and_pairs_at_every_ratio() -> None:
+    found = [str(form) for form in forms_of(["pivot", "int4+16"], [0.8, 0.4], [1, 8])]
+    assert found == ["pivot 0.8", "pivot 0.8, ranks of 8", "pivot 0.4", "pivot 0.4, ranks of 8", "int4+16"]
 
 
 TINY = {

@@ -47,6 +47,12 @@ def test_people_read_labels_and_find_keys() -> None:
     assert {*FIGURES, *RUN} <= LABELS.keys()
 
 
+def test_the_dense_model_by_our_routes_stands_beside() -> None:
+    results = {"tokens_per_second/prefill": 300.0, "tokens_per_second/decode": 95.0}
+    results |= {"tokens_per_second_routed/prefill": 200.0, "tokens_per_second_routed/decode": 100.0}
+    assert verdicts(results) == ["Beside dense with svdexp's own products: prefill 1.50 ×, decode 0.95 ×."]
+
+
 @pytest.mark.parametrize(
     ("speed", "spread", "sentences"),
     [

@@ -28,7 +28,7 @@ from .svdexp_coded_operators import CODED
 
 SWITCH = "SVDEXP_OPERATOR"
 NAMES = ("linear", "pair", "columns", "rows", "reordered", "coded", "decode", "remapped")
-TIMEOUT = 300  # seconds that a compiler may take
+LIMIT = 300  # seconds of the CPU that a compiler may take: those of the clock would say how busy a machine is
 LOG = logging.getLogger(__name__)
 
 SOURCE = (
@@ -405,6 +405,7 @@ def _made() -> dict[str, Callable[..., torch.Tensor]]:
     if compiler is None or sys.platform == "win32":
         return {}
     flags = _flags()
+    # not the folders of torch: environments that have the same one share what was compiled
     about = "\n".join([SOURCE, *flags, torch.__version__, compiler, _processor()])
     name = f"svdexp_{hashlib.sha256(about.encode()).hexdigest()[:16]}"
     namespace = getattr(torch.ops, name)
@@ -415,7 +416,8 @@ def _made() -> dict[str, Callable[..., torch.Tensor]]:
         found = {key: getattr(namespace, key).default for key in NAMES}
         _compare(found)
     except (OSError, RuntimeError, subprocess.SubprocessError, AssertionError) as error:
-        LOG.info("svdexp goes without compiled operators: %s", error)
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        LOG.info("svdexp goes without compiled operators: %s", said[-1] if said else error)
         return {}
     return found
 
@@ -425,8 +427,7 @@ def _flags() -> list[str]:
     abi = int(torch.compiled_with_cxx11_abi())
     flags = ["-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", "-w"]
     flags += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-fopenmp"]
-    root = Path(torch.__file__).parent
-    return [*flags, f"-isystem{root / 'include'}", f"-L{root / 'lib'}"]
+    return flags
 
 
 def _processor() -> str:
@@ -451,12 +452,15 @@ def _built(compiler: str, flags: list[str], name: str) -> Path:
     if library.is_file():
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    torch_folder = Path(torch.__file__).parent
+    found = [f"-isystem{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu"]
     with tempfile.TemporaryDirectory(dir=folder) as place:
         source, made = Path(place) / "operators.cpp", Path(place) / library.name
         source.write_text(SOURCE)
-        words = [compiler, *flags, f"-DSVDEXP_NAME={name}", str(source), "-lc10", "-ltorch_cpu", "-o", str(made)]
+        words = [compiler, *flags, f"-DSVDEXP_NAME={name}", str(source), *found, "-o", str(made)]
         LOG.info("svdexp compiles its operators, once: %s", library)
-        subprocess.run(words, check=True, capture_output=True, timeout=TIMEOUT)
+        limited = ["sh", "-c", f'ulimit -t {LIMIT} && exec "$@"', "sh", *words]
+        subprocess.run(limited, check=True, capture_output=True)
         made.replace(library)
     return library
 
