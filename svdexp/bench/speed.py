@@ -125,9 +125,9 @@ def standing(config: Any, dtype: Any, forms: Sequence[Form]) -> dict[str, Any]:
     from svdexp.models.portable.svdexp_products import quicken
 
     models = {DENSE: random_model(config), ROUTED: random_model(config)}
-    models |= {
-        str(form): in_codes(config, form.storage) if form.kept is None else compressed(config, *form) for form in forms
-    }
+    for form in forms:
+        name, kept, align = form
+        models[str(form)] = in_codes(config, name) if kept is None else compressed(config, name, kept, align)
     for name, model in models.items():
         model.to(dtype)
         if name != DENSE:

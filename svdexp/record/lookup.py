@@ -49,7 +49,7 @@ def dense_key(key: str) -> str:
     return found.dense
 
 
-def as_dense(figures: Results) -> Results:
+def as_dense(figures: Record) -> Results:
     """A dense model's figures under the keys that they have beside a compressed one's.
 
     Raises:
