@@ -91,6 +91,6 @@ def _solution(m: int, n: int, right: int, numerics: Numerics) -> tuple[float, fl
     if numerics is Numerics.cholesky:
         return n**3 / 3 + 2 * m * n * n + k * n * n, svd_flops(m, n), n
     if numerics is Numerics.double_svd:
-        return 2 * m * n * n + 2 * k * n * n, svd_flops(n, n) + svd_flops(m, n), n
+        return 2 * m * n * n + 2 * k * n * n, eigh_flops(n) + svd_flops(m, n), n
     covariance = (2 * m * n * n if right == 2 else 0) + 2 * m * m * n
     return covariance + 2 * k * m * n, eigh_flops(m), m

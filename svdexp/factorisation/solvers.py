@@ -34,8 +34,9 @@ def _cholesky(P: torch.Tensor, C: torch.Tensor) -> Solution:
 
 
 def _double_svd(P: torch.Tensor, C: torch.Tensor) -> Solution:
-    Q, eigenvalues, _ = torch.linalg.svd(C)
-    root = eigenvalues.sqrt()
+    # the first of the paper's two: of a symmetric matrix in a third of the time of a general one
+    eigenvalues, Q = torch.linalg.eigh(C)
+    root = eigenvalues.abs().sqrt()  # as singular values are; rounding leaves the least of either sign
     U, spectrum, Vh = torch.linalg.svd(P @ Q * root, full_matrices=False)
     return U, spectrum, (spectrum[:, None] * Vh / root) @ Q.mT
 
