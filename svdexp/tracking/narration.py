@@ -1,7 +1,7 @@
 """A run as it goes: one line for each stage that has ended, with its number, its time and what was estimated."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from svdexp.estimate.forecast import Forecast
 from svdexp.estimate.table import duration, gigabytes
@@ -19,19 +19,22 @@ LABELS = {
     "evaluate": "compressed model evaluated",
     "save": "checkpoint saved and loaded again",
 }
-ALTERNATING = ("calibration", "factorisation", "search", "update", "storage")  # block by block in a blockwise run
+BLOCK_BY_BLOCK = ("calibration", "factorisation", "search", "update", "storage")  # in a blockwise run
+# Block by block in any run; and factors are put in their places before they are trained, and stored thereafter.
+AROUND_STORAGE = (("update", "storage"), ("training", "storage"))
 
 
 class Narration:
     """Follows a run's stages, in their order; of several processes only the main one's log is heard.
 
-    Stages may alternate, block by block; such a stage has ended when one after all of them begins.
+    Stages may alternate, such as block by block: one has ended when another begins that it does not alternate with.
     """
 
     def __init__(
-        self, order: Sequence[str], alternating: Sequence[str] = (), labels: Mapping[str, str] | None = None
+        self, order: Sequence[str], alternating: Sequence[Collection[str]] = (), labels: Mapping[str, str] | None = None
     ) -> None:
-        self.order, self.alternating, self.labels = list(order), frozenset(alternating), {**LABELS, **(labels or {})}
+        self.order, self.labels = list(order), {**LABELS, **(labels or {})}
+        self.alternating = [frozenset(stages) for stages in alternating]
         self.expected: dict[str, float] = {}
         self.told: set[str] = set()
 
@@ -47,7 +50,7 @@ class Narration:
         if stage not in self.order:
             return
         for before in self.order[: self.order.index(stage)]:
-            if not {before, stage} <= self.alternating:
+            if not any({before, stage} <= stages for stages in self.alternating):
                 self.tell(before, seconds)
 
     def ends(self, seconds: Mapping[str, float]) -> None:
@@ -90,4 +93,4 @@ def narrate(method: Method, save: Save, *, searches: bool = False) -> Narration:
         stage for stage in (*order, "update", "training", "storage", "evaluate", "save") if needed.get(stage, True)
     ]
     blockwise = method.traversal is Traversal.blockwise
-    return Narration(stages, ALTERNATING if blockwise else ("update", "storage"))
+    return Narration(stages, (BLOCK_BY_BLOCK, *AROUND_STORAGE) if blockwise else AROUND_STORAGE)

@@ -73,6 +73,15 @@ def test_stages_that_alternate_end_together(caplog: pytest.LogCaptureFixture) ->
     assert lines == ["[4/11] calibration … 3.0 s", "[5/11] factorisation … 4.0 s", "[7/11] update … 5.0 s"]
 
 
+def test_factors_stand_before_they_are_trained(caplog: pytest.LogCaptureFixture) -> None:
+    narration = narrate(method(training={"distill": 1}), Save.none)
+    steps = [("storage", {}), ("training", {"storage": 1.0}), ("storage", {"storage": 1.0, "training": 5.0})]
+    assert not [line for line in told(narration, steps, caplog) if "training" in line or "storage" in line]
+    caplog.clear()
+    lines = told(narration, [("evaluate", {"storage": 2.0, "training": 5.0})], caplog)
+    assert lines == ["[7/9] training … 5.0 s", "[8/9] storage … 2.0 s"]
+
+
 def test_a_clock_tells_what_begins() -> None:
     heard: list[str] = []
     clock = StageClock(began=lambda stage, seconds: heard.append(f"{stage} {sorted(seconds)}"))
