@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install gptq demo test lint types docs check bench clean
+.PHONY: help install gptq demo test lint types docs check bench engines clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ check: lint types docs test  ## everything that must be green before a commit
 
 bench: $(READY)  ## speed as ratios measured in one run
 	$(BIN)/python -m svdexp.bench
+
+engines: $(READY)  ## compressed models in the programs that people run models with, ARGS="vllm": in one; docs/engines.md
+	$(BIN)/python -m svdexp.bench.engines $(ARGS)
 
 clean:  ## remove the environment and what tools leave; runs and their cache, in outputs/, stay
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Command line: `python -m svdexp.bench.engines`; compressed models in the programs that people run models with."""

@@ -1,0 +1,46 @@
+"""What is run, and where: another engine is another entry of ENGINES and its folder in launch/engines/."""
+
+from typing import NamedTuple
+
+DENSE = "dense"
+PERPLEXITIES, SPEEDS = "perplexity", ("prefill", "decode")
+
+
+class Form(NamedTuple):
+    """A model that an engine is given: words of `python -m svdexp`, then of `python -m svdexp.export`.
+
+    What is run is the export where there are words of it, else the run's checkpoint.
+    """
+
+    compress: tuple[str, ...]
+    export: tuple[str, ...] = ()
+
+
+class Engine(NamedTuple):
+    """The forms that an engine is given beside the dense model, and how its environment is made.
+
+    `install` are the words of one `pip` after the other, run in the engine's folder of launch/engines/; without any the
+    engine runs in svdexp's own environment.
+    """
+
+    forms: tuple[str, ...]
+    install: tuple[tuple[str, ...], ...] = ()
+
+
+FORMS = {
+    "factors": Form(("storage=factors",)),
+    "pivot": Form(("storage=pivot",)),
+    "gptq4": Form(("storage=gptq4", "method.allocation.rank_align=32")),
+}
+ENGINES = {
+    "transformers": Engine(("factors", "pivot", "gptq4")),
+    # Of the three packages the wheels that indices have beside this torch do not import, and text needs none of them.
+    "vllm": Engine(
+        ("factors",),
+        (
+            ("install", "-r", "torch.txt"),
+            ("install", "-r", "requirements.txt"),
+            ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),
+        ),
+    ),
+}
