@@ -84,8 +84,13 @@ class Method:
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the weighting looks at gradients."""
-        return self.weighting is not None and bool(of_backward(self.weighting.needs))
+        """Whether weighting or storage looks at gradients."""
+        return self.weighting is not None and bool(of_backward([*self.weighting.needs, *self.needs_of_storage]))
+
+    @property
+    def needs_of_storage(self) -> tuple[str, ...]:
+        """The statistics that it looks at, of all layers or of experts."""
+        return (*self.storage.needs, *self.storage.needs_of_experts)
 
     def statistics(self, layers: Iterable[Matrix]) -> dict[str, tuple[str, ...]]:
         """Which statistics the weighting is given, and beside it the storage, by layer."""
@@ -100,7 +105,8 @@ class Method:
         if self.weighting is None:
             return ()
         reduced = takes_smaller_side(self.numerics, m, n) and not (self.storage.split or self.measures or lent)
-        return tuple(dict.fromkeys([*needs_of(self.weighting, m, n, reduced), *self.storage.needs]))
+        kept = self.needs_of_storage if lent else self.storage.needs
+        return tuple(dict.fromkeys([*needs_of(self.weighting, m, n, reduced), *kept]))
 
     @property
     def measures(self) -> bool:
@@ -149,12 +155,13 @@ class Method:
             f"method.weighting={type(self.weighting).__name__} needs the statistics {', '.join(unknown)}; there are "
             f"only {', '.join(STATISTICS)}",
         )
-        gradients = of_backward(self.weighting.needs)
-        if gradients and self.traversal is Traversal.blockwise:
-            raise UserError(
-                f"method.traversal=blockwise runs no backward pass, but the weighting needs {gradients[0]}; "
-                "use method.traversal=dense"
-            )
+        for part, needs in (("the weighting", self.weighting.needs), ("the storage", self.needs_of_storage)):
+            gradients = of_backward(needs)
+            if gradients and self.traversal is Traversal.blockwise:
+                raise UserError(
+                    f"method.traversal=blockwise runs no backward pass, but {part} needs {gradients[0]}; "
+                    "use method.traversal=dense"
+                )
 
     def _refuse_idle_knobs(self) -> None:
         """Raise UserError for an option that this method's other parts leave without effect."""

@@ -184,7 +184,8 @@ class Budget:
     """`ratio` of the dense bits of all layers in `shapes` (name → (m, n)).
 
     `rank_align` restricts ranks to its multiples, except in matrices smaller than one multiple. `fixed` are the ranks
-    of layers that are decided already: they are not in `shapes`, and what they cost is not in `ratio`.
+    of layers that are decided already: they are not in `shapes`, and what they cost is not in `ratio`. `beside` is what
+    experts pay, at any rank and whole, of what they keep together, in bits.
     """
 
     ratio: float
@@ -192,6 +193,7 @@ class Budget:
     storage: Storage
     rank_align: int = 1
     fixed: Ranks = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
 
     def aligned(self, multiple: int) -> "Budget":
         """The same budget with every rank a multiple of `multiple`."""
@@ -227,7 +229,8 @@ class Budget:
     def bits(self, name: str, rank: int | None) -> int:
         """Bits at `rank`; None is whole."""
         shape = self.shapes[name]
-        return self.storage.whole_bits(*shape) if rank is None else self.storage.bits(rank, *shape)
+        own = self.storage.whole_bits(*shape) if rank is None else self.storage.bits(rank, *shape)
+        return own + self.beside.get(name, 0)
 
     @property
     def total(self) -> float:
@@ -246,7 +249,7 @@ class Budget:
 
     def ladder(self, name: str) -> Ladder:
         """The sizes that the layer can have."""
-        return self._ladders[self.shapes[name]]
+        return self._ladders[self.shapes[name], self.beside.get(name, 0)]
 
     def lowest(self) -> Ranks:
         """Every layer at its cheapest.
@@ -347,15 +350,16 @@ class Budget:
         return {name: self.ladder(name).rank(rung) for name, rung in rungs.items()}
 
     @cached_property
-    def _ladders(self) -> dict[tuple[int, int], Ladder]:
-        return {shape: self._build_ladder(*shape) for shape in set(self.shapes.values())}
+    def _ladders(self) -> dict[tuple[tuple[int, int], int], Ladder]:
+        kinds = {(shape, self.beside.get(name, 0)) for name, shape in self.shapes.items()}
+        return {(shape, beside): self._build_ladder(*shape, beside) for shape, beside in kinds}
 
-    def _build_ladder(self, m: int, n: int) -> Ladder:
+    def _build_ladder(self, m: int, n: int, beside: int) -> Ladder:
         step = self.rank_align if self.rank_align <= min(m, n) else 1
         rungs: list[tuple[int, int]] = []
-        cheapest = whole = self.storage.whole_bits(m, n)
+        cheapest = whole = self.storage.whole_bits(m, n) + beside
         for rank in range(min(m, n) // step * step, 0, -step):
-            bits = self.storage.bits(rank, m, n)
+            bits = self.storage.bits(rank, m, n) + beside
             if bits < cheapest:
                 rungs.append((rank, bits))
                 cheapest = bits

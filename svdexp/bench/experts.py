@@ -1,4 +1,4 @@
-"""A layer of experts in factors against the dense one, as transformers runs it."""
+"""A layer of experts in factors, or pivots, against the dense one, as transformers runs it."""
 
 import copy
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ from torch import nn
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
+from svdexp.bench.layers import layer
 from svdexp.bench.timing import Row, speedup
-from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import matrices_in
 
 EXPERTS, CHOSEN, HIDDEN = 32, 4, 512
 KEPT = 0.4
+STORAGES = ("factors", "pivot")
 TOKENS = {"prefill 1024": 1024, "prefill 64": 64, "decode 1": 1}
 
 
@@ -32,13 +33,15 @@ def dense(dtype: torch.dtype, hidden: int = HIDDEN) -> nn.ModuleDict:
     return nn.ModuleDict({"experts": experts.to(dtype)})
 
 
-def compressed(model: nn.ModuleDict) -> nn.ModuleDict:
-    """The same in factors that take KEPT of its numbers; what they compute does not matter."""
+def compressed(model: nn.ModuleDict, storage: str = "factors") -> nn.ModuleDict:
+    """The same in a storage that takes KEPT of its numbers; what they compute does not matter."""
     model = copy.deepcopy(model)
     for matrix in matrices_in(model):
-        rank = int(KEPT * matrix.m * matrix.n / (matrix.m + matrix.n))
-        factors = Factors(torch.randn(matrix.m, rank) / rank**0.5, torch.randn(rank, matrix.n) / matrix.n**0.5)
-        matrix.put(model, low_rank_layer(factors, None, matrix.weight(model)))
+        W = matrix.weight(model)
+        made = layer(storage, matrix.m, matrix.n, KEPT).to(W.dtype).requires_grad_(False)
+        for weight in made.parameters():
+            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        matrix.put(model, made)
     return model
 
 
@@ -52,10 +55,11 @@ def rows() -> Iterator[Row]:
     """Every comparison."""
     for dtype in (torch.float32, torch.bfloat16):
         plain = dense(dtype)
-        ours = compressed(plain)
-        for what, tokens in TOKENS.items():
-            arguments = given(tokens, dtype)
-            with torch.no_grad():
-                ratio = speedup(partial(ours["experts"], *arguments), partial(plain["experts"], *arguments))
-            name = str(dtype).removeprefix("torch.")
-            yield Row(f"{EXPERTS} experts, {what}, kept {KEPT}, {name}", "dense experts", "(1024, 512)", ratio)
+        for storage in STORAGES:
+            ours = compressed(plain, storage)
+            for what, tokens in TOKENS.items():
+                arguments = given(tokens, dtype)
+                with torch.no_grad():
+                    ratio = speedup(partial(ours["experts"], *arguments), partial(plain["experts"], *arguments))
+                name = f"{storage}, {what}, kept {KEPT}, {str(dtype).removeprefix('torch.')}"
+                yield Row(f"{EXPERTS} experts in {name}", "dense experts", "(1024, 512)", ratio)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from svdexp.calibration.statistics import GradGram, Gram, SecondMoment
-from svdexp.models.matrices import Matrix
+from svdexp.models.matrices import Matrix, stacks
 from svdexp.models.structure import abbreviated
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,13 @@ Accumulators = Mapping[str, Mapping[str, Any]]
 def lend(layers: Sequence[Matrix], inputs: Accumulators, gradients: Accumulators) -> None:
     """Let experts among `layers` lend one another, in the accumulators of each layer, by its name."""
     others = [layer for layer in layers if layer.rivals is None]
-    stacks: dict[str, list[Matrix]] = {}
-    for layer in layers:
-        if layer.rivals is not None:
-            stacks.setdefault(layer.rivals, []).append(layer)
-    grams = {stack: _of(Gram, members, inputs) for stack, members in stacks.items()}
+    together = stacks(layers)
+    grams = {stack: _of(Gram, members, inputs) for stack, members in together.items()}
     seen = [sum(one.count for one in found.values()) for found in grams.values()]
     # of experts alone only their ratios matter
     tokens = max([*(one.count for one in _of(Gram, others, inputs).values()), *([] if others else seen)], default=0)
     _tell([name for found in grams.values() for name, one in found.items() if one.count == 0])
-    for stack, members in stacks.items():
+    for stack, members in together.items():
         shares = {name: min(1.0, (one.count + 1) / max(tokens, 1)) for name, one in grams[stack].items()}
         pool(grams[stack].values())
         for name, one in grams[stack].items():

@@ -225,6 +225,17 @@ class Fisher(Mean):
         return 2 * m * n
 
 
+class FisherSum(Fisher):
+    """Σ (∂loss/∂W)² per element of W, (m, n), over all windows, also those that do not reach an expert.
+
+    So experts compare: a mean would be one over the windows that reach each.
+    """
+
+    def result(self) -> torch.Tensor:
+        """The sum."""
+        return self.total
+
+
 # Of x, shared by layers that one tensor feeds; all others are each layer's own.
 INPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"gram": Gram, "abs_mean": AbsMean, "abs_max": AbsMax}
 OUTPUT_STATISTICS: dict[str, type[VectorStatistic]] = {"output_gram": OutputGram}
@@ -232,6 +243,7 @@ GRADIENT_STATISTICS: dict[str, type[GradientStatistic]] = {
     "grad_gram": GradGram,
     "clipped_grad_gram": ClippedGradGram,
     "fisher": Fisher,
+    "fisher_sum": FisherSum,
 }
 INPUT_GRADIENT_STATISTICS: dict[str, type[VectorStatistic]] = {"input_grad_gram": InputGradGram}
 # The names of all.

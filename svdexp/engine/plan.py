@@ -10,7 +10,7 @@ from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
 from svdexp.engine.size import NearDense, Size, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
-from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.matrices import Matrix, Ranks, stacks
 from svdexp.models.structure import (
     Targets,
     abbreviated,
@@ -23,6 +23,7 @@ from svdexp.models.structure import (
     vectors,
 )
 from svdexp.runtime.errors import UserError
+from svdexp.storage import Storage, shared_out
 
 # What a model is planned for whose ratio is searched for: the middle of what that mostly comes to.
 EXPECTED = 0.8
@@ -61,6 +62,7 @@ def plan(model: PreTrainedModel, method: Method, ratio: Size, targets: Targets) 
     if hasattr(model.config, "svdexp"):
         raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
     layers = find_matrices(model, targets)
+    method.storage.require_use(layers)
     require_next_token(model)
     if method.replay:
         require_replayable(model, *method.replay)
@@ -101,7 +103,7 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
     Raises:
         UserError: fixed ranks that do not fit a layer or the budget, and a budget that the shapes alone rule out.
     """
-    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage)
+    budget = Budget(ratio, {x.name: (x.m, x.n) for x in layers}, method.storage, beside=beside(layers, method.storage))
     if targets.ranks and method.storage.menu:
         raise UserError(
             "targets.ranks says nothing of forms: use method.allocation.only, which says what matrices may be"
@@ -113,6 +115,15 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
     if rest.shapes and isinstance(method.allocation, Foreseen):
         method.allocation.require_room(rest)
     return budget, fixed
+
+
+def beside(layers: Sequence[Matrix], storage: Storage) -> dict[str, int]:
+    """What each expert pays of what `storage` keeps once for a stack, in bits."""
+    found = {}
+    for members in stacks(layers).values():
+        parts = shared_out(storage.common_bits(members[0].m, members[0].n), len(members))
+        found |= {matrix.name: part for matrix, part in zip(members, parts, strict=True)}
+    return found
 
 
 def without(

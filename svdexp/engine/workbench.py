@@ -1,14 +1,14 @@
 """Decompositions of one group of layers at a time, computed at most once per identity."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.calibration import StatisticsSource
+from svdexp.calibration import Statistics, StatisticsSource
 from svdexp.factorisation.decompose import Decomposition, decompose
 from svdexp.factorisation.weighting import Weighting
-from svdexp.models.matrices import Matrix, Ranks
+from svdexp.models.matrices import Matrix, Ranks, stacks
 from svdexp.models.residency import at_hand
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.shelves import Shelf
@@ -57,13 +57,16 @@ class Workbench:
         tensors: dict[str, torch.Tensor] = {}
         aside: dict[str, torch.Tensor] = {}
         with self.clock("factorisation"), at_hand(self.model, group):
+            together = self._common(statistics)
             for matrix in (matrix for matrix in self.layers if matrix.name in statistics):
                 found = statistics.pop(matrix.name)  # not all are needed to the end
-                rest, kept = self.storage.target(matrix.weight(self.model), found.get("gram"))
+                shared = together.get(matrix.rivals or "")
+                rest, kept = self.storage.target(matrix.weight(self.model), found.get("gram"), shared)
                 done = decompose(rest, self.weighting(found), numerics=self.numerics)
                 part = done if self.ranks is None else done.keep(self.ranks[matrix.name])
                 tensors |= {f"{matrix.name}/{key}": value for key, value in vars(part).items()}
-                aside |= {f"{matrix.name}/{key}": value for key, value in (kept or {}).items()}
+                owner = matrix.name if shared is None else matrix.rivals
+                aside |= {f"{owner}/{key}": value for key, value in (kept or {}).items()}
         if aside:
             self.shelf.put(f"{group}{KEPT}", aside)
         self.shelf.put(group, tensors)
@@ -71,12 +74,24 @@ class Workbench:
 
     def kept(self, group: str, name: str) -> Kept | None:
         """What the storage keeps of the layer `name` of `group` beside its factors."""
-        if not self.storage.split:
+        matrix = next(matrix for matrix in self.layers if matrix.name == name)
+        if not self.storage.divides(matrix):
             return None
         if self.shelf.get(f"{group}{KEPT}") is None:
             self.decompose(group)
-        aside, start = self.shelf.get(f"{group}{KEPT}") or {}, f"{name}/"
-        return {key.removeprefix(start): value for key, value in aside.items() if key.startswith(start)}
+        aside = self.shelf.get(f"{group}{KEPT}") or {}
+        owners = (name, matrix.rivals)
+        return {key.rpartition("/")[2]: value for key, value in aside.items() if key.rpartition("/")[0] in owners}
+
+    def _common(self, statistics: Mapping[str, Statistics]) -> dict[str, Kept]:
+        """What the storage keeps once for the experts of a stack, by its name."""
+        found = {}
+        for stack, members in stacks(matrix for matrix in self.layers if matrix.name in statistics).items():
+            weights = [matrix.weight(self.model) for matrix in members]
+            common = self.storage.common(weights, [statistics[matrix.name] for matrix in members])
+            if common is not None:
+                found[stack] = common
+        return found
 
     def _find(self, group: str, names: Collection[str], keys: Collection[str]) -> dict[str, Decomposition]:
         wanted = {f"{name}/{key}" for name in names for key in keys}

@@ -61,6 +61,10 @@ class Matrix:
         """What it shares with the matrices of other experts; None where every token goes through it."""
         return self.family.rivals(self.name)
 
+    def beside(self, model: nn.Module) -> list[torch.Tensor]:
+        """What its layer computes with and holds together with its rivals'."""
+        return self.family.beside(model, self.name)
+
     def computes(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> bool:
         """Whether its dense layer, called with `args`, made W x + b of one argument x."""
         return self.family.computes(self.layer(model), args, output)
@@ -104,6 +108,15 @@ def named(model: nn.Module, names: Iterable[str]) -> list[Matrix]:
     """The dense matrices of `model` that are called by `names`."""
     found = {matrix.name: matrix for matrix in matrices_in(model)}
     return [found[name] for name in names]
+
+
+def stacks(matrices: Iterable[Matrix]) -> dict[str, list[Matrix]]:
+    """The experts' matrices among `matrices`, by what they share."""
+    found: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.rivals is not None:
+            found.setdefault(matrix.rivals, []).append(matrix)
+    return found
 
 
 def layers_of(model: nn.Module, matrices: Iterable[Matrix]) -> dict[str, nn.Module]:

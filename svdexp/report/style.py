@@ -10,6 +10,7 @@ from math import ceil, floor, isfinite, log10
 # tell lines apart in print, too.
 COLOURS = {
     "asvd": "#b07a00",
+    "d2_moe": "#4f6fd8",
     "dobi": "#a35fd0",
     "dobi_noremap": "#7a6cf0",
     "dobi_uniform": "#d6479b",

@@ -4,7 +4,8 @@ Add a storage with one file here, its YAML in conf/storage/, and its layer in mo
 """
 
 from svdexp.storage.awq import AWQStorage
-from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, stored_bits
+from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, bits_of, shared_out, stored_bits
+from svdexp.storage.delta import DeltaStorage
 from svdexp.storage.factors import FactorStorage, largest_rank
 from svdexp.storage.forms import FormStorage
 from svdexp.storage.pivot import PivotStorage
@@ -15,6 +16,7 @@ from svdexp.storage.residual import ResidualStorage
 __all__ = [
     "NUMBER_BITS",
     "AWQStorage",
+    "DeltaStorage",
     "FactorStorage",
     "Form",
     "FormStorage",
@@ -25,6 +27,8 @@ __all__ = [
     "RemapStorage",
     "ResidualStorage",
     "Storage",
+    "bits_of",
     "largest_rank",
+    "shared_out",
     "stored_bits",
 ]

@@ -1,14 +1,16 @@
 """What every storage can do: one abstract class, and below it finals, which nobody derives from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from svdexp.calibration import Statistics
 from svdexp.data.reads import described
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix
@@ -68,10 +70,29 @@ class Storage(ABC):
             UserError: it cannot hold these numbers.
         """
 
+    def require_use(self, matrices: Sequence[Matrix]) -> None:  # noqa: B027
+        """Raise UserError where it is of no use to any of `matrices`."""
+
     @property
     def needs(self) -> tuple[str, ...]:
         """The statistics of svdexp.calibration that `target` looks at, beside those of the weighting."""
         return ()
+
+    @property
+    def needs_of_experts(self) -> tuple[str, ...]:
+        """The statistics that `common` looks at, of experts alone."""
+        return ()
+
+    def common(self, weights: Sequence[torch.Tensor], statistics: Sequence[Statistics]) -> Kept | None:
+        """What the experts of a stack keep together, from their W (m, n) and statistics; None: nothing.
+
+        `target` and `layer` get it as what is kept of each of them. It must be counted in `common_bits`.
+        """
+        return None
+
+    def common_bits(self, m: int, n: int) -> int:
+        """Stored bits of what experts of shape (m, n) keep together, once for a stack."""
+        return 0
 
     def target(
         self, W: torch.Tensor, C: torch.Tensor | None = None, kept: Kept | None = None
@@ -83,7 +104,7 @@ class Storage(ABC):
         Args:
             W: the dense weight.
             C: second moment of the inputs, (n, n), where `needs` asks for "gram".
-            kept: what it gave before; then it looks at nothing else.
+            kept: what it gave before, or is `common` to experts; then it looks at nothing else.
         """
         return W, None
 
@@ -96,6 +117,10 @@ class Storage(ABC):
     def split(self) -> str | None:
         """Which part of W is decomposed, in words for the identity of decompositions; None where it is all of W."""
         return None if type(self).target is Storage.target else described(self)
+
+    def divides(self, matrix: Matrix) -> bool:
+        """Whether that is so of `matrix`."""
+        return self.split is not None
 
     def multiplied(self, rank: int, m: int, n: int) -> int:
         """Entries of the matrices by which the layer multiplies a token: those of A (m, r) and B (r, n)."""
@@ -164,7 +189,18 @@ class Form:
 def stored_bits(module: nn.Module) -> int:
     """Bits of a layer's tensors, counted; biases are left out, because no method changes them."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return sum(t.numel() * width(t) for name, t in tensors if name.rpartition(".")[2] != "bias")
+    return bits_of(tensor for name, tensor in tensors if name.rpartition(".")[2] != "bias")
+
+
+def bits_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Stored bits of tensors."""
+    return sum(tensor.numel() * width(tensor) for tensor in tensors)
+
+
+def shared_out(bits: int, count: int) -> list[int]:
+    """Whole bits for each of `count`, as even as can be, `bits` together."""
+    ends = [bits * number // count for number in range(count + 1)]
+    return [end - start for start, end in pairwise(ends)]
 
 
 def width(tensor: torch.Tensor) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import svdexp
 from svdexp.allocation import Uniform
@@ -16,16 +16,18 @@ from svdexp.method import Method
 from svdexp.models.factors import low_rank_layer
 from svdexp.models.hooks import input_hooks
 from svdexp.models.matrices import layers_of
-from svdexp.models.portable import svdexp_experts
+from svdexp.models.portable import svdexp_experts, svdexp_products
 from svdexp.models.portable.svdexp_experts import ExpertList
+from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.models.residency import at_hand, running
 from svdexp.models.structure import stored_bytes, stored_tensors
 from svdexp.runtime.shelves import Cache
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, PivotStorage, Storage
 from tests.support.experts import EXPERTS, experts_in, tiny_experts
 from tests.support.shrunk import truncated
 from tests.support.streaming import streamed
 
+FACTORS = FactorStorage()
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
@@ -35,11 +37,11 @@ def name(request: pytest.FixtureRequest) -> str:
     return found
 
 
-def put(model: PreTrainedModel, ranks: dict[str, int]) -> None:
+def put(model: PreTrainedModel, ranks: dict[str, int], storage: Storage = FACTORS) -> None:
     """Give experts ranks."""
     for matrix in (matrix for matrix in experts_in(model) if matrix.name in ranks):
         W = matrix.weight(model)
-        matrix.put(model, low_rank_layer(truncated(W, ranks[matrix.name]), None, W))
+        matrix.put(model, storage.layer(truncated(W, ranks[matrix.name]), None, W))
 
 
 def many_ranks(model: PreTrainedModel, start: int = 2) -> dict[str, int]:
@@ -82,17 +84,54 @@ def test_full_rank_is_the_identity(name: str) -> None:
     torch.testing.assert_close(model(TOKENS).logits, before, atol=2e-5, rtol=1e-4)
 
 
-def test_side_by_side_is_what_one_by_one_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", [FACTORS, PivotStorage()], ids=["factors", "pivot"])
+@pytest.mark.parametrize("operators", [True, False])
+def test_side_by_side_is_what_one_by_one_is(
+    name: str, storage: Storage, operators: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without compiled operators."""
+    if not operators:
+        for module in (svdexp_products, svdexp_experts):
+            monkeypatch.setattr(module, "ready", lambda: False)
     model = tiny_experts(name)
     ranks = many_ranks(model)
     del ranks[next(iter(ranks))]  # stays dense
-    put(model, ranks)
+    put(model, ranks, storage)
     grouped = model(TOKENS).logits
     lists = [part for part in model.modules() if isinstance(part, ExpertList)]
     assert sum("groups" in vars(part) for part in lists) == len(lists) - 1
     assert max(len(vars(part).get("groups", ())) for part in lists) > 1
     monkeypatch.setattr(svdexp_experts, "_has_grouped_product", lambda x: False)
     torch.testing.assert_close(model(TOKENS).logits, grouped)
+
+
+def test_few_tokens_go_through_the_layers_of_the_experts_that_they_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_experts("mixtral")
+    put(model, many_ranks(model))
+    expected, calls = model(TOKENS).logits, list[object]()
+    monkeypatch.setattr(svdexp_experts, "grouped", lambda *args: calls.append(args))
+    monkeypatch.setattr(svdexp_experts, "ready", lambda: True)
+    cache = DynamicCache(config=model.config)
+    for index in range(3):
+        found = model(TOKENS[:1, index : index + 1], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(found[:, -1], expected[:1, 2], atol=1e-5, rtol=1e-4)
+    assert not calls
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_pivots_side_by_side_are_loaded_as_they_were(name: str, tmp_path: Path) -> None:
+    model = tiny_experts(name)
+    ranks = many_ranks(model)
+    put(model, ranks, PivotStorage())
+    before = model(TOKENS).logits
+    orders = {name: part.order.clone() for name, part in model.named_modules() if isinstance(part, PivotLinear)}
+    label(model, ranks)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(again(TOKENS).logits, before)
+    assert len(orders) == len(ranks)
+    assert all(torch.equal(again.get_submodule(name).order, order) for name, order in orders.items())
+    torch.testing.assert_close(copy.deepcopy(model)(TOKENS).logits, before)
 
 
 def test_what_is_changed_counts_at_once(name: str) -> None:

@@ -30,6 +30,7 @@ from svdexp.models.portable.svdexp_products import (
     fitting,
     quicken,
     reordered,
+    reordered_each,
     unquicken,
     without_onednn,
 )
@@ -105,6 +106,22 @@ def test_channels_are_reordered_to_the_last_bit() -> None:
         assert reordered(x[:0], order).shape == (0, 5, width)
     with pytest.raises(RuntimeError, match="no permutation"):
         OPERATORS["reordered"](torch.ones(2, 3), torch.tensor([0, 1, 3], dtype=torch.int16))
+
+
+@pytest.mark.parametrize("built", [False, pytest.param(True, marks=compiled)])
+def test_every_row_is_reordered_by_an_order_of_its_own(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svdexp_products, "ready", lambda: built)
+    which = torch.tensor([2, 0, 0, 1, 2])
+    for dtype, width in itertools.product((*FORMATS, torch.float64), (7, 70)):
+        orders = torch.stack([torch.randperm(width).short() for _ in range(3)])
+        x = torch.randn(5, width).to(dtype)
+        expected = torch.stack([row[orders[index].long()] for row, index in zip(x, which, strict=True)])
+        assert torch.equal(reordered_each(x, orders, which), expected)
+        assert torch.equal(reordered_each(x[:0], orders, which[:0]), x[:0])
+    if built:
+        for wrong in (torch.tensor([0, 3]), torch.tensor([0, -1]), torch.tensor([0])):
+            with pytest.raises(RuntimeError, match=r"no such order|no order for each row"):
+                OPERATORS["reordered_each"](torch.ones(2, 7), orders[:, :7].argsort().short(), wrong)
 
 
 @compiled

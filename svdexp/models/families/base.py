@@ -44,6 +44,10 @@ class Family(ABC):
         """
         return None
 
+    def beside(self, model: nn.Module, name: str) -> list[torch.Tensor]:
+        """What the layer of the matrix called `name` computes with and holds together with its rivals'."""
+        return []
+
     @abstractmethod
     def is_dense(self, layer: nn.Module) -> bool:
         """Whether a layer is the model's own."""

@@ -130,6 +130,12 @@ class Experts(Linear):
         """The stack."""
         return name.rpartition(".")[0]
 
+    def beside(self, model: nn.Module, name: str) -> list[torch.Tensor]:
+        """What the list has."""
+        experts, key, _ = _place(model, name)
+        layers = experts._modules.get(key)
+        return [] if layers is None else list(layers.parameters(recurse=False))
+
     def parameter(self, layer: nn.Module) -> torch.Tensor:
         """The stack, where there is one."""
         return layer.stack if isinstance(layer, Slice) else super().parameter(layer)

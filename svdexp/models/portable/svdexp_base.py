@@ -20,6 +20,8 @@ class Replacement(nn.Module):
         options: what its constructor takes beside a shape, by keyword; its layers have it as attributes.
         switches: further options that are False where config.json does not name them.
         keeps_whole: whether it can keep a matrix that is not factorised, with a rank of None.
+        form: which of svdexp_products.FORMS it is, where the experts of a stack can multiply together; None: each does
+            by itself.
         sides: its children on the side of the outputs and of the inputs, which several devices can split as they do a
             dense layer; None where there are none.
     """
@@ -28,6 +30,7 @@ class Replacement(nn.Module):
     options: ClassVar[tuple[str, ...]] = ()
     switches: ClassVar[tuple[str, ...]] = ()
     keeps_whole: ClassVar[bool] = False
+    form: ClassVar[str | None] = None
     sides: ClassVar[tuple[str, str] | None] = None
 
     @property

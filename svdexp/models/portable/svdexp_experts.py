@@ -5,11 +5,12 @@ transformers keeps the experts of a block in stacks: `gate_up_proj`, or `up_proj
 third expert is `…experts.down_proj.2`. All else that the experts have, such as biases, stays as it is, and they are
 called as before.
 
-No loop over experts runs where grouped products serve: tokens are sorted by expert, and the factors of experts with
-similar ranks lie side by side in one tensor, filled up with zeros, of which the layers' own weights are views.
+No loop over experts runs where grouped products serve: tokens are sorted by expert, and the factors, or pivots and
+coefficients, of experts with similar ranks lie side by side in one tensor, filled up with zeros, of which the layers'
+own weights are views.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from inspect import isfunction
 from types import MethodType
@@ -19,6 +20,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .svdexp_operator import ready
+from .svdexp_products import FEW, is_open, reordered_each
+
 STACKS = ("gate_up_proj", "up_proj", "down_proj")
 # Ranks of one tensor are at least this share of its largest: what is filled up costs memory and products.
 SIMILAR = 0.8
@@ -26,8 +30,12 @@ SIMILAR = 0.8
 ALIGNED = 16
 # What they multiply.
 GROUPED = (torch.float32, torch.bfloat16, torch.float16)
-# The children of a layer of the kind that does.
-SIDES = ("rank_in", "rank_out")
+# The children by which a layer of each form that does multiplies, in the order of use (svdexp_products.py).
+STEPS = {
+    "pair": ("rank_in", "rank_out"),
+    "columns": ("coefficients", "pivots"),
+    "rows": ("pivots", "coefficients"),
+}
 
 
 class Layout(NamedTuple):
@@ -46,10 +54,24 @@ class Layout(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Which expert gets which rows of a tensor that is sorted by expert: the expert of each, and the counts (E,)."""
+    """Which expert gets which rows of a tensor that is sorted by expert.
+
+    Attributes:
+        experts: the expert of each row.
+        counts: how many rows each expert has, (E,).
+        tokens: what the rows are taken of, (tokens, n), and of which of it each, where they are so taken.
+    """
 
     experts: torch.Tensor
     counts: torch.Tensor
+    tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of_all(self, product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """`product` of each row of x, made once of every token where these are fewer."""
+        if self.tokens is None or len(self.tokens[0]) >= len(x):
+            return product(x)
+        tokens, which = self.tokens
+        return product(tokens)[which]
 
     @property
     def unknown(self) -> bool:
@@ -96,29 +118,43 @@ class ExpertList(nn.ModuleList):
 
     def forward(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Each row of x (rows, n) through its expert's layer: (rows, m)."""
-        pairs = None if rows.unknown or not _has_grouped_product(x) else self._pairs()
-        return one_by_one(self, x, rows) if pairs is None else grouped(self._groups(pairs), pairs, x, rows)
+        base = self._parameters.get("base")
+        few = _few(x) and base is None
+        parts = None if rows.unknown or few or not _has_grouped_product(x) else self._parts()
+        if parts is None:
+            return one_by_one(self, x, rows)
+        y = grouped(self._groups(parts), parts, x, rows)
+        return y if base is None else y + rows.of_all(partial(nn.functional.linear, weight=base), x)
 
-    def _pairs(self) -> "list[Pair] | None":
-        """The factors, if all layers are plain pairs of them that nobody listens to and nobody trains."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Take a layer; a parameter `base` is here as long as some layer computes with it (svdexp_delta.py)."""
+        super().__setattr__(name, value)
+        if hasattr(value, "share"):
+            value.share(self)
+        elif "base" in self._parameters and not any(hasattr(layer, "share") for layer in self.children()):
+            del self._parameters["base"]
+
+    def _parts(self) -> "list[Parts] | None":
+        """What the layers hold, if all are plain ones of one form that nobody listens to and nobody trains."""
         layers: list[Any] = list(self._modules.values())
-        if not all(map(_is_plain, layers)):
+        form = getattr(layers[0], "form", None)
+        if form not in STEPS or not all(type(layer) is type(layers[0]) and _is_plain(layer, form) for layer in layers):
             return None
-        pairs: list[Pair] = [[layer._modules[side]._parameters["weight"] for side in SIDES] for layer in layers]
-        trained = torch.is_grad_enabled() and any(weight.requires_grad for pair in pairs for weight in pair)
-        return None if trained else pairs
+        parts = [Parts.of(layer, form) for layer in layers]
+        trained = torch.is_grad_enabled() and any(one.inner.requires_grad or one.outer.requires_grad for one in parts)
+        return None if trained else parts
 
-    def _groups(self, pairs: "Sequence[Pair]") -> "list[Group]":
+    def _groups(self, parts: "Sequence[Parts]") -> "list[Group]":
         groups: list[Group] | None = self.__dict__.get("groups")
-        if groups is None or not all(group.holds(pairs) for group in groups):
-            groups = self.__dict__["groups"] = side_by_side(pairs)
+        if groups is None or not all(group.holds(parts) for group in groups):
+            groups = self.__dict__["groups"] = side_by_side(parts)
         return groups
 
     def apart(self) -> None:
-        """Give each layer weights of its own again."""
+        """Give each layer tensors of its own again."""
         for layer in self.children():
-            for weight in layer.parameters() if self.__dict__.get("groups") else ():
-                weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+            for tensor in (*layer.parameters(), *layer.buffers()) if self.__dict__.get("groups") else ():
+                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         self.__dict__.pop("groups", None)
 
 
@@ -127,12 +163,11 @@ def heard(layers: Iterable[Any]) -> bool:
     return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
-def _is_plain(layer: Any) -> bool:
-    if getattr(layer, "kind", None) != "factors":
+def _is_plain(layer: Any, form: str) -> bool:
+    if layer.bias is not None:
         return False
-    inner, outer = layer._modules["rank_in"], layer._modules["rank_out"]
-    plain = type(inner) is type(outer) is nn.Linear and outer._parameters["bias"] is None
-    return plain and not heard((layer, inner, outer))
+    steps = [layer._modules[step] for step in STEPS[form]]
+    return all(type(step) is nn.Linear for step in steps) and not heard((layer, *steps))
 
 
 def _has_grouped_product(x: torch.Tensor) -> bool:
@@ -141,90 +176,173 @@ def _has_grouped_product(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
 
 
-class Group(NamedTuple):
-    """Experts of similar ranks whose factors lie side by side in two tensors, B (E, R, n) and Aᵀ (E, R, m).
+def _few(x: torch.Tensor) -> bool:
+    """Whether layers multiply these rows by compiled operators, so that those of the few experts hit take less time."""
+    return len(x) <= FEW and is_open(x) and not torch.compiler.is_compiling() and ready()
 
-    These are not kept here: they are where the layers' weights are, and gone when these are.
+
+class Parts(NamedTuple):
+    """What a layer of rank r holds, in one of three forms:
+
+    pair      y = A (B x)                      inner B (r, n),      outer A (m, r)
+    columns   y = P (x[pivots] + C x[others])  inner C (r, n − r),  outer P (m, r),      order (n,): pivots, others
+    rows      y = [P x, C P x][order]          inner P (r, n),      outer C (m − r, r),  order (m,)
+    """
+
+    form: str
+    inner: Any
+    outer: Any
+    order: Any
+
+    @classmethod
+    def of(cls, layer: Any, form: str) -> "Parts":
+        """Those of a layer of `form`."""
+        inner, outer = (layer._modules[step]._parameters["weight"] for step in STEPS[form])
+        return cls(form, inner, outer, layer._buffers.get("order"))
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        rank: int = self.inner.shape[0]
+        return rank
+
+    @property
+    def tensors(self) -> list[Any]:
+        """Those that are there."""
+        return [self.inner, self.outer, *([] if self.order is None else [self.order])]
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where they begin in memory."""
+        return tuple(tensor.data_ptr() for tensor in self.tensors)
+
+
+class Group(NamedTuple):
+    """Experts of similar ranks whose tensors lie side by side in larger ones.
+
+    With R the largest rank, rounded up, and s the smallest, rounded down (`shared`), these are, inner and outerᵀ,
+
+        pair      (E, R, n),      (E, R, m)
+        columns   (E, R, n − s),  (E, R, m)
+        rows      (E, R, n),      (E, R, m − s)
+
+    zero beyond an expert's rank and, where s is taken off, before it: C of rank r begins r − s numbers later. Orders
+    are (E, n) or (E, m). None of it is kept here: it is where the layers' tensors are, and gone when these are.
 
     Attributes:
         experts: their numbers, ascending.
-        rank: R, the largest rank, rounded up.
-        places: where each expert's weights begin in memory, B's and A's.
+        rank: R.
+        shared: s; 0 of pairs.
+        places: where each expert's tensors begin in memory.
     """
 
     experts: tuple[int, ...]
     rank: int
-    places: tuple[tuple[int, int], ...]
+    shared: int
+    places: tuple[tuple[int, ...], ...]
 
-    def holds(self, pairs: "Sequence[Pair]") -> bool:
-        """Whether the weights are still where they were put."""
-        first, last = pairs[self.experts[0]], pairs[self.experts[-1]]
-        if self.places != tuple((pairs[i][0].data_ptr(), pairs[i][1].data_ptr()) for i in self.experts):
+    def holds(self, parts: "Sequence[Parts]") -> bool:
+        """Whether the tensors are still where they were put."""
+        if self.places != tuple(parts[expert].places for expert in self.experts):
             return False
         # then what lies between is of one tensor as well
-        return all(_same_storage(*sides) for sides in zip(first, last, strict=True))
+        first, last = parts[self.experts[0]].tensors, parts[self.experts[-1]].tensors
+        return all(_same_storage(*ends) for ends in zip(first, last, strict=True))
 
-    def factors(self, pairs: "Sequence[Pair]") -> tuple[torch.Tensor, torch.Tensor]:
-        """B and Aᵀ of all, whose weights these `pairs` are."""
-        B, A = pairs[self.experts[0]]
-        return self._all(B.detach()), self._all(A.detach().T)
+    def all(self, parts: "Sequence[Parts]") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """inner and outerᵀ of all, and orders, of the layers that hold `parts`."""
+        first = parts[self.experts[0]]
+        (width_in, width_out), (before_in, before_out) = _widths(first, self.shared), _offsets(first, self.shared)
+        inner = self._spread(first.inner.detach(), width_in, before_in, self.rank)
+        outer = self._spread(first.outer.detach(), width_out, before_out, self.rank)
+        return inner, outer, None if first.order is None else self._spread(first.order, len(first.order), 0)
 
-    def _all(self, first: torch.Tensor) -> torch.Tensor:
-        width = first.shape[1]
-        return first.as_strided((len(self.experts), self.rank, width), (self.rank * width, width, 1))
+    def _spread(self, first: torch.Tensor, width: int, before: int, *rows: int) -> torch.Tensor:
+        """The tensor (E, *rows, width) of which the first expert's begins `before` numbers after the start."""
+        shape = (len(self.experts), *rows, width)
+        strides = (rows[0] * width, width, 1) if rows else (width, 1)
+        return first.as_strided(shape, strides, first.storage_offset() - before)
 
 
 def _same_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-Pair = Sequence[Any]  # the weights B (r, n) and A (m, r) of one layer
+def _offsets(parts: Parts, shared: int) -> tuple[int, int]:
+    """Where a row of an expert's tensor begins in one of the larger tensor, inner and outerᵀ."""
+    later = parts.rank - shared
+    return later * (parts.form == "columns"), later * (parts.form == "rows")
 
 
-def side_by_side(pairs: Sequence[Pair]) -> list[Group]:
-    """Move the weights of factors into tensors of groups."""
-    waiting = sorted(range(len(pairs)), key=lambda expert: -pairs[expert][0].shape[0])
+def _widths(parts: Parts, shared: int) -> tuple[int, int]:
+    """Of a row of the larger tensors, inner and outerᵀ."""
+    before_in, before_out = _offsets(parts, shared)
+    return before_in + parts.inner.shape[1], before_out + parts.outer.shape[0]
+
+
+def side_by_side(parts: Sequence[Parts]) -> list[Group]:
+    """Move the tensors of layers into those of groups."""
+    waiting = sorted(range(len(parts)), key=lambda expert: -parts[expert].rank)
     groups = []
     while waiting:
-        largest = pairs[waiting[0]][0].shape[0]
-        members = [expert for expert in waiting if pairs[expert][0].shape[0] >= SIMILAR * largest]
+        largest = parts[waiting[0]].rank
+        members = [expert for expert in waiting if parts[expert].rank >= SIMILAR * largest]
         waiting = waiting[len(members) :]
-        groups.append(_group(pairs, tuple(sorted(members)), largest))
+        groups.append(_group(parts, tuple(sorted(members))))
     return groups
 
 
-def _group(pairs: Sequence[Pair], experts: tuple[int, ...], largest: int) -> Group:
-    B, A = pairs[experts[0]]
-    step = ALIGNED // B.element_size()
-    rank = -(-largest // step) * step
+def _group(parts: Sequence[Parts], experts: tuple[int, ...]) -> Group:
+    first, ranks = parts[experts[0]], [parts[expert].rank for expert in experts]
+    step = ALIGNED // first.inner.element_size()
+    rank = -(-max(ranks) // step) * step
+    shared = 0 if first.form == "pair" else min(ranks) // step * step
     with torch.inference_mode(False), torch.no_grad():
-        inner, outer = (B.new_zeros(len(experts), rank, width) for width in (B.shape[1], A.shape[0]))
+        inner, outer = (first.inner.new_zeros(len(experts), rank, width) for width in _widths(first, shared))
+        orders = None if first.order is None else torch.stack([parts[expert].order for expert in experts])
         for index, expert in enumerate(experts):
-            B, A = pairs[expert]
-            own = len(B)
-            inner[index, :own], outer[index, :own] = B, A.T
-            B.data, A.data = inner[index, :own], outer[index, :own].T
-    places = tuple((B.data_ptr(), A.data_ptr()) for B, A in (pairs[expert] for expert in experts))
-    return Group(experts, rank, places)
+            one, own = parts[expert], parts[expert].rank
+            before_in, before_out = _offsets(one, shared)
+            inner[index, :own, before_in:], outer[index, :own, before_out:] = one.inner, one.outer.T
+            one.inner.data, one.outer.data = inner[index, :own, before_in:], outer[index, :own, before_out:].T
+            if orders is not None:
+                one.order.data = orders[index]
+    return Group(experts, rank, shared, tuple(parts[expert].places for expert in experts))
 
 
-def grouped(groups: Sequence[Group], pairs: Sequence[Pair], x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """A B x for each row of x (rows, n), sorted by expert, with its expert's factors: (rows, m)."""
+def grouped(groups: Sequence[Group], parts: Sequence[Parts], x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """What its expert's layer makes of each row of x (rows, n), sorted by expert: (rows, m)."""
     if len(groups) == 1:
-        return _product(groups[0], pairs, x, rows.counts)
-    y = x.new_empty(len(x), pairs[0][1].shape[0])
+        return _product(groups[0], parts, x, rows)
+    y = None
     for group in groups:
         members = torch.tensor(group.experts, device=x.device)
         chosen = torch.isin(rows.experts, members).nonzero()[:, 0]
-        y = y.index_copy(0, chosen, _product(group, pairs, x[chosen], rows.counts[members]))
+        own = Rows(torch.searchsorted(members, rows.experts[chosen]), rows.counts[members])
+        made = _product(group, parts, x[chosen], own)
+        y = (x.new_empty(len(x), made.shape[1]) if y is None else y).index_copy(0, chosen, made)
+    assert y is not None
     return y
 
 
-def _product(group: Group, pairs: Sequence[Pair], x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    B, A = group.factors(pairs)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    inner = nn.functional.grouped_mm(x.to(B.dtype), B.mT, offs=ends)
-    return nn.functional.grouped_mm(inner, A, offs=ends)
+def _product(group: Group, parts: Sequence[Parts], x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The same of one group; `rows` number its experts from 0."""
+    inner, outer, orders = group.all(parts)
+    ends, form, shared = rows.counts.cumsum(0, dtype=torch.int32), parts[group.experts[0]].form, group.shared
+    x = x.to(inner.dtype)
+    if form == "columns":
+        assert orders is not None
+        x = reordered_each(x, orders, rows.experts)
+        h = nn.functional.grouped_mm(x[:, shared:], inner.mT, offs=ends).add_(x[:, : group.rank])
+        return nn.functional.grouped_mm(h, outer, offs=ends)
+    h = nn.functional.grouped_mm(x, inner.mT, offs=ends)
+    y = nn.functional.grouped_mm(h, outer, offs=ends)
+    if form == "rows":
+        assert orders is not None
+        y = nn.functional.pad(y, (shared, 0))
+        y[:, : group.rank] += h
+        y = reordered_each(y, orders, rows.experts)
+    return y
 
 
 def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -252,6 +370,7 @@ def _chosen(
     order = choices.argsort(stable=True)
     numbers = torch.arange(count, device=x.device)
     rows = Rows(choices[order], (choices == numbers[:, None]).sum(1))
+    rows = rows._replace(tokens=(x, order // k))
     y = _through(experts, layout, products, x[order // k], rows) * weights.reshape(-1)[order, None]
     return torch.empty_like(y).index_copy(0, order, y).view(-1, k, y.shape[-1]).sum(1).to(x.dtype)
 
@@ -281,7 +400,7 @@ def _through(experts: Any, layout: Layout, products: Sequence[Any], x: torch.Ten
     else:
         gate, up = inner.chunk(2, dim=-1)
         inner = up * experts.act_fn(gate)
-    y: torch.Tensor = last(inner, rows)
+    y: torch.Tensor = last(inner, rows._replace(tokens=None))
     return experts.post_expert_norm(y) if getattr(experts, "has_post_expert_norm", False) else y
 
 

@@ -17,6 +17,7 @@ class LowRankLinear(Pair):
     """
 
     kind: ClassVar[str] = "factors"
+    form: ClassVar[str | None] = "pair"
     sides: ClassVar[tuple[str, str] | None] = ("rank_out", "rank_in")
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):

@@ -27,7 +27,7 @@ from .svdexp_bits import CODE_BITS, packed_bytes, unpack
 from .svdexp_coded_operators import CODED
 
 SWITCH = "SVDEXP_OPERATOR"
-NAMES = ("linear", "pair", "columns", "rows", "reordered", "coded", "decode", "remapped")
+NAMES = ("linear", "pair", "columns", "rows", "reordered", "reordered_each", "coded", "decode", "remapped")
 LIMIT = 300  # seconds of the CPU that a compiler may take: those of the clock would say how busy a machine is
 LOG = logging.getLogger(__name__)
 
@@ -330,28 +330,49 @@ at::Tensor rows(const at::Tensor& given, const at::Tensor& pivots, const at::Ten
   });
 }
 
-// The channels of x by `order`, of any number of tokens: torch's gather reads an index of eight bytes for each number.
-template <class Bits>
-void reorder(const Bits* from, const std::vector<int32_t>& places, int64_t tokens, Bits* to) {
-  const int64_t width = places.size();
+// The channels of x by an order of its own for each token, of any number of tokens: torch's gather reads an index of
+// eight bytes for each number.
+template <class Bits, class Order>
+void reorder(const Bits* from, const Order& order, int64_t width, int64_t tokens, Bits* to) {
   at::parallel_for(0, tokens, std::max<int64_t>(1, GRAIN / (width + 1)), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t)
+    for (int64_t t = first; t < last; ++t) {
+      const int32_t* places = order(t);
       for (int64_t j = 0; j < width; ++j) to[t * width + j] = from[t * width + places[j]];
+    }
   });
 }
 
-at::Tensor reordered(const at::Tensor& given, const at::Tensor& order) {
+template <class Order>
+at::Tensor reordered_by(const at::Tensor& given, const Order& order) {
   const auto x = given.contiguous();
-  const auto places = numbers(order, x.size(-1));
   auto y = at::empty(x.sizes(), x.options());
-  const int64_t tokens = x.numel() / x.size(-1);
+  const int64_t width = x.size(-1), tokens = x.numel() / width;
   if (x.element_size() == 2)
-    reorder((const int16_t*)x.const_data_ptr(), places, tokens, (int16_t*)y.mutable_data_ptr());
+    reorder((const int16_t*)x.const_data_ptr(), order, width, tokens, (int16_t*)y.mutable_data_ptr());
   else if (x.element_size() == 4)
-    reorder((const int32_t*)x.const_data_ptr(), places, tokens, (int32_t*)y.mutable_data_ptr());
+    reorder((const int32_t*)x.const_data_ptr(), order, width, tokens, (int32_t*)y.mutable_data_ptr());
   else
     TORCH_CHECK(false, "no operator for ", x.scalar_type());
   return y;
+}
+
+at::Tensor reordered(const at::Tensor& x, const at::Tensor& order) {
+  const auto places = numbers(order, x.size(-1));
+  return reordered_by(x, [&](int64_t) { return places.data(); });
+}
+
+at::Tensor reordered_each(const at::Tensor& x, const at::Tensor& orders, const at::Tensor& which) {
+  const int64_t width = x.size(-1), tokens = x.numel() / width;
+  TORCH_CHECK(orders.dim() == 2 && which.dim() == 1 && which.size(0) == tokens, "no order for each row");
+  TORCH_CHECK(which.scalar_type() == at::kLong && which.is_cpu(), "rows are told by int64");
+  std::vector<std::vector<int32_t>> places(orders.size(0));
+  const auto chosen = which.contiguous();
+  const int64_t* of = chosen.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < tokens; ++t) {
+    TORCH_CHECK(of[t] >= 0 && of[t] < orders.size(0), "no such order");
+    if (places[of[t]].empty()) places[of[t]] = numbers(orders[of[t]], width);
+  }
+  return reordered_by(x, [&](int64_t t) { return places[of[t]].data(); });
 }
 
 """
@@ -368,6 +389,7 @@ TORCH_LIBRARY(SVDEXP_NAME, m) {
   m.def("remapped(Tensor x, Tensor codes, Tensor scale, Tensor? rest, bool inputs, Tensor? bias) -> Tensor");
   m.def("rows(Tensor x, Tensor P, Tensor C, Tensor order, Tensor? bias) -> Tensor");
   m.def("reordered(Tensor x, Tensor order) -> Tensor");
+  m.def("reordered_each(Tensor x, Tensor orders, Tensor which) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
@@ -379,6 +401,7 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
   m.impl("remapped", &remapped);
   m.impl("rows", &rows);
   m.impl("reordered", &reordered);
+  m.impl("reordered_each", &reordered_each);
 }
 """
 )
@@ -478,6 +501,7 @@ def _describe(name: str) -> None:
         "columns": lambda x, order, C, P, bias: shaped(x, P.shape[0]),
         "rows": lambda x, P, C, order, bias: shaped(x, P.shape[0] + C.shape[0]),
         "reordered": lambda x, order: torch.empty_like(x),
+        "reordered_each": lambda x, orders, which: torch.empty_like(x),
         "coded": lambda x, codes, scale, zero, bits, group, bias: shaped(x, scale.shape[0]),
         "remapped": lambda x, codes, scale, rest, inputs, bias: shaped(
             x, codes.shape[0] + (0 if inputs or rest is None else rest.shape[0])
@@ -485,7 +509,7 @@ def _describe(name: str) -> None:
     }
     for operator, fake in fakes.items():
         torch.library.register_fake(f"{name}::{operator}", fake)
-        count = _flops_of_codes if operator == "coded" else _flops
+        count = {"coded": _flops_of_codes, "reordered_each": lambda *args, **how: 0}.get(operator, _flops)
         register_flop_formula(getattr(getattr(torch.ops, name), operator))(count)
     torch.library.register_fake(f"{name}::decode", lambda to, codes, scale, zero, bits, group: None)
 
@@ -572,5 +596,9 @@ def _compare(given: Mapping[str, Callable[..., torch.Tensor]]) -> None:
             error = (found.double() - exact - bias.double()).abs().max()
             if not error <= 4 * torch.finfo(dtype).eps * exact.abs().max():
                 raise AssertionError(f"a compiled operator is wrong by {error:.1e} in {dtype}")
-        if not torch.equal(given["reordered"](x, of_columns), moved.to(dtype)):
+        both, which = torch.stack([of_columns, of_columns.flip(0)]), torch.arange(len(x)) % 2
+        each = x.gather(1, both.long()[which])
+        if not torch.equal(given["reordered"](x, of_columns), moved.to(dtype)) or not torch.equal(
+            given["reordered_each"](x, both, which), each
+        ):
             raise AssertionError(f"a compiled operator is wrong by an index in {dtype}")

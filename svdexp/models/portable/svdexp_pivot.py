@@ -44,6 +44,8 @@ class PivotLinear(Pair):
 class ColumnPivots(PivotLinear):
     """y = P (x[pivots] + C x[others]) + b; `order` holds the r pivots, then the others, (n,)."""
 
+    form: ClassVar[str | None] = "columns"
+
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
         super().__init__(nn.Linear(rank, m, bias=bias, **kwargs), nn.Linear(n - rank, rank, bias=False, **kwargs), n)
 
@@ -85,6 +87,8 @@ class RowPivots(PivotLinear):
 
     The bias is a parameter of its own: in the children it would be rounded together with C times itself.
     """
+
+    form: ClassVar[str | None] = "rows"
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
         super().__init__(nn.Linear(n, rank, bias=False, **kwargs), nn.Linear(rank, m - rank, bias=False, **kwargs), m)

@@ -179,6 +179,13 @@ def reordered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return x.gather(-1, order.long().expand_as(x))
 
 
+def reordered_each(x: torch.Tensor, orders: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """The channels of each row of x (rows, width) by the one of `orders` (count, width) that `which` (rows,) says."""
+    if is_open(x) and x.dtype in FORMATS and x.numel() and not torch.compiler.is_compiling() and ready():
+        return OPERATORS["reordered_each"](x, orders, which)
+    return x.gather(-1, orders.long()[which])
+
+
 class _OneDNN:
     """Switched off while somebody is within; threads that come and go leave it as the first one found it."""
 
