@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from svdexp.data.collections import Collection
+from svdexp.data.collections import Collection, in_colours
 from svdexp.data.windows import tokenize
 from svdexp.models.pictures import Picture, Pictures, is_picture, picture
 from svdexp.runtime.errors import UserError, require
@@ -43,6 +43,7 @@ class Viewer:
         """`token` is the one where the model puts images."""
         self._processor, self._tokenizer, self._token = processor, tokenizer, token
         self.pictures: Pictures = {}
+        self._asked: dict[tuple[Path, str], Picture] = {}
 
     def see(self, image: Any, question: str = "") -> Picture:
         """The picture of a PIL image, in the chat template's turn of a user, if there is one, who asks `question`."""
@@ -54,6 +55,16 @@ class Viewer:
         found = picture({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}, self._token)
         self.pictures[found.number] = found
         return found
+
+    def asked(self, file: Path, question: str, knob: str) -> Picture:
+        """The picture of an image file about which there is a `question`, prepared once; blames `knob`.
+
+        Raises:
+            UserError: it cannot be read, or the processor does not take it.
+        """
+        if (file, question) not in self._asked:
+            self._asked[file, question] = self.see(open_image(file, knob), question)
+        return self._asked[file, question]
 
     def _inputs(self, image: Any, question: str) -> Any:
         processor = self._processor
@@ -129,6 +140,6 @@ def open_image(path: Path, knob: str) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        return in_colours(ImageOps.exif_transpose(Image.open(path)))
     except (OSError, ValueError) as error:
         raise UserError(f"{knob}: {path} cannot be read as an image: {error}") from error

@@ -97,8 +97,8 @@ class Collection:
         images = []
         for index in range(len(shown)):
             try:
-                images.append(shown[index][columns[0]].convert("RGB"))
-            except Exception as error:  # PIL and datasets have many types; None has no convert
+                images.append(in_colours(shown[index][columns[0]]))
+            except Exception as error:  # PIL and datasets have many types; None is no image
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(f"{knob}.dataset={self.path}: image {index} cannot be read: {reason}") from error
         return images
@@ -118,3 +118,8 @@ class Collection:
         except Exception as error:  # datasets raises a dozen types for an unreachable or unknown data set
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{knob}.dataset={self.path} cannot be loaded: {reason}") from error
+
+
+def in_colours(image: Any) -> Any:
+    """A PIL image in RGB; of greys of 16 bits the upper eight, where PIL would take all above 255 for white."""
+    return (image.convert("I").point(lambda grey: grey / 256) if "16" in image.mode else image).convert("RGB")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from svdexp.cells.choices import names_of
 from svdexp.door.composing import composed, keys_of, refuse_idle
@@ -248,10 +248,11 @@ def refuse_moves(**options: object) -> None:
 
 
 def tokenizer_at(tokenizer: Any, trust_remote_code: bool) -> Any:
-    """The tokenizer, which may be given as its folder."""
+    """The tokenizer, which may be given as its folder, or within the processor of a model that sees."""
     if isinstance(tokenizer, str | PathLike):
         return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code)
-    return tokenizer
+    inside = None if isinstance(tokenizer, PreTrainedTokenizerBase) else getattr(tokenizer, "tokenizer", None)
+    return tokenizer if inside is None else inside
 
 
 def cache_folder(cache: str | PathLike[str] | None) -> Path | None:

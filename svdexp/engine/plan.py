@@ -18,6 +18,7 @@ from svdexp.models.structure import (
     find_matrices,
     matches,
     other_stacks,
+    outside,
     shared_matrices,
     unknown_stacks,
     vectors,
@@ -70,7 +71,7 @@ def plan(model: PreTrainedModel, method: Method, ratio: Size, targets: Targets) 
     budget, fixed = shares_of(ratio, model, layers, method, targets)
     notes = method.allocation.unaligned(budget.without(fixed)) if isinstance(method.allocation, Aligned) else []
     left = shared_matrices(model, targets) | vectors(model, targets)
-    left |= unknown_stacks(model, targets) | other_stacks(model, targets)
+    left |= unknown_stacks(model, targets) | other_stacks(model, targets) | outside(model, targets)
     return Plan(layers, budget, fixed, notes, left)
 
 

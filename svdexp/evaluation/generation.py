@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from svdexp.data import resolve_bos, tokenize, with_first
-from svdexp.data.captions import Viewer, open_image, shown_by
+from svdexp.data.captions import Viewer, shown_by
 from svdexp.schema import Bos
 
 TOKENS = 20
@@ -34,7 +34,7 @@ def _ids(prompt: str, tokenizer: Any, bos: Bos, viewer: Viewer | None) -> torch.
     image, text = shown_by(prompt)
     if image is not None:
         assert viewer is not None, "a prompt shows an image"
-        return viewer.see(open_image(image, "eval.prompts"), text).prefix[None]
+        return viewer.asked(image, text, "eval.prompts").prefix[None]
     ids = tokenize(prompt, tokenizer, parse_special=True)[None]
     first = resolve_bos(bos, tokenizer).token
     return with_first(None if ids[0, :1].tolist() == [first] else first, ids)

@@ -6,7 +6,7 @@ image tokens, and the images beside. A window is never cut within an image.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -90,34 +90,36 @@ def together(windows: torch.Tensor) -> bool:
     return not is_picture(windows).any() or len(representatives(windows)) == 1
 
 
-def forget_positions(model: nn.Module) -> None:
-    """Let a model whose positions depend on images (M-RoPE) not go on with those of the one before."""
-    for module in model.modules():
-        if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = None  # type: ignore[assignment]
+def forget_positions(shifted: Iterable[nn.Module]) -> None:
+    """Let modules whose positions depend on images (M-RoPE) not go on with those of the one before."""
+    for module in shifted:
+        module.rope_deltas = None  # type: ignore[assignment]
 
 
 @contextmanager
 def showing(model: Any, pictures: Pictures) -> Iterator[None]:
     """Within this context the model sees these pictures in what it is given as ids."""
+    if not pictures:
+        yield
+        return
+    shifted = [module for module in model.modules() if hasattr(module, "rope_deltas")]
 
     def show(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs.get("input_ids")
         cache = kwargs.get("past_key_values")
         if cache is None or not cache.get_seq_length():
-            forget_positions(model)
+            forget_positions(shifted)
         if not isinstance(ids, torch.Tensor) or not is_picture(ids).any():
             return args, kwargs
         ids, shown = shown_in(ids, pictures, model.dtype)
         return (ids, *args[1:]) if args else (), {**kwargs, **({} if args else {"input_ids": ids}), **shown}
 
     modules: dict[str, nn.Module] = {"model": model, "body": model.base_model}
-    if not pictures:
-        modules = {}
-    with argument_hooks(modules, show):
-        yield
-    if pictures:
-        forget_positions(model)
+    try:
+        with argument_hooks(modules, show):
+            yield
+    finally:
+        forget_positions(shifted)
 
 
 def shown_in(ids: torch.Tensor, pictures: Pictures, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

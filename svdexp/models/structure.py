@@ -211,6 +211,26 @@ def other_stacks(model: nn.Module, targets: Targets) -> dict[str, list[str]]:
     return {f"are beside {prefix}, the one list of blocks that is compressed": stacks} if stacks else {}
 
 
+def outside(model: PreTrainedModel, targets: Targets) -> dict[str, list[str]]:
+    """Linear layers in no blocks, such as a projector's, that a pattern of `targets` names alone: reason → names.
+
+    The head, which has an option of its own, is not among them where that is set.
+    """
+    prefix, _ = find_blocks(model)
+    lists = tuple(f"{stack}." for stack in (prefix, *_stacks_beside(model)))
+    every = [found.name for found in found_in(model)]
+    inside = [name for name in every if name.startswith(lists)]
+    telling = [pattern for pattern in targets.include if not any(fnmatchcase(name, pattern) for name in inside)]
+    head: Any = model.get_output_embeddings() if targets.lm_head else None  # type: ignore[no-untyped-call]
+    names = [
+        found.name
+        for found in found_in(model)
+        if found.layer is not head and not found.name.startswith(lists)
+        if matches(found.name, telling) and not matches(found.name, targets.exclude)
+    ]
+    return {"are in none of the blocks, outside which only targets.lm_head takes one": names} if names else {}
+
+
 def abbreviated(names: Iterable[str]) -> str:
     """Names with their numbers left out, each once and counted where it stands for several."""
     counts = Counter(map(_any_number, names))

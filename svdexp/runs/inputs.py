@@ -102,10 +102,20 @@ def viewer_of(model: ModelConfig, tokenizer: Any) -> Viewer:
     Raises:
         UserError: it takes no images.
     """
-    token = getattr(load_config(model), "image_token_id", None)
-    if not isinstance(token, int):
-        raise UserError(f"model.path={model.path} is of a model that has no token for images")
-    return Viewer(load_processor(model), tokenizer, token)
+    processor = load_processor(model)
+    token = image_token(load_config(model), processor, tokenizer)
+    if token is None:
+        raise UserError(f"model.path={model.path}: neither config.json nor processor says which token is an image's")
+    return Viewer(processor, tokenizer, token)
+
+
+def image_token(config: Any, processor: Any, tokenizer: Any) -> int | None:
+    """The id of the token where a model puts images: its config names it, under one of two names, or the processor."""
+    named = (getattr(config, "image_token_id", None), getattr(config, "image_token_index", None))
+    word = getattr(processor, "image_token", None)
+    spelt = tokenizer.get_vocab().get(word) if isinstance(word, str) else None
+    found = (*named, getattr(processor, "image_token_id", None), spelt)
+    return next((token for token in found if isinstance(token, int) and token >= 0), None)
 
 
 def calibration_windows(config: Config, tokenizer: Any, viewer: Viewer | None = None) -> torch.Tensor:

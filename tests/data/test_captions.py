@@ -1,9 +1,12 @@
 """Windows of images with captions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 from svdexp.data import Collection
@@ -88,6 +91,30 @@ def test_mistakes(viewer: Viewer, pairs: list[Captioned], tmp_path: Path) -> Non
     (tmp_path / "texts.jsonl").write_text('{"text": "no image"}')
     with pytest.raises(UserError, match="0 columns of images, not one"):
         pairs_of(Collection(str(tmp_path / "texts.jsonl"), None, "train", "text"), "eval")
+
+
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_greys_of_sixteen_bits_keep_their_shades(tmp_path: Path, form: str) -> None:
+    shades = np.array([[0, 300, 20000, 65535]], dtype=np.uint16)
+    folder = two_images(tmp_path / "images")
+    Image.fromarray(shades).save(folder / f"grey.{form}")
+    lines = json.dumps({"file_name": f"grey.{form}", "text": "greys"})
+    (folder / "metadata.jsonl").write_text(lines)
+    (pair,) = pairs_of(Collection(str(folder), None, "train", "text"), "eval")
+    for image in (pair.image, open_image(folder / f"grey.{form}", "eval.prompts")):
+        assert np.asarray(image).tolist() == [[[0] * 3, [1] * 3, [78] * 3, [255] * 3]]
+
+
+def test_a_prompts_image_is_prepared_once(
+    viewer: Viewer, pairs: list[Captioned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs[0].image.save(tmp_path / "shown.png")
+    first = viewer.asked(tmp_path / "shown.png", "the rank", "eval.prompts")
+    assert first is viewer.pictures[first.number]
+    monkeypatch.setattr(viewer, "see", None)
+    assert viewer.asked(tmp_path / "shown.png", "the rank", "eval.prompts") is first
+    with pytest.raises(TypeError):
+        viewer.asked(tmp_path / "shown.png", "another question", "eval.prompts")
 
 
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
 import svdexp
 from svdexp.allocation import Uniform
@@ -32,6 +32,7 @@ from svdexp.storage import FactorStorage, PivotStorage
 from svdexp.training import Distill
 from tests.conftest import tiny_model
 from tests.evaluation.task_rows import write_local
+from tests.support.vision import tiny_llava
 
 WHITENED = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
 
@@ -241,6 +242,15 @@ def test_a_misspelt_argument_is_told_what_may_have_been_meant(llama: PreTrainedM
 def test_a_long_sentence_is_a_text_and_no_file(llama: PreTrainedModel, tokenizer: Any) -> None:
     sentence = "the rank of a matrix is the number of its independent rows and columns " * 8
     assert svdexp.evaluate(llama, sentence, tokenizer=tokenizer)["ppl/given"] > 1
+
+
+def test_the_processor_of_a_model_that_sees_brings_its_tokenizer(tmp_path: Path) -> None:
+    model, text = tiny_llava(tmp_path), ["the rank of a matrix is its number of rows " * 20]
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    given = svdexp.evaluate(model, text, tokenizer=processor, seq_len=16)
+    assert given["ppl/given"] == svdexp.evaluate(model, text, tokenizer=processor.tokenizer, seq_len=16)["ppl/given"]
+    result = svdexp.compress(model, text, "svd", 0.8, tokenizer=processor, samples=2, seq_len=16)
+    assert result.tokenizer is processor.tokenizer
 
 
 def test_a_model_that_is_none_is_one_sentence(model_folder: Path) -> None:

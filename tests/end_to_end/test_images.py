@@ -129,7 +129,7 @@ def test_mistakes(svdexp_command: Svdexp, words: list[str], changed: list[str], 
 
 def test_a_model_without_eyes(svdexp_command: Svdexp, words: list[str], model_folder: Path) -> None:
     blind = [word for word in words if not word.startswith("model.path")]
-    assert_one_sentence(svdexp_command(*blind, f"model.path={model_folder}"), "has no token for images")
+    assert_one_sentence(svdexp_command(*blind, f"model.path={model_folder}"), "has no processor of images")
 
 
 def test_python_takes_no_images(words: list[str], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from svdexp.models.pictures import (
     together,
     without,
 )
-from svdexp.models.structure import Targets, find_blocks, find_matrices, other_stacks
+from svdexp.models.structure import Targets, find_blocks, find_matrices, other_stacks, outside
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
@@ -225,6 +225,49 @@ def test_positions_of_one_image_do_not_outlive_it(qwen: PreTrainedModel, inputs:
         qwen(rows_of(made), use_cache=False)
     after = qwen(text, past_key_values=DynamicCache(config=qwen.config), use_cache=True).logits
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_positions_are_forgotten_where_something_fails(
+    qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    made = [picture(one, IMAGE) for one in inputs]
+
+    def fail() -> None:
+        qwen(rows_of(made), use_cache=False)
+        assert qwen.model.rope_deltas is not None
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), showing(qwen, {one.number: one for one in made}):
+        fail()
+    assert qwen.model.rope_deltas is None
+
+
+@torch.no_grad()
+def test_modules_with_positions_are_looked_for_once(
+    qwen: PreTrainedModel, inputs: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = picture(inputs[0], IMAGE)
+    with showing(qwen, {one.number: one}):
+        monkeypatch.setattr(type(qwen), "modules", None)
+        qwen(rows_of([one]), use_cache=False)
+
+
+def test_a_pattern_that_names_the_projector_is_answered(qwen: PreTrainedModel) -> None:
+    """Where it names something in the blocks as well, or everything, it says nothing of what lies outside."""
+    named = outside(qwen, Targets(include=["*", "*merger.mlp*"]))
+    assert named == {
+        "are in none of the blocks, outside which only targets.lm_head takes one": [
+            "model.visual.merger.mlp.0",
+            "model.visual.merger.mlp.2",
+        ]
+    }
+    method = Method("svd_llm", InputMoment(), Uniform(), FactorStorage())
+    assert named.items() <= plan(qwen, method, 0.6, Targets(include=["*", "*merger.mlp*"])).left_dense.items()
+    assert not outside(qwen, Targets())
+    assert not outside(qwen, Targets(include=["*", "*merger*"], exclude=["*merger*"]))
+    assert outside(qwen, Targets(include=["*", "lm_head"]))
+    assert not outside(qwen, Targets(include=["*", "lm_head"], lm_head=True))
 
 
 def test_blocks_are_not_replayed_where_one_image_lies_otherwise(qwen: PreTrainedModel) -> None:
