@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, MixtralConfig, PreTrainedModel
 
 import svdexp
 from svdexp.allocation import Uniform
@@ -23,7 +23,7 @@ from svdexp.models.residency import at_hand, running
 from svdexp.models.structure import stored_bytes, stored_tensors
 from svdexp.runtime.shelves import Cache
 from svdexp.storage import FactorStorage, PivotStorage, Storage
-from tests.support.experts import EXPERTS, experts_in, tiny_experts
+from tests.support.experts import EXPERTS, SHAPE, experts_in, tiny_experts
 from tests.support.shrunk import truncated
 from tests.support.streaming import streamed
 
@@ -103,6 +103,22 @@ def test_side_by_side_is_what_one_by_one_is(
     assert max(len(vars(part).get("groups", ())) for part in lists) > 1
     monkeypatch.setattr(svdexp_experts, "_has_grouped_product", lambda x: False)
     torch.testing.assert_close(model(TOKENS).logits, grouped)
+
+
+@pytest.mark.parametrize("storage", [FACTORS, PivotStorage()], ids=["factors", "pivot"])
+def test_widths_that_no_grouped_product_takes(storage: Storage) -> None:
+    """Of 30 and 22 numbers, which are no multiple of 16 bytes."""
+    config = MixtralConfig(
+        **SHAPE | {"hidden_size": 30, "intermediate_size": 22, "num_attention_heads": 3, "head_dim": 10}
+    )
+    config.num_key_value_heads, config._experts_implementation = 1, "eager"
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    before, ranks = model(TOKENS).logits, {matrix.name: 15 for matrix in experts_in(model)}
+    del ranks[next(iter(ranks))]
+    put(model, ranks, storage)
+    twin = copy.deepcopy(model).double()
+    torch.testing.assert_close(model(TOKENS).logits.double(), twin(TOKENS).logits, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(model(TOKENS).logits, before)
 
 
 def test_few_tokens_go_through_the_layers_of_the_experts_that_they_chose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ class ExpertList(nn.ModuleList):
             return None
         parts = [Parts.of(layer, form) for layer in layers]
         trained = torch.is_grad_enabled() and any(one.inner.requires_grad or one.outer.requires_grad for one in parts)
-        return None if trained else parts
+        return parts if not trained and _aligned(parts[0].inner, *_widths(parts[0], 0)) else None
 
     def _groups(self, parts: "Sequence[Parts]") -> "list[Group]":
         groups: list[Group] | None = self.__dict__.get("groups")
@@ -174,6 +174,11 @@ def _has_grouped_product(x: torch.Tensor) -> bool:
     if not hasattr(nn.functional, "grouped_mm") or x.dtype not in GROUPED:
         return False
     return x.device.type == "cpu" or (x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0))
+
+
+def _aligned(like: torch.Tensor, *widths: int) -> bool:
+    """Whether the kernels take rows of so many numbers in the format of `like`."""
+    return all(width * like.element_size() % ALIGNED == 0 for width in widths)
 
 
 def _few(x: torch.Tensor) -> bool:
@@ -412,7 +417,7 @@ def _with_bias(experts: Any, key: str, product: Any, x: torch.Tensor, rows: Rows
 def stacked(stack: torch.Tensor, transposed: bool, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Each row of x (rows, n) times its expert's matrix in a stack that stays one: (rows, m)."""
     matrices = stack.mT if transposed else stack
-    if not rows.unknown and _has_grouped_product(x):
+    if not rows.unknown and _has_grouped_product(x) and _aligned(stack, *stack.shape[1:]):
         return nn.functional.grouped_mm(x.to(stack.dtype), matrices.mT, offs=rows.counts.cumsum(0, dtype=torch.int32))
     return one_by_one([partial(nn.functional.linear, weight=W) for W in matrices], x, rows)
 
