@@ -15,7 +15,7 @@ from svdexp.checkpoints.checkpoint import label
 from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
-from svdexp.models.factors import Factors
+from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import stacks
 from svdexp.models.portable import svdexp_experts
 from svdexp.models.structure import Targets, find_matrices, stored_bytes
@@ -26,6 +26,7 @@ from svdexp.storage import DeltaStorage, shared_out
 from svdexp.storage.delta import fisher_mean
 from tests.conftest import tiny_model
 from tests.support.experts import EXPERTS, experts_in, tiny_experts
+from tests.support.shrunk import truncated
 
 METHOD = Method("d2_moe", InputMoment(), Uniform(), DeltaStorage())
 
@@ -146,11 +147,15 @@ def test_plain_transformers_loads_what_was_saved(name: str, windows: torch.Tenso
 
 
 def test_the_mean_goes_with_the_last_delta(windows: torch.Tensor) -> None:
-    model, dense = tiny_experts("olmoe"), tiny_experts("olmoe")
+    model = tiny_experts("olmoe")
     compress(model, windows, METHOD, 0.6)
-    for matrix in experts_in(dense):
-        matrix.put(model, matrix.layer(dense))
-    assert not [key for key, _ in model.named_parameters() if key.endswith(".base")]
+    before = model(windows).logits
+    for matrix in experts_in(tiny_experts("olmoe")):
+        assert [key for key in model.state_dict() if key == f"{matrix.rivals}.base"]
+        W = matrix.weight(model)
+        matrix.put(model, low_rank_layer(truncated(W, min(W.shape)), None, W))
+    assert not [key for key in model.state_dict() if key.endswith(".base")]
+    torch.testing.assert_close(model(windows).logits, before, atol=2e-5, rtol=1e-4)
 
 
 def test_statistics_on_the_shelf_give_the_same(windows: torch.Tensor, tmp_path: Path) -> None:
