@@ -122,7 +122,9 @@ def beside(layers: Sequence[Matrix], storage: Storage) -> dict[str, int]:
     """What each expert pays of what `storage` keeps once for a stack, in bits."""
     found = {}
     for members in stacks(layers).values():
-        parts = shared_out(storage.common_bits(members[0].m, members[0].n), len(members))
+        if not (bits := storage.common_bits(members[0].m, members[0].n)):
+            continue
+        parts = shared_out(bits, len(members))
         found |= {matrix.name: part for matrix, part in zip(members, parts, strict=True)}
     return found
 

@@ -51,7 +51,11 @@ def workload_of(
 
 def multiplied(layer: Matrix, rank: int | None, budget: Budget) -> int:
     """Entries of the matrices by which `layer` multiplies a token at `rank`."""
-    return layer.m * layer.n if rank is None else budget.storage.multiplied(rank, layer.m, layer.n)
+    whole = layer.m * layer.n
+    if rank is None:
+        return whole
+    shared = whole if budget.beside.get(layer.name) else 0
+    return shared + budget.storage.multiplied(rank, layer.m, layer.n)
 
 
 def entries(module: nn.Module) -> int:

@@ -42,9 +42,11 @@ from svdexp.storage import FactorStorage
 from svdexp.update import RefitOutput
 from tests.conftest import TINY, tiny_model
 from tests.estimate.workloads import workload_at
+from tests.support.experts import tiny_experts
 
 CONF = Path(config_dir())
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+MIXTURES = {"d2_moe"}  # methods that want experts
+METHODS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - MIXTURES)
 PARTS = [
     "method.traversal=blockwise",
     "method=asvd method.traversal=blockwise",
@@ -236,6 +238,19 @@ def test_every_method_has_an_estimate(words: str, model_folder: Path) -> None:
     if "quantise" not in words:
         assert ("update" if "dobi" in words else "factorisation") in names
     assert "total" in render(rows, Machine("it", 1e12, ACCELERATOR, ""), "a run")
+
+
+@pytest.mark.parametrize("method", sorted(MIXTURES))
+def test_methods_that_want_experts_have_an_estimate_of_them(method: str, model_folder: Path) -> None:
+    """The gradients that the mean asks for are in it, and what experts share multiplies as well."""
+    words = [f"model.path={model_folder}", "ratio=0.6"]
+    mine, plain = (
+        {row.name: row.work for row in rows_of([*words, f"method={name}"], tiny_experts("mixtral"))}
+        for name in (method, "svd_llm")
+    )
+    assert mine.keys() == plain.keys()
+    for stage in ("calibration", "evaluate"):
+        assert ACCELERATOR.seconds(mine[stage]) > ACCELERATOR.seconds(plain[stage])
 
 
 def test_a_model_of_seven_billion_parameters() -> None:

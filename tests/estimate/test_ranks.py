@@ -12,11 +12,12 @@ from svdexp.cells.guard import config_dir
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
-from svdexp.factorisation import Identity
+from svdexp.factorisation import Identity, InputMoment
 from svdexp.method import Method, build
 from svdexp.models.structure import Targets
 from svdexp.storage import FactorStorage, PivotStorage, RTNStorage, Storage
 from tests.conftest import tiny_model
+from tests.support.experts import tiny_experts
 
 CHOICES = {path.stem: path for path in sorted((Path(config_dir()) / "storage").glob("*.yaml"))}
 SQUARE = {"a": (64, 64), "b": (16, 64)}
@@ -29,7 +30,7 @@ def storage_called(name: str) -> Storage:
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.4])
-@pytest.mark.parametrize("name", sorted(CHOICES.keys() - {"forms"}))  # among which Uniform does not choose
+@pytest.mark.parametrize("name", sorted(CHOICES.keys() - {"forms", "delta"}))  # of other allocations, and of experts
 @pytest.mark.parametrize("architecture", ["llama_gqa", "gpt2"])
 def test_estimated_ranks_are_a_uniform_runs(architecture: str, name: str, ratio: float, windows: torch.Tensor) -> None:
     model, targets = tiny_model(architecture), Targets(ranks={"*.1.*": 4})
@@ -39,6 +40,17 @@ def test_estimated_ranks_are_a_uniform_runs(architecture: str, name: str, ratio:
     done = compress(model, windows, method, ratio, targets=targets)
     assert dict(expected.ranks) == done.ranks
     assert [expected.rank(layer) for layer in layers] == [done.ranks[layer.name] or 0 for layer in layers]
+    assert expected.kept_share == pytest.approx(done.achieved_ratio)
+
+
+def test_estimated_ranks_of_experts_leave_room_for_what_they_share(windows: torch.Tensor) -> None:
+    model = tiny_experts("qwen3_moe")
+    method = Method("d2_moe", InputMoment(), Uniform(), storage_called("delta"))
+    layers, budget, fixed, *_ = plan(model, method, 0.6, Targets())
+    ranks = expected_ranks(method.allocation, budget, fixed)
+    expected = workload_of(model, layers, budget, ranks, windows=1, length=2)
+    done = compress(model, windows, method, 0.6)
+    assert dict(expected.ranks) == done.ranks
     assert expected.kept_share == pytest.approx(done.achieved_ratio)
 
 
