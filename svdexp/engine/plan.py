@@ -120,7 +120,7 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
 
 def beside(layers: Sequence[Matrix], storage: Storage) -> dict[str, int]:
     """What each expert pays of what `storage` keeps once for a stack, in bits."""
-    found = {}
+    found: dict[str, int] = {}
     for members in stacks(layers).values():
         if not (bits := storage.common_bits(members[0].m, members[0].n)):
             continue

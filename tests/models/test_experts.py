@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_side_by_side_is_what_one_by_one_is(
 @pytest.mark.parametrize("storage", [FACTORS, PivotStorage()], ids=["factors", "pivot"])
 def test_widths_that_no_grouped_product_takes(storage: Storage) -> None:
     """Of 30 and 22 numbers, which are no multiple of 16 bytes."""
-    config = MixtralConfig(
+    config: Any = MixtralConfig(
         **SHAPE | {"hidden_size": 30, "intermediate_size": 22, "num_attention_heads": 3, "head_dim": 10}
     )
     config.num_key_value_heads, config._experts_implementation = 1, "eager"
@@ -143,7 +144,7 @@ def test_pivots_side_by_side_are_loaded_as_they_were(name: str, tmp_path: Path) 
     orders = {name: part.order.clone() for name, part in model.named_modules() if isinstance(part, PivotLinear)}
     label(model, ranks)
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    again: Any = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     torch.testing.assert_close(again(TOKENS).logits, before)
     assert len(orders) == len(ranks)
     assert all(torch.equal(again.get_submodule(name).order, order) for name, order in orders.items())

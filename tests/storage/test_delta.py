@@ -59,7 +59,7 @@ def test_the_mean_is_the_one_that_loses_least(name: str, windows: torch.Tensor) 
     dense = tiny_experts(name).double()
     information = fishers(tiny_experts(name), windows)
     for stack, members in stacks(matrices).items():
-        base = model.get_submodule(stack).base
+        base: Any = model.get_submodule(stack).base
         transposed = information[stack].shape[1:] != base.shape
         F = information[stack].mT if transposed else information[stack]
         W = torch.stack([matrix.weight(dense) for matrix in members])
@@ -74,7 +74,9 @@ def test_every_delta_is_the_optimum_under_its_own_inputs(windows: torch.Tensor) 
     layers = find_matrices(dense, Targets())
     statistics = collect(dense, layers, windows, ("gram",))
     for matrix in experts_in(dense):
-        rank, base = done.ranks[matrix.name], model.get_submodule(str(matrix.rivals)).base.double()
+        rank, stack = done.ranks[matrix.name], model.get_submodule(str(matrix.rivals))
+        base: Any = stack.base
+        base = base.double()
         assert rank
         C = statistics[matrix.name]["gram"].double()
         values, vectors = torch.linalg.eigh(C)
