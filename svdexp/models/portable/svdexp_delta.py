@@ -49,7 +49,7 @@ class DeltaLinear(LowRankLinear):
         return None if base is None or delta is None else (base.float() + delta.float()).to(base.dtype)
 
     @property
-    def pair_shape(self) -> None:
+    def pair_shape(self) -> None:  # type: ignore[override]  # as of any layer that is no pair
         """None: what is between A and B is not all that y is made of."""
         return
 
