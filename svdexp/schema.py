@@ -133,6 +133,7 @@ class Format(StrEnum):
     hf = "hf"  # the compressed model with the code that transformers needs to load it
     dense = "dense"  # W' = A B in place of every factorised W, for tools that know no low rank
     gptq = "gptq"  # quantised factors in AutoGPTQ's layout, for GPTQModel's kernels
+    vllm = "vllm"  # every layer as a pair of plain factors, which vLLM's transformers backend runs
 
 
 def require_integers(values: Any, knob: str) -> None:

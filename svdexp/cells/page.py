@@ -31,6 +31,7 @@ USAGE = {
         ("export", "path=RUN to=FOLDER", "a folder that transformers loads where svdexp is not"),
         ("export", "path=RUN to=FOLDER format=dense", "a dense model of the original architecture"),
         ("export", "path=RUN to=FOLDER format=gptq", "quantised factors as GPTQModel reads them"),
+        ("export", "path=RUN to=FOLDER format=vllm", "factor pairs, which vLLM runs"),
     ),
 }
 

@@ -23,6 +23,7 @@ OTHERWISE = {
     Format.dense: "The compressed model was measured before its factors were multiplied out, which only rounds; "
     "this folder's speed and size are the dense model's.",
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
+    Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
 }
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
@@ -51,6 +52,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
+    Format.vllm: """vLLM runs it by its transformers backend; `trust_remote_code` lets it run the Python files of this
+folder, which put low-rank layers into the architecture. Plain transformers loads it, too.
+
+```
+vllm serve FOLDER --trust-remote-code
+```
+
+```python
+from vllm import LLM, SamplingParams
+
+llm = LLM("FOLDER", trust_remote_code=True)
+print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
 ```""",
 }
 

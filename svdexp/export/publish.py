@@ -12,6 +12,7 @@ from svdexp.export.autogptq import convert
 from svdexp.export.card import card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
+from svdexp.export.vllm import factor_pairs
 from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.record import RESULTS, Results
 from svdexp.runtime.disk import whole_folder, write_atomically
@@ -44,6 +45,8 @@ def publish(config: ExportConfig) -> None:
         merge(model)
     elif config.format is Format.gptq:
         convert(model)
+    elif config.format is Format.vllm:
+        factor_pairs(model)
     with whole_folder(target) as partial:
         write(model, tokenizer, partial)
         describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format)

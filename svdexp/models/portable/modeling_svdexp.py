@@ -16,7 +16,7 @@ in svdexp_layers.py the list of these; svdexp itself uses the very same.
 
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .svdexp_experts import ExpertList, split_named
 from .svdexp_latent import LatentCache
 from .svdexp_layers import LAYERS
 from .svdexp_products import quicken
+from .svdexp_serving import is_served, tell_apart
 
 PREFIX = "LowRank"
 VERSION = 1
@@ -51,10 +52,14 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
 def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The subclass of the model class `architecture` whose constructor replaces the layers that its config names."""
 
+    @wraps(architecture.__init__)  # vLLM looks at the types of its arguments, and Any is none
     def initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(self, config, *args, **kwargs)
-        self._tp_plan = sharding_plan(self, replace_layers(self, layer_table(config)))
+        layers = replace_layers(self, layer_table(config))
+        self._tp_plan = sharding_plan(self, layers)
         quicken(self)
+        if is_served(config):
+            tell_apart(self, layers)
         # From a hub the names of the classes come with the repository's, but a copy has the files of its own.
         for auto_class, name in (getattr(config, "auto_map", None) or {}).items():
             config.auto_map[auto_class] = name.rpartition("--")[2]
