@@ -39,7 +39,7 @@ def write_llama(folder: Path, shape: Mapping[str, Any]) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    _write_tokenizer(folder, config.vocab_size)
+    write_tokenizer(folder, config.vocab_size)
     config.save_pretrained(folder)  # last: a folder with a config is whole
 
 
@@ -58,7 +58,8 @@ def _drawn(shape: Any, generator: Any) -> Any:
     return (SPREAD * torch.randn(shape, generator=generator)).bfloat16()
 
 
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Put a tokenizer of so many words into a model's folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

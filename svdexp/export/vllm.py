@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 def factor_pairs(model: PreTrainedModel) -> None:
     """Let every layer that `svdexp.load` put into `model` be a pair of factors of the same product, in place.
 
-    Where a pair would take as many numbers as the dense matrix, as of pivots with a large rank, that one is put there.
+    Where a pair would take as many numbers as the dense matrix, as of pivots with a large rank, that one is put there,
+    and so it is for a head, in whose place vLLM puts its own.
 
     Raises:
         UserError: a layer is no pair, or an expert's, or the model reads images.
@@ -38,7 +39,8 @@ def factor_pairs(model: PreTrainedModel) -> None:
     for matrix in found:
         layer = matrix.layer(model)
         (rank, _), bias = layer.pair_shape, layer.bias
-        if rank * (matrix.m + matrix.n) < matrix.m * matrix.n:
+        inside = matrix.name.startswith(f"{model.base_model_prefix}.")
+        if inside and rank * (matrix.m + matrix.n) < matrix.m * matrix.n:
             ranks[matrix.name] = rank
             matrix.put(model, low_rank_layer(factors(layer, matrix.n), bias, torch.empty(0, dtype=dtype)))
         else:
@@ -47,7 +49,7 @@ def factor_pairs(model: PreTrainedModel) -> None:
     require(bool(ranks), "format=vllm: no layer is smaller as a pair of factors than dense, so use format=dense")
     if len(ranks) < len(found):
         left = len(found) - len(ranks)
-        log.info("%d of %d layers become dense, because their factors would not be smaller", left, len(found))
+        log.info("%d of %d layers become dense: their factors are not smaller, or it is the head", left, len(found))
     label(model, ranks)
 
 

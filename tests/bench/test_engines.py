@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from svdexp.bench.engines import models
+from svdexp.bench import stacks
+from svdexp.bench.engines import models, throughput
 from svdexp.bench.engines.__main__ import SCRIPTS, main
 from svdexp.bench.engines.environments import MADE, bare, python_of
 from svdexp.bench.engines.kinds import DENSE, ENGINES, FORMS, Engine
@@ -121,3 +124,23 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "there is no vlm among " in capsys.readouterr().err
     assert main(["transformers", "--model", str(tmp_path / "nowhere"), "--folder", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_turns_are_told_by_medians() -> None:
+    turns = [[(10, 4), (20, 6)], [(10, 4), (15, 8)], [(20, 4), (20, 8)]]
+    assert throughput.cells(turns) == ["10", "20", "1.50", "1.00", "2.00", "2.00"]
+
+
+def test_models_of_random_numbers_are_loaded_by_plain_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 2, "num_key_value_heads": 2}
+    monkeypatch.setattr(stacks, "WIDE", LlamaConfig(**shape, vocab_size=64, num_hidden_layers=2))
+    for kept in (None, 0.8):
+        folder = throughput.written(tmp_path / f"{kept}", 1, kept)
+        assert throughput.written(folder, 1, kept) == folder
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        assert model(torch.tensor([[1, 2]])).logits.isfinite().all()
+        assert model.dtype == torch.bfloat16
+        ranks = {name: part.out_features for name, part in model.named_modules() if name.endswith("rank_in")}
+        assert set(ranks.values()) == (set() if kept is None else {32})

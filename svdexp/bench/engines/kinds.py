@@ -31,12 +31,13 @@ FORMS = {
     "factors": Form(("storage=factors",)),
     "pivot": Form(("storage=pivot",)),
     "gptq4": Form(("storage=gptq4", "method.allocation.rank_align=32")),
+    "pivot-as-factors": Form(("storage=pivot",), ("format=vllm",)),
 }
 ENGINES = {
     "transformers": Engine(("factors", "pivot", "gptq4")),
     # Of the three packages the wheels that indices have beside this torch do not import, and text needs none of them.
     "vllm": Engine(
-        ("factors",),
+        ("factors", "pivot-as-factors"),
         (
             ("install", "-r", "torch.txt"),
             ("install", "-r", "requirements.txt"),

@@ -1,5 +1,6 @@
 """All models in all engines, top-down."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,12 +44,13 @@ def show(engines: Mapping[str, Engine], model: str | None, keys: Sequence[str], 
         UserError: there is no dense model, or no such folder.
     """
     require(scripts.is_dir(), f"{scripts} is not there: engines run in a checkout of svdexp, not in an installed one")
-    rows = list(measured(engines, model, keys, folder.absolute(), scripts))
-    drawn = Table(*HEAD)
-    for cells in rows:
+    rows, drawn = [HEAD], Table(*HEAD)
+    for cells in measured(engines, model, keys, folder.absolute(), scripts):
+        print(" · ".join(cells), file=sys.stderr, flush=True)  # minutes may pass until the table
+        rows.append(cells)
         drawn.add_row(*cells)
     Console(width=WIDTH).print(drawn)
-    write_atomically(folder / "table.md", table([HEAD, *rows]) + "\n")
+    write_atomically(folder / "table.md", table(rows) + "\n")
 
 
 def measured(

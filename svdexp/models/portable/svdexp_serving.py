@@ -1,7 +1,6 @@
 """What vLLM's transformers backend wants of a model beside its layers."""
 
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -22,13 +21,11 @@ def tell_apart(model: nn.Module, names: Iterable[str]) -> None:
     children: dict[str, list[str]] = {}
     for name in names:
         parent, _, child = name.rpartition(".")
-        children.setdefault(parent, []).append(child)
+        if parent:
+            children.setdefault(parent, []).append(child)
+    variants: dict[tuple[type[nn.Module], frozenset[str]], type[nn.Module]] = {}
     for parent, of in children.items():
         module = model.get_submodule(parent)
-        module.__class__ = _variant(type(module), frozenset(of))
-
-
-@cache
-def _variant(kind: type[nn.Module], children: frozenset[str]) -> type[nn.Module]:
-    """A class that is `kind` in all but identity, one for each set of children."""
-    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+        kind = type(module)
+        same = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        module.__class__ = variants.setdefault((kind, frozenset(of)), type(kind.__name__, (kind,), same))
