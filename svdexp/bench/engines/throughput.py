@@ -51,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         call = [str(python), str(scripts / "throughput.py"), str(given), str(left)]
         subprocess.run(call, env=bare(environment), check=True, stdout=sys.stderr)
         rows.append([f"{kept}", *cells(json.loads(left.read_text()))])
+        print(" · ".join(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
     return 0
 
