@@ -10,8 +10,8 @@ makes it when it is asked for. Where the dense model's class has code of its own
 file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one.
 
 This file and those of the formats, svdexp_FORMAT.py, need torch and transformers only. Every checkpoint has this one,
-svdexp_experts.py, svdexp_latent.py, svdexp_products.py, which says how layers multiply, those of its own formats, and
-in svdexp_layers.py the list of these; svdexp itself uses the very same.
+svdexp_experts.py, svdexp_latent.py, svdexp_products.py, which says how layers multiply, svdexp_serving.py, those of its
+own formats, and in svdexp_layers.py the list of these; svdexp itself uses the very same.
 """
 
 import re
