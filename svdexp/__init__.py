@@ -8,7 +8,7 @@
     model, tokenizer = svdexp.load("smaller")
 
 docs/python.md has the rest. Names are imported on first use, because `python -m svdexp --help` should not wait for
-torch.
+torch. For the same reason transformers is told of svdexp's quantiser when somebody imports transformers.
 """
 
 import sys
@@ -16,6 +16,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from svdexp.runtime.afterwards import afterwards
 from svdexp.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ HOMES = {
     "methods": "svdexp.door.tables",
     "read": "svdexp.door.tables",
 }
+
+
+def _register() -> None:
+    """After `import svdexp` a checkpoint needs no trust_remote_code: AutoModelForCausalLM.from_pretrained(folder)."""
+    import_module("svdexp.checkpoints.quantiser").register()
+
+
+afterwards("transformers.quantizers.auto", _register)
 
 
 class _Package(ModuleType):

@@ -35,6 +35,7 @@ from svdexp.models.portable.modeling_svdexp import (
     is_native,
     low_rank,
     low_rank_reference,
+    names_quantiser,
     reference,
 )
 from svdexp.models.portable.svdexp_factors import LowRankLinear
@@ -245,7 +246,10 @@ def _source(
         return source | {"pretrained_model_name_or_path": None, "state_dict": state, "dtype": half}
     files = weight_files(folder)
     quantised = getattr(config, "quantization_config", None) is not None
-    require(not quantised, f"checkpoint {folder} is quantised by another library; load it with transformers")
+    require(
+        not quantised or names_quantiser(config),
+        f"checkpoint {folder} is quantised by another library; load it with transformers",
+    )
     if asvd.is_asvd(vars(config)):
         config.svdexp = {"version": VERSION, "layers": asvd.take_table(config)}
         state = asvd.read(files)

@@ -104,6 +104,7 @@ def test_saved_and_loaded(
     expected = model(windows).logits
     readers: list[Callable[[], Any]] = [
         lambda: svdexp.load(tmp_path / "here")[0],
+        lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "here"),  # by svdexp's quantiser
         lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "here", trust_remote_code=True),
     ]
     for read in readers:

@@ -9,13 +9,17 @@ config.json says which, by their names in the causal language model:
 makes it when it is asked for. Where the dense model's class has code of its own, that code travels, too, and one more
 file, modeling_low_rank.py, makes its classes; the table then has `"architecture": "FILE.CLASS"` of the dense one.
 
+config.json also names a quantiser, which makes the same model without running this file where svdexp is imported.
+
 This file and those of the formats, svdexp_FORMAT.py, need torch and transformers only. Every checkpoint has this one,
 svdexp_experts.py, svdexp_latent.py, svdexp_products.py, which says how layers multiply, svdexp_serving.py, those of its
 own formats, and in svdexp_layers.py the list of these; svdexp itself uses the very same.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ from .svdexp_serving import is_served, tell_apart
 
 PREFIX = "LowRank"
 VERSION = 1
+QUANTISED = {"quant_method": "svdexp"}  # what config.json says to a transformers that knows svdexp
 OWN_CODE = "modeling_low_rank"  # the file that makes the classes of architectures with code of their own
 FORMATS = "svdexp_layers"  # the file that names the formats of a checkpoint
 
@@ -55,14 +60,12 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     @wraps(architecture.__init__)  # vLLM looks at the types of its arguments, and Any is none
     def initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         architecture.__init__(self, config, *args, **kwargs)
-        layers = replace_layers(self, layer_table(config))
-        self._tp_plan = sharding_plan(self, layers)
-        quicken(self)
-        if is_served(config):
-            tell_apart(self, layers)
-        # From a hub the names of the classes come with the repository's, but a copy has the files of its own.
-        for auto_class, name in (getattr(config, "auto_map", None) or {}).items():
-            config.auto_map[auto_class] = name.rpartition("--")[2]
+        furnish(self)
+
+    def from_pretrained(cls: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        # The constructor puts the layers in, so no quantiser is asked for, and another library's can be.
+        loaded: Any = architecture.from_pretrained
+        return loaded.__func__(cls, *args, config=without_quantiser(config), **kwargs)
 
     def save_pretrained(
         self: Any, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
@@ -76,13 +79,15 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         # Tensors keep the names that they have here. Those of the original files, to which transformers would turn
         # back, may be of tensors made of several matrices, and now there may be factors in the place of one.
         how = kwargs | {"save_original_format": False}
-        architecture.save_pretrained(self, save_directory, is_main_process, *args, **how)
+        with naming_quantiser(self.config):
+            architecture.save_pretrained(self, save_directory, is_main_process, *args, **how)
 
     def latent_cache(self: Any) -> LatentCache:
         """A fresh cache that keeps less: model.generate(tokens, past_key_values=model.latent_cache())."""
         return LatentCache(self)
 
     members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained, "latent_cache": latent_cache}
+    members |= {"from_pretrained": classmethod(from_pretrained)}
     members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
     # transformers would copy this file and what it imports by name; `save_pretrained` knows the formats, and the config
     # the names of the classes.
@@ -96,6 +101,51 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         if hasattr(architecture, asked):
             members[asked] = getattr(architecture, asked)
     return type(PREFIX + architecture.__name__, (architecture,), members)
+
+
+def furnish(model: Any) -> None:
+    """Put the empty layers that the config of `model` names into it, and what goes with them.
+
+    Raises:
+        ValueError: as `layer_table` and `replace_layers`.
+    """
+    layers = replace_layers(model, layer_table(model.config))
+    model._tp_plan = sharding_plan(model, layers)
+    quicken(model)
+    if is_served(model.config):
+        tell_apart(model, layers)
+    # From a hub the names of the classes come with the repository's, but a copy has the files of its own.
+    for auto_class, name in (getattr(model.config, "auto_map", None) or {}).items():
+        model.config.auto_map[auto_class] = name.rpartition("--")[2]
+
+
+def names_quantiser(config: Any) -> bool:
+    """Whether a config asks for svdexp's quantiser."""
+    return getattr(config, "quantization_config", None) == QUANTISED
+
+
+def without_quantiser(config: Any) -> Any:
+    """`config`, or a copy of it that asks for no quantiser if it asks for svdexp's."""
+    if names_quantiser(config):
+        config = copy(config)
+        del config.quantization_config
+    return config
+
+
+@contextmanager
+def naming_quantiser(config: Any) -> Iterator[None]:
+    """Within this context `config` asks for svdexp's quantiser, unless it asks for another.
+
+    In memory it does not: other libraries would take the model for one whose numbers they may not touch.
+    """
+    own = getattr(config, "quantization_config", None) is None
+    if own:
+        config.quantization_config = dict(QUANTISED)
+    try:
+        yield
+    finally:
+        if own:
+            del config.quantization_config
 
 
 def dense_class(found: type[Any]) -> type[Any]:

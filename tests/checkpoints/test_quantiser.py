@@ -1,0 +1,127 @@
+"""Where svdexp is imported, transformers needs no remote code; where it is not, it needs that, and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import svdexp
+from svdexp.checkpoints import checkpoint
+from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage, Storage
+from tests.support.shrunk import shrunk
+
+STORAGES: dict[str, Storage] = {
+    "factors": FactorStorage(),
+    "pivot": PivotStorage(),
+    "remap": RemapStorage(),
+    "quantised": RTNStorage(5, 5, zero_points=True),
+}
+ASKS = {"quant_method": "svdexp"}
+
+
+def saved_as(name: str, storage: Storage, folder: Path) -> Any:
+    """A model in memory, which is saved in `folder`."""
+    model, ranks = shrunk(name, storage)
+    checkpoint.save(model, None, folder, ranks)
+    return model
+
+
+def asks(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text()).get("quantization_config")
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("name", ["llama_gqa", "gpt2", "gpt_neox"])
+@torch.no_grad()
+def test_a_folder_loads_without_its_code(name: str, storage: str, windows: torch.Tensor, tmp_path: Path) -> None:
+    model = saved_as(name, STORAGES[storage], tmp_path / "saved")
+    for code in tmp_path.glob("saved/*.py"):  # nobody runs them
+        code.write_text("raise AssertionError")
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(loaded(windows).logits, model(windows).logits)
+    assert type(loaded) is type(model)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "saved")(windows)[0], model.base_model(windows)[0])
+
+
+@torch.no_grad()
+def test_a_loaded_model_is_an_ordinary_one(windows: torch.Tensor, tmp_path: Path) -> None:
+    saved_as("llama_gqa", FactorStorage(), tmp_path / "saved")
+    assert asks(tmp_path / "saved") == ASKS
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert not getattr(loaded, "is_quantized", False)
+    assert not hasattr(loaded, "hf_quantizer")
+    assert not hasattr(loaded.config, "quantization_config")
+    loaded.save_pretrained(tmp_path / "again")
+    assert asks(tmp_path / "again") == ASKS
+    again, _ = svdexp.load(tmp_path / "again")
+    assert torch.equal(again(windows).logits, loaded(windows).logits)
+    again.save_pretrained(tmp_path / "third")
+    assert asks(tmp_path / "third") == ASKS
+    assert not hasattr(again.config, "quantization_config")
+
+
+@torch.no_grad()
+def test_folders_of_earlier_versions_load(windows: torch.Tensor, tmp_path: Path) -> None:
+    model = saved_as("llama_gqa", PivotStorage(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for loaded in (svdexp.load(tmp_path)[0], AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)):
+        assert torch.equal(loaded(windows).logits, model(windows).logits)
+
+
+def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
+    saved_as("llama_gqa", FactorStorage(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["svdexp"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json has no table `svdexp`"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+LOADS = """
+import sys
+{first}
+from transformers import AutoModelForCausalLM
+{second}
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]{how})
+print(type(model).__name__)
+"""
+HIDDEN = "sys.modules['svdexp'] = None"
+UNKNOWN = "Unknown quantization type, got svdexp"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how", "kind", "warned"),
+    [
+        ("import svdexp", "", "", "LowRankLlamaForCausalLM", False),
+        ("", "import svdexp", "", "LowRankLlamaForCausalLM", False),
+        ("import svdexp", "", ", trust_remote_code=True", "LowRankLlamaForCausalLM", False),
+        (HIDDEN, "", ", trust_remote_code=True", "LowRankLlamaForCausalLM", False),
+        (HIDDEN, "", "", "LlamaForCausalLM", True),  # and then transformers' report of random layers
+    ],
+    ids=["first", "second", "both", "remote code", "neither"],
+)
+def test_in_a_process_of_its_own(first: str, second: str, how: str, kind: str, warned: bool, tmp_path: Path) -> None:
+    saved_as("llama_gqa", FactorStorage(), tmp_path / "saved")
+    program = LOADS.format(first=first, second=second, how=how)
+    words = [sys.executable, "-c", program, str(tmp_path / "saved")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [kind]
+    assert (UNKNOWN in done.stderr) is warned
+
+
+def test_another_librarys_wish_stays(tmp_path: Path) -> None:
+    model = saved_as("llama_gqa", FactorStorage(), tmp_path / "saved")
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    model.save_pretrained(tmp_path / "codes")
+    assert asks(tmp_path / "codes")["quant_method"] == "gptq"
+    assert AutoConfig.from_pretrained(tmp_path / "codes").quantization_config["bits"] == 4
