@@ -134,6 +134,7 @@ class Format(StrEnum):
     dense = "dense"  # W' = A B in place of every factorised W, for tools that know no low rank
     gptq = "gptq"  # quantised factors in AutoGPTQ's layout, for GPTQModel's kernels
     vllm = "vllm"  # every layer as a pair of plain factors, which vLLM's transformers backend runs
+    gguf = "gguf"  # whole matrices in codes, and corrections as a LoRA, for llama.cpp
 
 
 def require_integers(values: Any, knob: str) -> None:
@@ -441,6 +442,7 @@ class ExportConfig:
     path: str = MISSING  # a run directory or checkpoint
     to: str = MISSING  # a folder that is not there yet
     format: Format = Format.hf
+    gguf: str | None = None  # of format=gguf: the dense model's own GGUF file
     trust_remote_code: bool = False  # run the code of a checkpoint whose dense model came with some
     push_to_hub: str | None = None  # OWNER/NAME; null: nothing leaves this machine
 

@@ -24,6 +24,7 @@ OTHERWISE = {
     "this folder's speed and size are the dense model's.",
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
     Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
+    Format.gguf: "Speed and size are those of llama.cpp's kernels, which round what they multiply codes by to 8 bits.",
 }
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
@@ -66,6 +67,19 @@ from vllm import LLM, SamplingParams
 llm = LLM("FOLDER", trust_remote_code=True)
 print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
 ```""",
+    Format.gguf: """llama.cpp loads `model.gguf`, and where there is a `lora.gguf`, the corrections that belong to it:
+
+```sh
+llama-cli -m FOLDER/model.gguf --lora FOLDER/lora.gguf   # without --lora where there is none
+```
+
+or in Python, by the package `llama-cpp-python`:
+
+```python
+from llama_cpp import Llama
+
+model = Llama("FOLDER/model.gguf", lora_path="FOLDER/lora.gguf")  # without lora_path where there is none
+```""",
 }
 
 
@@ -76,6 +90,7 @@ def card(
     results: Results | None,
     form: Format = Format.hf,
     sees: bool = False,
+    notes: str = "",
 ) -> str:
     """The card.
 
@@ -86,6 +101,7 @@ def card(
         results: the run's record, if there is one.
         form: what the folder holds.
         sees: whether the model reads images.
+        notes: what else is to be said of the files.
     """
     name = origin.name if origin else "a language model"
     size = f" to {keys.ACHIEVED_RATIO.of(results):.1%} of the bits of its compressed layers" if results else ""
@@ -96,6 +112,7 @@ def card(
         f"# {in_line(name)}, compressed",
         f"{code(name)}, {how}{again}.",
         f"## Use\n\n{use(form, sees)}",
+        *([notes] if notes else []),
         *([] if results is None else [_making(modern(results)), _measured(results, form)]),
         _plot(ranks, shapes),
         _licence(origin),

@@ -1,7 +1,9 @@
 """One export, top-down: checkpoint → model → folder with its card → hub."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from transformers import PretrainedConfig, PreTrainedModel
@@ -34,26 +36,64 @@ def publish(config: ExportConfig) -> None:
     require(not target.exists(), f"to={config.to} is there already: name a folder that is not")
     if config.push_to_hub:
         _require_account(config.push_to_hub)
+    _require_donor(config)
     source = checkpoint_of(Path(config.path).expanduser())
     run_dir = source.parent if source.name == "checkpoint" else source
     _require_own_files(run_dir, source)
     results = _results(run_dir)
     made_from = recorded_origin(run_dir, results, source)
+    if config.format is Format.gguf:
+        from svdexp.export.llama_cpp import refuse_pairs  # gguf is imported by what uses it
+
+        refuse_pairs(_table(source))
     model, tokenizer = load(source, trust_remote_code=config.trust_remote_code)
     ranks = _ranks(run_dir, architecture_of(model), model.config)
+    with whole_folder(target) as partial:
+        notes = _written(config, model, tokenizer, partial)
+        describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format, notes)
+        size = sum(path.stat().st_size for path in partial.iterdir())
+    log.info("%s: %s", target, size_in_words(size))
+    if config.push_to_hub:
+        _upload(target, config.push_to_hub)
+
+
+def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folder: Path) -> str:
+    """The files of a format; and what its card says of them beside what it says of all."""
+    if config.gguf is not None:
+        from svdexp.export.donor import read_donor
+        from svdexp.export.llama_cpp import write_gguf
+
+        return write_gguf(model, read_donor(config.gguf), folder)
     if config.format is Format.dense:
         merge(model)
     elif config.format is Format.gptq:
         convert(model)
     elif config.format is Format.vllm:
         factor_pairs(model)
-    with whole_folder(target) as partial:
-        write(model, tokenizer, partial)
-        describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format)
-        size = sum(path.stat().st_size for path in partial.iterdir())
-    log.info("%s: %s", target, size_in_words(size))
-    if config.push_to_hub:
-        _upload(target, config.push_to_hub)
+    write(model, tokenizer, folder)
+    return ""
+
+
+def _require_donor(config: ExportConfig) -> None:
+    """Raise UserError unless there is a GGUF file just where the format wants one."""
+    if config.format is not Format.gguf:
+        require(config.gguf is None, f"gguf={config.gguf} has no effect with format={config.format}")
+        return
+    if config.gguf is None:
+        raise UserError(
+            "format=gguf needs gguf=FILE, the dense model's own GGUF file, from which come names, tokenizer and what "
+            "was not compressed; llama.cpp's convert_hf_to_gguf.py makes one of a folder"
+        )
+    from svdexp.export.donor import donor_file
+
+    require(donor_file(config.gguf).is_file(), f"gguf={config.gguf} is not a file")
+
+
+def _table(checkpoint: Path) -> Mapping[str, Any]:
+    """The layers of a checkpoint's config.json, for a first look; `load` looks closer."""
+    table = read_object(checkpoint / "config.json").get("svdexp")
+    layers = table.get("layers") if isinstance(table, dict) else None
+    return layers if isinstance(layers, dict) else {}
 
 
 def add_card(config: Config, run_dir: Path) -> None:
@@ -72,16 +112,17 @@ def describe(
     results: Results | None,
     made_from: Origin | None,
     form: Format = Format.hf,
+    notes: str = "",
 ) -> None:
     """Put a model card, and the dense model's licence where it is a file, into the checkpoint `folder`.
 
-    `config` is the checkpoint's, `architecture` the class of the dense model.
+    `config` is the checkpoint's, `architecture` the class of the dense model; `notes` are of the format's files.
     """
     matrices = matrices_in(empty_model(architecture, config))
     shapes = {matrix.name: (matrix.m, matrix.n) for matrix in matrices if matrix.name in ranks}
     if made_from:
         copy_texts(made_from, folder)
-    write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form, sees_images(config)))
+    write_atomically(folder / "README.md", card(made_from, ranks, shapes, results, form, sees_images(config), notes))
 
 
 def _results(run_dir: Path) -> Results | None:

@@ -121,7 +121,14 @@ def test_every_key_of_the_page_is_there() -> None:
         )
     ]
     assert {entry.name for entry in keys("evaluate")} == {"path", "seed", "device", "precision", "residency", "cache"}
-    assert {entry.name for entry in keys("export")} == {"path", "to", "format", "trust_remote_code", "push_to_hub"}
+    assert {entry.name for entry in keys("export")} == {
+        "path",
+        "to",
+        "format",
+        "gguf",
+        "trust_remote_code",
+        "push_to_hub",
+    }
     assert {entry.name for entry in groups()} | {"hydra/sweeper"} == set(all_groups())
 
 

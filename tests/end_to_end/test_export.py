@@ -84,7 +84,7 @@ def test_a_run_and_its_exports(
     [
         (["path=nowhere", "to=out"], ["nowhere is not a checkpoint"]),
         (["path=nowhere"], ["to"]),
-        (["path=nowhere", "to=out", "format=gguf"], ["format", "gguf"]),
+        (["path=nowhere", "to=out", "format=tar"], ["format", "tar"]),
     ],
 )
 def test_mistakes_get_one_sentence(words: list[str], fragments: list[str], tmp_path: Path) -> None:
