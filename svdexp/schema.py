@@ -132,7 +132,8 @@ class Format(StrEnum):
 
     hf = "hf"  # the compressed model with the code that transformers needs to load it
     dense = "dense"  # W' = A B in place of every factorised W, for tools that know no low rank
-    gptq = "gptq"  # quantised factors in AutoGPTQ's layout, for GPTQModel's kernels
+    gptq = "gptq"  # codes in AutoGPTQ's layout, for GPTQModel's kernels; corrections as an adapter
+    peft = "peft"  # codes with a correction as a dense model and an adapter
     vllm = "vllm"  # every layer as a pair of plain factors, which vLLM's transformers backend runs
     gguf = "gguf"  # whole matrices in codes, and corrections as a LoRA, for llama.cpp
 

@@ -24,6 +24,7 @@ OTHERWISE = {
     "this folder's speed and size are the dense model's.",
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
     Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
+    Format.peft: "Speed and size are those of a dense model with an adapter.",
     Format.gguf: "Speed and size are those of llama.cpp's kernels, which round what they multiply codes by to 8 bits.",
 }
 USE = {
@@ -67,6 +68,14 @@ from vllm import LLM, SamplingParams
 llm = LLM("FOLDER", trust_remote_code=True)
 print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
 ```""",
+    Format.peft: """The folder holds what the codes stand for as numbers: a dense model of the original architecture.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
     Format.gguf: """llama.cpp loads `model.gguf`, and where there is a `lora.gguf`, the corrections that belong to it:
 
 ```sh
@@ -81,6 +90,15 @@ from llama_cpp import Llama
 model = Llama("FOLDER/model.gguf", lora_path="FOLDER/lora.gguf")  # without lora_path where there is none
 ```""",
 }
+
+
+WITH_ADAPTER = """What is measured below has the corrections in `adapter/`, which peft adds:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "FOLDER/adapter")
+```"""
 
 
 def card(

@@ -10,8 +10,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from svdexp.checkpoints.architectures import sees_images
 from svdexp.checkpoints.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
+from svdexp.export.adapter import FOLDER as ADAPTER
+from svdexp.export.adapter import require_corrections, take_corrections, write_adapter
 from svdexp.export.autogptq import convert
-from svdexp.export.card import card
+from svdexp.export.card import WITH_ADAPTER, card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.export.vllm import factor_pairs
@@ -51,7 +53,7 @@ def publish(config: ExportConfig) -> None:
     with whole_folder(target) as partial:
         notes = _written(config, model, tokenizer, partial)
         describe(partial, model.config, architecture_of(model), ranks, results, made_from, config.format, notes)
-        size = sum(path.stat().st_size for path in partial.iterdir())
+        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     log.info("%s: %s", target, size_in_words(size))
     if config.push_to_hub:
         _upload(target, config.push_to_hub)
@@ -64,13 +66,21 @@ def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folde
         from svdexp.export.llama_cpp import write_gguf
 
         return write_gguf(model, read_donor(config.gguf), folder)
-    if config.format is Format.dense:
+    corrections = {}
+    if config.format is Format.peft:
+        require_corrections(model)
+    if config.format in (Format.peft, Format.gptq):
+        corrections = take_corrections(model)
+    if config.format in (Format.dense, Format.peft):
         merge(model)
     elif config.format is Format.gptq:
         convert(model)
     elif config.format is Format.vllm:
         factor_pairs(model)
     write(model, tokenizer, folder)
+    if corrections:
+        write_adapter(model, corrections, folder / ADAPTER)
+        return WITH_ADAPTER
     return ""
 
 
