@@ -2,7 +2,8 @@
 
 A tensor of type Q4_0, Q5_0 or Q8_0 is d · (q − zero) with one float16 d for 32 neighbours in a row; Q4_1 and Q5_1 are
 d · q + m with a float16 m, too. Codes of ours whose groups are multiples of 32 are such numbers to the last bit: a step
-is repeated for every block of its group, and codes of 2 and 3 bits take the room of 4. All else is rounded again.
+is repeated for every block of its group, codes of 2 and 3 bits take the room of 4, and a zero point is taken off the
+codes where the difference fits. All else is rounded.
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.portable.svdexp_scaled import ScaledLinear
 
 BLOCK = 32  # codes
-# The type and the code of zero, by the bits of our codes.
-SYMMETRIC = {2: (Type.Q4_0, 8), 3: (Type.Q4_0, 8), 4: (Type.Q4_0, 8), 5: (Type.Q5_0, 16)}
-SIGNED = (Type.Q8_0, 0)
-MINIMUM = {2: Type.Q4_1, 3: Type.Q4_1, 4: Type.Q4_1, 5: Type.Q5_1}
+# By the bits of our codes.
+ROOM = {2: Type.Q4_0, 3: Type.Q4_0, 4: Type.Q4_0, 5: Type.Q5_0, 6: Type.Q8_0, 8: Type.Q8_0}
+MINIMUM = {4: Type.Q4_1, 5: Type.Q5_1}  # with zero points
+ZERO = {Type.Q4_0: 8, Type.Q5_0: 16, Type.Q8_0: 0}  # the code of zero
+LARGEST = {Type.Q4_0: 7, Type.Q5_0: 15, Type.Q8_0: 127}  # of q less that
 PLAIN = {torch.float32: Type.F32, torch.float16: Type.F16, torch.bfloat16: Type.BF16}
 
 
@@ -55,25 +57,20 @@ class Blocks:
 
 def whole(layer: QuantisedLinear) -> Blocks:
     """The matrix that `layer` holds whole, in codes."""
-    if not fits(layer, "out"):
-        return rounded_again(layer.factor("out", torch.float32))
-    if not layer.zero_points:
-        return coded(layer, "out", *SYMMETRIC.get(layer.code_bits, SIGNED))
-    if layer.code_bits in MINIMUM:
-        return with_minimum(layer, MINIMUM[layer.code_bits])
-    return rounded_again(layer.factor("out", torch.float32))
+    found = None
+    if fits(layer, "out"):
+        with_zeros = layer.zero_points and layer.code_bits in MINIMUM
+        found = (
+            with_minimum(layer, MINIMUM[layer.code_bits]) if with_zeros else coded(layer, "out", ROOM[layer.code_bits])
+        )
+    return rounded_again(layer.factor("out", torch.float32)) if found is None else found
 
 
 def pair(layer: nn.Module) -> tuple[Blocks, Blocks]:
     """A (m, r) and B (r, n) of a layer of factors, plain or in codes: the latter as Q8_0, or as plain numbers."""
     if isinstance(layer, QuantisedLinear):
-        out, in_ = (
-            coded(layer, side, *SIGNED)
-            if fits(layer, side) and not layer.zero_points
-            else numbers(_factor(layer, side))
-            for side in ("out", "in")
-        )
-        return out, in_
+        out, in_ = ((coded(layer, side) if fits(layer, side) else None) for side in ("out", "in"))
+        return out or numbers(layer.factor("out", torch.float32)), in_ or numbers(layer.factor("in", torch.float32))
     sides = layer.get_parameter("rank_out.weight"), layer.get_parameter("rank_in.weight")
     return numbers(sides[0].detach()), numbers(sides[1].detach())
 
@@ -84,10 +81,15 @@ def fits(layer: QuantisedLinear, side: str) -> bool:
     return columns % BLOCK == 0 and (size is None or size % BLOCK == 0) and not isinstance(layer, ScaledLinear)
 
 
-def coded(layer: QuantisedLinear, side: str, kind: Type, zero: int) -> Blocks:
-    """Codes without zero points in blocks of `kind`, whose code of zero is `zero`."""
-    codes = integers(layer, side) - middle(layer.code_bits) + zero
-    return Blocks(kind, torch.cat([_bytes(steps(layer, side)), _packed(codes, kind)], dim=-1).flatten(1))
+def coded(layer: QuantisedLinear, side: str, kind: Type = Type.Q8_0) -> Blocks | None:
+    """The codes in blocks of `kind`, without a minimum; None where one is too far from its zero point."""
+    columns = layer.shapes[side][1]
+    zero = widened(layer.zero(side).int(), columns, layer.group_size) if layer.zero_points else middle(layer.code_bits)
+    codes = integers(layer, side) - zero
+    if codes.max() > LARGEST[kind] or codes.min() < -LARGEST[kind] - 1:
+        return None
+    data = [_bytes(steps(layer, side)), _packed(codes + ZERO[kind], kind)]
+    return Blocks(kind, torch.cat(data, dim=-1).flatten(1))
 
 
 def with_minimum(layer: QuantisedLinear, kind: Type) -> Blocks:
@@ -122,10 +124,6 @@ def rounded_again(W: torch.Tensor) -> Blocks:
 def numbers(W: torch.Tensor) -> Blocks:
     """The numbers of W as they are."""
     return Blocks(PLAIN[W.dtype], _bytes(W))
-
-
-def _factor(layer: QuantisedLinear, side: str) -> torch.Tensor:
-    return layer.factor(side, torch.float32)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -193,4 +193,7 @@ def _upload(folder: Path, repository: str) -> None:
         HfApi().create_repo(repository, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=folder)
     except Exception as error:  # the network, the hub, and its client have many types
-        raise UserError(f"push_to_hub={repository}: {folder} is written but not uploaded: {error}") from error
+        why = (
+            f"{error} {error.__cause__ or ''}".split()
+        )  # the client's own sentence names a file, and its cause says why
+        raise UserError(f"push_to_hub={repository}: {folder} is written but not uploaded: {' '.join(why)}") from error

