@@ -152,13 +152,21 @@ class Result:
         return target
 
     @as_guest
-    def export(self, folder: str | PathLike[str], format: str = "hf", push_to_hub: str | None = None) -> Path:
+    def export(
+        self,
+        folder: str | PathLike[str],
+        format: str = "hf",
+        push_to_hub: str | None = None,
+        gguf: str | None = None,
+    ) -> Path:
         """Write a folder for others to load, with a model card, as `python -m svdexp.export` does.
 
         Args:
             folder: one that is not there yet.
-            format: hf; dense, which multiplies the factors out; gptq, AutoGPTQ's layout of quantised factors.
+            format: hf; dense, which multiplies the factors out; gptq, AutoGPTQ's layout of codes; peft, a dense model
+                and an adapter; vllm, pairs of factors; gguf, llama.cpp's files.
             push_to_hub: OWNER/NAME uploads it.
+            gguf: of format="gguf", llama.cpp's, the dense model's own GGUF file.
 
         Raises:
             UserError: the folder is there, the format does not suit the storage, or there is no account.
@@ -168,6 +176,7 @@ class Result:
         with tempfile.TemporaryDirectory(prefix=".svdexp-", dir=_nearest(target)) as shop:
             own = str(Path(shop, "model"))
             values: dict[str, Any] = {"path": own, "to": str(target), "format": format, "push_to_hub": push_to_hub}
+            values["gguf"] = gguf
             values["trust_remote_code"] = self.config.model.trust_remote_code
             asked = validate_export(composed("export", ExportConfig, [], values))
             self.save(own)

@@ -29,7 +29,8 @@ OTHERWISE = {
 }
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
-which put low-rank layers into the architecture. Without that it would fill these layers with random numbers.
+which put low-rank layers into the architecture. `import svdexp`, where it is installed, does the same without running
+them. With neither it would fill these layers with random numbers.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

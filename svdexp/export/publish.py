@@ -16,7 +16,7 @@ from svdexp.export.autogptq import convert
 from svdexp.export.card import WITH_ADAPTER, card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
-from svdexp.export.vllm import factor_pairs
+from svdexp.export.vllm import factor_pairs, forget_quantiser
 from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.record import RESULTS, Results
 from svdexp.runtime.disk import whole_folder, write_atomically
@@ -78,6 +78,8 @@ def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folde
     elif config.format is Format.vllm:
         factor_pairs(model)
     write(model, tokenizer, folder)
+    if config.format is Format.vllm:
+        forget_quantiser(folder)
     if corrections:
         write_adapter(model, corrections, folder / ADAPTER)
         return WITH_ADAPTER

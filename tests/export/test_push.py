@@ -1,5 +1,6 @@
 """Every format on a hub: what huggingface_hub uploads to a server that speaks as a hub does is the folder, whole."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ STORAGES: dict[Format, Storage] = {
     Format.hf: FactorStorage(),
     Format.dense: FactorStorage(),
     Format.gptq: RTNStorage(4, 32),
+    Format.vllm: FactorStorage(),
     Format.peft: ResidualStorage(4, 32, rounding=Rounding.nearest),
     Format.gguf: ResidualStorage(4, 32, rounding=Rounding.nearest),
 }
@@ -71,6 +73,9 @@ def test_the_hub_has_the_folder(form: Format, hub: Hub, tmp_path: Path) -> None:
     assert repository.private
     assert repository.commits == 1
     assert {name: data for name, data in repository.files.items() if name != ".gitattributes"} == written
+    if "config.json" in written:  # what vLLM reads may not ask for a quantiser that it does not have
+        asks = json.loads(written["config.json"]).get("quantization_config", {}).get("quant_method")
+        assert asks == {Format.hf: "svdexp", Format.gptq: "gptq"}.get(form)
     assert written.keys() >= {"README.md"} | WEIGHTS.get(form, {"model.safetensors", "config.json"})
 
 
