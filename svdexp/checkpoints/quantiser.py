@@ -42,8 +42,9 @@ class SvdexpQuantiser(HfQuantizer):
             low_rank,
         )  # transformers is whole by now
 
-        if dense_class(type(model)) is type(model):  # else its constructor did it
-            model.__class__ = low_rank(type(model))
+        architecture: Any = type(model)
+        if dense_class(architecture) is architecture:  # else its constructor did it
+            model.__class__ = low_rank(architecture)
             furnish(model)
 
     def is_serializable(self) -> bool:
@@ -59,5 +60,5 @@ class SvdexpQuantiser(HfQuantizer):
 def register() -> None:
     """Tell transformers, once in a process."""
     if METHOD not in AUTO_QUANTIZER_MAPPING:
-        register_quantization_config(METHOD)(SvdexpConfig)  # type: ignore[no-untyped-call]
-        register_quantizer(METHOD)(SvdexpQuantiser)  # type: ignore[no-untyped-call]
+        register_quantization_config(METHOD)(SvdexpConfig)
+        register_quantizer(METHOD)(SvdexpQuantiser)

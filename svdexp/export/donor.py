@@ -5,14 +5,15 @@ tokenizer is. Nothing of that is repeated here: the file has it. Which tensor ho
 rows, is seen from the numbers, for transformers reads the file, too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gguf import GGUFReader, Keys, ReaderTensor, dequantize
 from transformers import PreTrainedModel
-from transformers.integrations.gguf.dequant import GGML_BLOCK, dequantize
-from transformers.integrations.gguf.reader import GgufHeader, LazyGgufTensor, load_gguf_state_dict
+from transformers.integrations.gguf import dequant
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
 from svdexp.checkpoints.loading import load_model, locate
 from svdexp.models.matrices import Matrix
@@ -38,11 +39,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Donor:
-    """The file, and the model in it in float32."""
+    """The file, what it holds, and the model in it in float32."""
 
     file: Path
+    reader: GGUFReader
     model: PreTrainedModel
-    tensors: Mapping[str, LazyGgufTensor]
+
+    @property
+    def architecture(self) -> str:
+        """In llama.cpp's words."""
+        return str(self.reader.fields[Keys.General.ARCHITECTURE].contents())
 
 
 def read_donor(path: str) -> Donor:
@@ -53,7 +59,7 @@ def read_donor(path: str) -> Donor:
     """
     file = donor_file(path)
     model = load_model(ModelConfig("the dense model", str(file)), torch.float32, torch.device("cpu"))
-    return Donor(file, model, load_gguf_state_dict(GgufHeader.from_file(str(file))))
+    return Donor(file, GGUFReader(file), model)
 
 
 def donor_file(path: str) -> Path:
@@ -96,11 +102,10 @@ def places(donor: Donor, matrices: Iterable[Matrix]) -> dict[str, Place]:
     asked = list(matrices)
     shapes = {(matrix.m, matrix.n) for matrix in asked}
     found: dict[bytes, list[tuple[str, torch.Tensor]]] = {}
-    for name, tensor in donor.tensors.items():
-        W = numbers_of(tensor)
-        if W is not None and tuple(W.shape) in shapes:
-            prints, order = fingerprints(W).sort(stable=True)
-            found.setdefault(prints.numpy().tobytes(), []).append((name, order))
+    for tensor in donor.reader.tensors:
+        if tuple(int(size) for size in reversed(tensor.shape)) in shapes:
+            prints, order = fingerprints(numbers_of(tensor, donor.architecture)).sort(stable=True)
+            found.setdefault(prints.numpy().tobytes(), []).append((tensor.name, order))
     placed = {}
     for matrix in asked:
         prints, order = fingerprints(matrix.weight(donor.model).float()).sort(stable=True)
@@ -118,14 +123,12 @@ def places(donor: Donor, matrices: Iterable[Matrix]) -> dict[str, Place]:
     return placed
 
 
-def numbers_of(tensor: LazyGgufTensor) -> torch.Tensor | None:
-    """A matrix of the file in float32, as transformers reads it; None for tensors that are none."""
-    if len(tensor.shape) != 2:
-        return None
-    data = tensor[...]
-    if tensor.ggml_type not in GGML_BLOCK:
-        return data.float()
-    return dequantize(data.flatten(), tensor.ggml_type).view(len(data), -1)
+def numbers_of(tensor: ReaderTensor, architecture: str) -> torch.Tensor:
+    """A tensor of the file in float32 to the last bit as transformers reads it, which goes two ways."""
+    if is_gguf_arch_supported(architecture) and tensor.tensor_type in dequant.GGML_BLOCK:
+        data = torch.from_numpy(tensor.data.copy())
+        return dequant.dequantize(data.flatten(), int(tensor.tensor_type)).view(len(data), -1)
+    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
 
 
 def fingerprints(W: torch.Tensor) -> torch.Tensor:

@@ -127,15 +127,16 @@ def numbers(W: torch.Tensor) -> Blocks:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+    raw: torch.Tensor = tensor.contiguous().view(torch.uint8)
+    return raw
 
 
 def _packed(codes: torch.Tensor, kind: Type) -> torch.Tensor:
     """Codes int (m, n) in the order of ggml's blocks, uint8 (m, blocks, bytes)."""
-    blocks = codes.unflatten(1, (-1, BLOCK))
+    blocks = codes.view(len(codes), -1, BLOCK)
     if kind is Type.Q8_0:
-        return blocks.to(torch.int8).view(torch.uint8)
-    low = (blocks & 15).to(torch.uint8).unflatten(2, (2, BLOCK // 2))
+        return _bytes(blocks.to(torch.int8))
+    low = (blocks & 15).to(torch.uint8).view(len(codes), -1, 2, BLOCK // 2)
     halves = low[:, :, 0] | low[:, :, 1] << 4
     if kind in (Type.Q4_0, Type.Q4_1):
         return halves

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, GGUFType, GGUFValueType, GGUFWriter, Keys, LlamaFileType
+from gguf import GGUFType, GGUFValueType, GGUFWriter, Keys, LlamaFileType
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of
@@ -79,29 +77,24 @@ def lora(layer: ResidualLinear, place: Place) -> tuple[Blocks, Blocks]:
 
 def write_base(donor: Donor, replaced: Mapping[str, Blocks], path: Path) -> None:
     """The donor's file with some tensors replaced."""
-    reader = GGUFReader(donor.file)
-    architecture = str(reader.fields[Keys.General.ARCHITECTURE].contents())
-    writer = GGUFWriter(path, architecture)
-    for key, field in reader.fields.items():
+    writer = GGUFWriter(path, donor.architecture)
+    for key, field in donor.reader.fields.items():
         if key not in REWRITTEN and not key.startswith(OTHERS):
             kind = field.types[0]
             inner = field.types[-1] if kind is GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), kind, sub_type=inner)
     writer.add_file_type(LlamaFileType.GUESSED)  # a type per tensor
-    for name, tensor in donor.tensors.items():
-        if (blocks := replaced.get(name)) is not None:
-            _add(writer, name, blocks)
+    for tensor in donor.reader.tensors:
+        if (blocks := replaced.get(tensor.name)) is not None:
+            _add(writer, tensor.name, blocks)
         else:
-            own = Type(tensor.ggml_type)
-            data = torch.from_numpy(tensor.data.copy()).view(*(tensor.shape[:-1] or ()), -1)
-            _add(writer, name, Blocks(own, data))
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     _finish(writer)
 
 
 def write_lora(donor: Donor, factors: Mapping[str, tuple[Blocks, Blocks]], path: Path) -> None:
     """A and B of the tensors by whose names they are called."""
-    reader = GGUFReader(donor.file)
-    writer = GGUFWriter(path, str(reader.fields[Keys.General.ARCHITECTURE].contents()))
+    writer = GGUFWriter(path, donor.architecture)
     writer.add_type(GGUFType.ADAPTER)
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, 0.0)  # llama.cpp then multiplies by 1, whatever the rank

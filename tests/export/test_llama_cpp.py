@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, GGUFWriter, dequantize, quantize
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.loading import load_model
 from svdexp.export import publish
 from svdexp.models.portable.svdexp_residual import ResidualLinear
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.errors import UserError
-from svdexp.schema import ExportConfig, Format
+from svdexp.schema import ExportConfig, Format, ModelConfig
 from svdexp.storage import FactorStorage, PivotStorage, ResidualStorage, RTNStorage, Storage
 from svdexp.storage.residual import Rounding
 from tests.checkpoints.gguf_files import PARTS, write_llama
@@ -190,6 +191,35 @@ def test_what_was_not_compressed_is_the_donors(tmp_path: Path) -> None:
     for part in dense.tensors:
         if "norm" in part.name or not part.name.startswith("blk."):
             assert (tensors[part.name].data == part.data).all()
+
+
+def rounded_file(source: Path, path: Path, kind: Type) -> None:
+    """The file `source` with its matrices in `kind`."""
+    reader, writer = GGUFReader(source), GGUFWriter(path, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for part in reader.tensors:
+        own = kind if len(part.shape) == 2 else part.tensor_type
+        writer.add_tensor(part.name, quantize(part.data, own), raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_1, Type.Q5_0, Type.Q8_0, Type.BF16])
+@torch.no_grad()
+def test_the_donor_may_be_rounded_itself(kind: Type, windows: torch.Tensor, tmp_path: Path) -> None:
+    write_llama(tmp_path / "plain.gguf", wide_model())
+    rounded_file(tmp_path / "plain.gguf", tmp_path / "dense.gguf", kind)
+    model = load_model(ModelConfig("tiny", str(tmp_path / "dense.gguf")), torch.bfloat16, torch.device("cpu"))
+    checkpoint.save(model, None, tmp_path / "run", in_codes(model, [RTNStorage(8, 32)], 0))
+    export(tmp_path)
+    found = read(tmp_path / "out" / "model.gguf")
+    assert found["token_embd.weight"][0] is kind
+    for name, part, layer in matrices(model):
+        assert torch.equal(in_our_order(found[name][1], part), layer.factor("out", torch.float32))
 
 
 @pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])

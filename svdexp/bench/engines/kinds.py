@@ -9,7 +9,8 @@ PERPLEXITIES, SPEEDS = "perplexity", ("prefill", "decode")
 class Form(NamedTuple):
     """A model that an engine is given: words of `python -m svdexp`, then of `python -m svdexp.export`.
 
-    What is run is the export where there are words of it, else the run's checkpoint.
+    What is run is the export where there are words of it, else the run's checkpoint. In these `{dense}` is the dense
+    model's folder.
     """
 
     compress: tuple[str, ...]
@@ -27,11 +28,18 @@ class Engine(NamedTuple):
     install: tuple[tuple[str, ...], ...] = ()
 
 
+GGUF = ("format=gguf", "gguf={dense}.gguf")  # which llama.cpp's script makes of the dense model, its first
+CORRECTED = ("storage=residual", "storage.group_size=32", "ratio=0.34", "method.allocation.rank_align=32")
 FORMS = {
     "factors": Form(("storage=factors",)),
     "pivot": Form(("storage=pivot",)),
     "gptq4": Form(("storage=gptq4", "method.allocation.rank_align=32")),
     "pivot-as-factors": Form(("storage=pivot",), ("format=vllm",)),
+    "codes-gguf": Form(("method=quantise", "storage=gptq4"), GGUF),
+    "mixed-gguf": Form(("method=mixed", "ratio=0.28"), GGUF),
+    "corrected-gguf": Form(CORRECTED, GGUF),
+    "corrected-gptq": Form(CORRECTED, ("format=gptq",)),
+    "corrected-peft": Form(CORRECTED, ("format=peft",)),
 }
 ENGINES = {
     "transformers": Engine(("factors", "pivot", "gptq4")),
@@ -42,6 +50,16 @@ ENGINES = {
             ("install", "-r", "torch.txt"),
             ("install", "-r", "requirements.txt"),
             ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),
+        ),
+    ),
+    "llama_cpp": Engine(("codes-gguf", "mixed-gguf", "corrected-gguf"), (("install", "-r", "requirements.txt"),)),
+    "peft_gptq": Engine(
+        ("corrected-peft", "corrected-gptq"),
+        (
+            ("install", "--upgrade", "pip", "setuptools", "wheel", "packaging", "ninja"),
+            ("install", "-r", "requirements.txt"),
+            ("install", "--no-deps", "-r", "loose.txt"),
+            ("install", "--no-deps", "--no-build-isolation", "gptqmodel==7.7.0"),
         ),
     ),
 }

@@ -61,7 +61,8 @@ def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Pat
         return run / "checkpoint", run / "checkpoint"
     exported = Path(f"{run}-{identity(words=list(form.export))}")
     if not exported.is_dir():
-        command([f"path={run}", f"to={exported}", *form.export], Path(f"{exported}.log"), "svdexp.export")
+        words = [word.format(dense=dense) for word in form.export]
+        command([f"path={run}", f"to={exported}", *words], Path(f"{exported}.log"), "svdexp.export")
     return run / "checkpoint", exported
 
 

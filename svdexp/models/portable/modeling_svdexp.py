@@ -62,7 +62,7 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         architecture.__init__(self, config, *args, **kwargs)
         furnish(self)
 
-    def from_pretrained(cls: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         # The constructor puts the layers in, so no quantiser is asked for, and another library's can be.
         loaded: Any = architecture.from_pretrained
         return loaded.__func__(cls, *args, config=without_quantiser(config), **kwargs)
