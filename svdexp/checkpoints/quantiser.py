@@ -42,8 +42,8 @@ class SvdexpQuantiser(HfQuantizer):
             low_rank,
         )  # transformers is whole by now
 
-        architecture: Any = type(model)
-        if dense_class(architecture) is architecture:  # else its constructor did it
+        if dense_class(type(model)) is type(model):  # else its constructor did it
+            architecture: Any = type(model)  # for mypy
             model.__class__ = low_rank(architecture)
             furnish(model)
 
