@@ -24,8 +24,9 @@ OTHERWISE = {
     "this folder's speed and size are the dense model's.",
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
     Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
-    Format.peft: "Speed and size are those of a dense model with an adapter.",
-    Format.gguf: "Speed and size are those of llama.cpp's kernels, which round what they multiply codes by to 8 bits.",
+    Format.peft: "The sums are those that were measured; speed and size are those of a dense model with an adapter.",
+    Format.gguf: "The measured model multiplied by the same codes, but llama.cpp rounds inputs to 8 bits first; speed and "
+    "size are those of its kernels.",
 }
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
