@@ -25,7 +25,7 @@ OTHERWISE = {
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
     Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
     Format.peft: "The sums are those that were measured; speed and size are those of a dense model with an adapter.",
-    Format.gguf: "llama.cpp also rounds to 8 bits what it multiplies codes by; speed and size are those of its kernels.",
+    Format.gguf: "llama.cpp rounds inputs to 8 bits, too; speed and size are those of its kernels.",
 }
 USE = {
     Format.hf: """Plain transformers loads it; `trust_remote_code=True` lets it run the Python files of this folder,
