@@ -34,6 +34,7 @@ FORMS = {
     "factors": Form(("storage=factors",)),
     "pivot": Form(("storage=pivot",)),
     "gptq4": Form(("storage=gptq4", "method.allocation.rank_align=32")),
+    "factors-for-vllm": Form(("storage=factors",), ("format=vllm",)),
     "pivot-as-factors": Form(("storage=pivot",), ("format=vllm",)),
     "codes-gguf": Form(("method=quantise", "storage=gptq4"), GGUF),
     "mixed-gguf": Form(("method=mixed", "ratio=0.28"), GGUF),
@@ -45,7 +46,7 @@ ENGINES = {
     "transformers": Engine(("factors", "pivot", "gptq4")),
     # Of the three packages the wheels that indices have beside this torch do not import, and text needs none of them.
     "vllm": Engine(
-        ("factors", "pivot-as-factors"),
+        ("factors-for-vllm", "pivot-as-factors"),
         (
             ("install", "-r", "torch.txt"),
             ("install", "-r", "requirements.txt"),
