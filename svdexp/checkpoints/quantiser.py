@@ -7,11 +7,15 @@ transformers has no entry point for quantisers. `svdexp/__init__.py` lets `regis
 table of them, in the middle of its own import: therefore this file imports no more of it than that.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from svdexp.runtime.reading import read_object
 
 METHOD = "svdexp"
 
@@ -55,6 +59,14 @@ class SvdexpQuantiser(HfQuantizer):
     def is_trainable(self) -> bool:
         """Codes have no gradients, all else has."""
         return True
+
+
+def forget_quantiser(folder: Path) -> None:
+    """Take what asks for svdexp's quantiser out of the checkpoint `folder`: vLLM refuses names that it does not know."""
+    path = folder / "config.json"
+    config = read_object(path)
+    config.pop("quantization_config", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def register() -> None:

@@ -10,13 +10,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from svdexp.checkpoints.architectures import sees_images
 from svdexp.checkpoints.checkpoint import architecture_of, checkpoint_of, configuration, empty_model, load, write
+from svdexp.checkpoints.quantiser import forget_quantiser
 from svdexp.export.adapter import FOLDER as ADAPTER
 from svdexp.export.adapter import require_corrections, take_corrections, write_adapter
 from svdexp.export.autogptq import convert
 from svdexp.export.card import WITH_ADAPTER, card
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
-from svdexp.export.vllm import factor_pairs, forget_quantiser
+from svdexp.export.vllm import factor_pairs
 from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.record import RESULTS, Results
 from svdexp.runtime.disk import whole_folder, write_atomically

@@ -1,8 +1,6 @@
 """Factor pairs for vLLM, which loads parameters only: no pivots' order and no codes."""
 
-import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from svdexp.checkpoints.checkpoint import architecture_of, empty_model, label
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.runtime.errors import require
-from svdexp.runtime.reading import read_object
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +51,6 @@ def factor_pairs(model: PreTrainedModel) -> None:
         left = len(found) - len(ranks)
         log.info("%d of %d layers become dense: their factors are not smaller, or it is the head", left, len(found))
     label(model, ranks)
-
-
-def forget_quantiser(folder: Path) -> None:
-    """Take what asks for svdexp's quantiser, of which vLLM does not know, out of the checkpoint `folder`."""
-    path = folder / "config.json"
-    config = read_object(path)
-    del config["quantization_config"]
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def factors(layer: Any, n: int) -> Factors:

@@ -74,6 +74,7 @@ def written(folder: Path, blocks: int, kept: float | None) -> Path:
     from svdexp.bench.speed import config_of
     from svdexp.bench.stacks import compressed, random_model
     from svdexp.checkpoints.checkpoint import label
+    from svdexp.checkpoints.quantiser import forget_quantiser
     from svdexp.models.portable.svdexp_factors import LowRankLinear
     from svdexp.runtime.disk import whole_folder
 
@@ -88,6 +89,7 @@ def written(folder: Path, blocks: int, kept: float | None) -> Path:
         label(model, {name: part.pair_shape[0] for name, part in pairs.items()})
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
+        forget_quantiser(partial)
         write_tokenizer(partial, config.vocab_size)
     return folder
 
