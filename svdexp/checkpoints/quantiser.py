@@ -62,7 +62,7 @@ class SvdexpQuantiser(HfQuantizer):
 
 
 def forget_quantiser(folder: Path) -> None:
-    """Take what asks for svdexp's quantiser out of the checkpoint `folder`: vLLM refuses names that it does not know."""
+    """Take what asks for svdexp's quantiser out of the checkpoint `folder`: vLLM refuses unknown ones."""
     path = folder / "config.json"
     config = read_object(path)
     config.pop("quantization_config", None)
