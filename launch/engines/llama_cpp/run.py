@@ -14,12 +14,29 @@ import time
 from pathlib import Path
 
 import llama_cpp
+import llama_cpp.llama_cpp as low
 import numpy as np
 
 CONVERTER = Path(sys.prefix) / "llama.cpp"  # its files
 NEEDED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")
 FLOAT32 = 0  # of the cache, in ggml's numbers
 LENGTH = 512  # tokens in the cache
+
+
+plain = low.llama_model_default_params
+
+
+def as_they_lie():
+    """llama.cpp's defaults, but weights stay as they lie in the file: `llama-cli --no-repack`, for which Llama() has no word.
+
+    On a CPU with AMX release 0.3.36 dies of the other order when it multiplies by Q8_0, whoever wrote the file.
+    """
+    parameters = plain()
+    parameters.use_extra_bufts = False
+    return parameters
+
+
+low.llama_model_default_params = as_they_lie
 
 
 def files(folder):
