@@ -22,7 +22,7 @@ from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.typed import fill
 from svdexp.schema import Config, Numerics, Save, SigmaFuse, Traversal
 from svdexp.storage import FactorStorage, Storage
-from svdexp.training import BlockRefine, Training
+from svdexp.training import BlockRefine, Training, learns_stored
 from svdexp.update import Update
 
 # How many windows, None where that is not known yet, and their length in tokens.
@@ -40,7 +40,7 @@ class Method:
         allocation: budget and evidence → ranks.
         storage: what a rank costs, and the layer that holds it.
         update: repair after truncation, or None.
-        training: repair by gradient descent after that, by name, in order.
+        training: repair by gradient descent after that, by name, in order; of what is stored, after storage.
         traversal: where the weighting's statistics come from.
         numerics: route to the optimum.
         sigma_fuse: which factor carries the singular values.
@@ -81,6 +81,16 @@ class Method:
             count, length = own.get(knob, calibration)
             if count is not None:
                 check_windows_of(part, count, length)
+
+    @property
+    def trains_factors(self) -> dict[str, Training]:
+        """The trainings of plain factors, before storage."""
+        return {name: part for name, part in self.training.items() if not learns_stored(part)}
+
+    @property
+    def trains_stored(self) -> dict[str, Training]:
+        """Those of what is stored."""
+        return {name: part for name, part in self.training.items() if learns_stored(part)}
 
     @property
     def needs_gradients(self) -> bool:
@@ -178,12 +188,12 @@ class Method:
                 "needs no statistics",
             )
         if isinstance(self.allocation, Whole):
-            idle = {"weighting": weighting, "update": update, "training": self.training}
+            idle = {"weighting": weighting, "update": update, "training": self.trains_factors}
             for name, part in idle.items():
                 require(
                     not part,
                     f"method.{name} has no effect, because method.allocation={allocation} makes no factors; "
-                    "method=quantise has none of it",
+                    + (f"set {stored_knob(self.training)}" if name == "training" else "method=quantise has none of it"),
                 )
         elif weighting and update and update.makes_factors and not self.allocation.needs_spectra:
             raise UserError(
@@ -195,11 +205,15 @@ class Method:
         """Raise UserError for what makes or trains factors of all of W where the storage keeps a part of it beside."""
         storage = self.storage
         makes = self.update is not None and self.update.makes_factors
-        for knob, clashes in (("method.update", makes), ("method.training", bool(self.training))):
+        clashes = {
+            "method.update": (makes, "leave it out"),
+            "method.training": (bool(self.trains_factors), f"set {stored_knob(self.training)}"),
+        }
+        for knob, (clash, instead) in clashes.items():
             require(
-                not (storage.split and clashes),
+                not (storage.split and clash),
                 f"storage={type(storage).__name__} has factors of a part of each matrix, but {knob} fits them to all "
-                "of it; leave it out or use storage=factors",
+                f"of it; {instead} or use storage=factors",
             )
 
     def _require_a_choice_of_forms(self) -> None:
@@ -218,9 +232,12 @@ class Method:
             f"storage={storage} lets a matrix be one of several forms, among which method.allocation={allocation} does "
             "not choose; use method=mixed, or method/allocation=forms",
         )
-        idle = {"update": self.update, "training": self.training}
-        for name, part in idle.items():
-            require(not part, f"storage={storage} has codes, which method.{name} does not repair; leave it out")
+        repairs = {
+            "update": (self.update, "leave it out"),
+            "training": (self.trains_factors, f"set {stored_knob(self.training)}"),
+        }
+        for name, (part, instead) in repairs.items():
+            require(not part, f"storage={storage} has codes, which method.{name} does not repair; {instead}")
         require(
             self.traversal is Traversal.dense,
             f"storage={storage} chooses by what the dense model's statistics say; use method.traversal=dense",
@@ -271,6 +288,12 @@ class Method:
             "save=elastic keeps components that serve every ratio, but method.traversal=blockwise fits them to one; "
             "use method.traversal=dense or save=checkpoint",
         )
+
+
+def stored_knob(trainings: Mapping[str, Training]) -> str:
+    """How trainings of plain factors are told to train what is stored, for a sentence."""
+    names = [name for name, part in trainings.items() if hasattr(part, "stored") and not part.stored]
+    return " and ".join(f"method.training.{name}.stored=true" for name in names) or "another method.training"
 
 
 # What a part must have for the role that its knob gives it.

@@ -20,7 +20,7 @@ def distillation() -> float:
     model, teacher, options = compressed(DEMO, "factors", KEPT), random_model(DEMO), Distill(batch=1, seq_len=TOKENS)
     dense = {matrix: matrix.layer(teacher) for matrix in find_matrices(teacher, Targets())}
     student = Student(model, dense)
-    factors, items = student.factors(), torch.randint(DEMO.vocab_size, (1, TOKENS))
+    factors, items = student.learnt(), torch.randint(DEMO.vocab_size, (1, TOKENS))
     for factor in factors:
         factor.requires_grad_(True)
     optimizer = torch.optim.AdamW(factors, lr=options.lr)

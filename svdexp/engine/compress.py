@@ -111,10 +111,12 @@ def compress(
     job, ranks, curves, forms, evidence, benches, spectra = allocated(job, dense, budget, fixed)
     losses = dense.losses
     before = steps.stored(job)
+    replaced = {matrix: matrix.layer(model) for matrix in layers} if method.trains_stored else {}
     done = steps.truncate(job, benches, ranks, spectra)
-    trained = steps.train(job, ranks, done.dense) if method.training else {}
+    trained = steps.train(job, ranks, done.dense) if method.trains_factors else {}
     with clock("storage"):
         steps.finish(job, ranks)
+    trained |= steps.train_stored(job, ranks, replaced) if method.trains_stored else {}
     label(model, ranks)
     recipe = Recipe.of(method.allocation, budget, evidence) if elastic else None
     return Compression(

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace as replace_fields
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from svdexp.checkpoints.elastic import components
+from svdexp.data.reads import described
 from svdexp.engine.benches import Benches
 from svdexp.engine.job import Job
 from svdexp.factorisation import Decomposition
@@ -18,7 +19,7 @@ from svdexp.models.matrices import Matrix, Ranks, layers_of, stacks
 from svdexp.models.residency import at_hand
 from svdexp.runtime.progress import progress
 from svdexp.storage import Kept, Storage, bits_of, largest_rank, shared_out, stored_bits
-from svdexp.training import Student, Trained, teach
+from svdexp.training import Student, Trained, Training, learner, teach
 from svdexp.update import Repair, place_all
 
 
@@ -87,7 +88,7 @@ def truncate_group(job: Job, group: str, benches: Benches, ranks: Ranks, repair:
     }
     with job.clock("update" if method.update else "storage"):
         repair(group, targets, factors, partial(place, job, dense, kept))
-    if method.training:
+    if method.trains_factors:
         done.dense.update({matrix: matrix.layer(job.teacher) for matrix in dense} if job.teacher else dense)
 
 
@@ -107,7 +108,7 @@ def place(
     with job.clock("storage"):
         matrix = next(matrix for matrix in dense if matrix.name == name)
         W, bias = matrix.family.weight(dense[matrix]), matrix.family.bias(dense[matrix])
-        if job.method.training:
+        if job.method.trains_factors:
             layer: nn.Module = low_rank_layer(factors, bias, W.float())
         else:
             layer = stored_layer(job.storage(name), factors, bias, W, kept.get(name), trial=trial)
@@ -144,12 +145,9 @@ def extra_components(
 
 
 def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
-    """Gradient descent on the factors in place of `dense`, which are then put into the method's storage."""
+    """Gradient descent on the plain factors in place of `dense`, which are then put into the method's storage."""
     student = Student(job.model, dense, job.teacher)
-    about = {"method": replace_fields(job.method, training={}).described(), "ranks": ranks, "seed": job.seed}
-    shelf = partial(job.cache.shelf, "training", **about, source=job.source)
-    with job.clock("training"):
-        trained = teach(student, job.method.training, job.windows, job.texts, shelf, job.seed)
+    trained = taught(job, student, ranks, job.method.trains_factors)
     with job.clock("storage"):
         compressed = student.layers
         trained_in = {matrix.group: [x for x in dense if x.group == matrix.group] for matrix in dense}
@@ -160,6 +158,31 @@ def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str
                     plain = factors_of(layer)
                     matrix.put(job.model, stored_layer(job.method.storage, plain, layer.rank_out.bias, W, None))
     return trained
+
+
+def train_stored(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
+    """Gradient descent on what was stored in place of `dense`, which is then stored as it was trained."""
+    learners = {matrix: learner(matrix.layer(job.model)) for matrix in dense}
+    changed = {matrix: found for matrix, found in learners.items() if found is not None}
+    for matrix, found in changed.items():
+        matrix.put(job.model, found)
+    student = Student(job.model, {matrix: dense[matrix] for matrix in changed})
+    about = {"after": [described(part) for part in job.method.trains_factors.values()]}
+    about |= {"storages": {name: described(storage) for name, storage in job.storages.items()}}
+    trained = taught(job, student, ranks, job.method.trains_stored, **about)
+    for matrix, found in changed.items():
+        matrix.put(job.model, found.stored())
+    return trained
+
+
+def taught(
+    job: Job, student: Student, ranks: Ranks, trainings: Mapping[str, Training], **about: Any
+) -> dict[str, Trained]:
+    """What became of `trainings`; `about` is what their results depend on beside method, ranks and seed."""
+    known = {"method": replace_fields(job.method, training={}).described(), "ranks": ranks, "seed": job.seed}
+    shelf = partial(job.cache.shelf, "training", **known, **about, source=job.source)
+    with job.clock("training"):
+        return teach(student, trainings, job.windows, job.texts, shelf, job.seed)
 
 
 def finish(job: Job, ranks: Ranks) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from svdexp.models.matrices import Found, Matrix, found_in
+from svdexp.models.portable.svdexp_base import Replacement
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.finite import all_finite
 
@@ -59,7 +60,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     best: tuple[int, str, nn.ModuleList] | None = None
     for name, module in _language_model(model):
-        if isinstance(module, nn.ModuleList) and any(found_in(module)):
+        if isinstance(module, nn.ModuleList) and (any(found_in(module)) or any(_ours(module))):
             size = sum(p.numel() for p in module.parameters())
             # Strictly larger: a list of experts inside a block never beats the list of blocks around it.
             if best is None or size > best[0]:
@@ -67,6 +68,11 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if best is None:
         raise UserError(f"model: {type(model).__name__} has no list of blocks that hold linear layers")
     return best[1], best[2]
+
+
+def _ours(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers in `module` that took the place of dense ones."""
+    return (part for part in module.modules() if isinstance(part, Replacement))
 
 
 def _language_model(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:

@@ -21,7 +21,7 @@ class Lesson:
     """What a training has to work with.
 
     Attributes:
-        student: the compressed model, its factors float32.
+        student: the compressed model, what is trained float32.
         windows: token ids to learn from, (N, L).
         shelf: `shelf(part=…)` is where a training leaves the state of one of its parts.
         seed: of what is drawn at random.
@@ -34,7 +34,7 @@ class Lesson:
 
 
 class Training(Protocol):
-    """Changes the factors of a compressed model by gradient descent; their shapes stay."""
+    """Changes the factors of a compressed model, or what is stored of them, by gradient descent; their shapes stay."""
 
     def __call__(self, lesson: Lesson) -> Curve:
         """Train in place."""
@@ -53,6 +53,11 @@ class Trained(NamedTuple):
     tokens: int
 
 
+def learns_stored(training: Training) -> bool:
+    """Whether it trains what is stored, after rounding; one that has no option `stored` trains plain factors."""
+    return getattr(training, "stored", False)
+
+
 def teach(
     student: Student,
     trainings: Mapping[str, Training],
@@ -65,7 +70,7 @@ def teach(
 
     `shelf(**ingredients)` is where an interrupted training finds its state; a training's depends on those before it.
     """
-    if not student.layers:
+    if not student.learnt():
         log.warning("method.training: no matrix was factorised, so there is nothing to train")
         return {}
     found: dict[str, Trained] = {}

@@ -22,13 +22,18 @@ from svdexp.training.student import Student
 
 @dataclass(frozen=True)
 class BlockRefine(Schedule):
-    """Each block by itself, in order; an item is a window. The paper has 25 epochs of 256 windows in batches of 32."""
+    """Each block by itself, in order; an item is a window. The paper has 25 epochs of 256 windows in batches of 32.
+
+    Attributes:
+        stored: train what is stored, after rounding, instead of plain factors before.
+    """
 
     steps: int | None = 200
     batch: int = 32
     lr: float = 1e-4
     floor: float = 0.1
     weight_decay: float = 0.01
+    stored: bool = False
 
     @property
     def knob(self) -> str:
@@ -74,9 +79,9 @@ class BlockRefine(Schedule):
             what=f"refining {name}",
         )
         curve = descent.run(lesson.shelf(part=name))
-        factors = {id(p) for layer in lesson.student.layers.values() for p in layer.parameters()}
+        own = lesson.student.own()
         for parameter, dtype in zip(parameters, formats, strict=True):
-            if id(parameter) not in factors:
+            if parameter not in own:
                 parameter.data = parameter.data.to(dtype)
         return curve
 

@@ -34,6 +34,7 @@ class Distill(Schedule):
         labels: λ, the share of the cross-entropy with the text's own next tokens.
         hidden: μ, the weight of the hidden states.
         checkpointing: compute activations again in the backward pass instead of keeping them.
+        stored: train what is stored, after rounding, instead of plain factors before.
     """
 
     seq_len: int = 512
@@ -41,6 +42,7 @@ class Distill(Schedule):
     labels: float = 0.0
     hidden: float = 0.0
     checkpointing: bool = False
+    stored: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +73,13 @@ class Distill(Schedule):
         return self.labels < 1 or self.hidden > 0
 
     def __call__(self, lesson: Lesson) -> Curve:
-        """Train all factors."""
+        """Train all layers."""
         student = lesson.student
         windows, held_out = self.split(lesson.windows)
         items = cut(windows, self.seq_len)
         descent = Descent(
             schedule=self,
-            parameters=student.factors(),
+            parameters=student.learnt(),
             loss=lambda index: self.loss(student, items[index]),
             count=len(items),
             score=lambda: perplexity_of(student, held_out),

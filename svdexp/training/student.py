@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.training.stored import Learner
 
 
 class Student:
-    """A model whose compressed layers are plain factors, and the dense layers that they replaced.
+    """A model whose compressed layers are plain factors or learners, and the dense layers that they replaced.
 
     Attributes:
-        model: the compressed model. Factors are float32; where the model is not, `precision` autocasts.
+        model: the compressed model. What is trained is float32; where the model is not, `precision` autocasts.
         dense: the dense layers.
         teacher: the dense model, where it is another one than `model` with its dense layers put back.
     """
@@ -28,20 +29,32 @@ class Student:
 
     @property
     def layers(self) -> dict[str, LowRankLinear]:
-        """The compressed layers, by name."""
+        """The layers of plain factors, by name."""
         found = layers_of(self.model, self.dense)
         return {name: layer for name, layer in found.items() if isinstance(layer, LowRankLinear)}
 
-    def factors(self) -> list[nn.Parameter]:
-        """All A and B."""
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """Those of stored layers, by name."""
+        found = layers_of(self.model, self.dense)
+        return {name: layer for name, layer in found.items() if isinstance(layer, Learner)}
+
+    def learnt(self) -> list[nn.Parameter]:
+        """What all layers have to learn: A and B, or what learners say."""
         named = (item for layer in self.layers.values() for item in layer.named_parameters())
-        return [parameter for key, parameter in named if key.endswith(".weight")]
+        factors = [parameter for key, parameter in named if key.endswith(".weight")]
+        return factors + [parameter for layer in self.learners.values() for parameter in layer.learnt()]
+
+    def own(self) -> set[nn.Parameter]:
+        """The parameters of all these layers, which the dense model has not."""
+        layers = [*self.layers.values(), *self.learners.values()]
+        return {parameter for layer in layers for parameter in layer.parameters()}
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep the values of parameters that the dense model has too, before they are trained."""
         if self.teacher:
             return
-        ours = {parameter for layer in self.layers.values() for parameter in layer.parameters()}
+        ours = self.own()
         for parameter in parameters:
             if parameter not in ours:
                 self._before.setdefault(parameter, parameter.detach().clone())

@@ -103,10 +103,10 @@ def test_checkpointing_changes_no_gradient(llama: PreTrainedModel, windows: torc
     student = student_of(llama)
     gradients = []
     for checkpointing in (False, True):
-        for factor in student.factors():
+        for factor in student.learnt():
             factor.requires_grad_(True).grad = None
         replace(DISTILL, checkpointing=checkpointing).loss(student, windows[0]).backward()
-        gradients.append([factor.grad.clone() for factor in student.factors()])
+        gradients.append([factor.grad.clone() for factor in student.learnt()])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again)
 
