@@ -167,9 +167,9 @@ def train_stored(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> d
     for matrix, found in changed.items():
         matrix.put(job.model, found)
     student = Student(job.model, {matrix: dense[matrix] for matrix in changed})
-    about = {"after": [described(part) for part in job.method.trains_factors.values()]}
-    about |= {"storages": {name: described(storage) for name, storage in job.storages.items()}}
-    trained = taught(job, student, ranks, job.method.trains_stored, **about)
+    after = [described(part) for part in job.method.trains_factors.values()]
+    storages = {name: described(storage) for name, storage in job.storages.items()}
+    trained = taught(job, student, ranks, job.method.trains_stored, after=after, storages=storages)
     for matrix, found in changed.items():
         matrix.put(job.model, found.stored())
     return trained

@@ -16,7 +16,7 @@ from svdexp.models.path import BlockPath
 from svdexp.models.residency import at_hand
 from svdexp.models.work import Work, Workload
 from svdexp.training.base import Lesson
-from svdexp.training.cost import descent
+from svdexp.training.cost import descent, stored_descent
 from svdexp.training.student import Student
 
 
@@ -44,7 +44,11 @@ class BlockRefine(Schedule):
         """Every window through every block that often; and the states of all windows, twice."""
         tokens = self.steps_over(workload.windows) * self.batch * workload.length
         states = 2 * workload.tokens * workload.width * workload.itemsize
-        work = descent(workload, tokens, workload.length, workload.factor_numbers)
+        work = (
+            stored_descent(workload, tokens, workload.length)
+            if self.stored
+            else descent(workload, tokens, workload.length, workload.factor_numbers)
+        )
         return replace(work, bytes=work.bytes / workload.blocks + states)
 
     def __call__(self, lesson: Lesson) -> Curve:
@@ -68,7 +72,8 @@ class BlockRefine(Schedule):
         lesson.student.remember(parameters)
         formats = [p.dtype for p in parameters]
         for parameter in parameters:
-            parameter.data = parameter.data.float()
+            # a copy, because a layer may have its bias from the dense one, which is the teacher's
+            parameter.data = parameter.data.to(torch.float32, copy=True)
         descent = Descent(
             schedule=self,
             parameters=parameters,

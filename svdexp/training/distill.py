@@ -20,7 +20,7 @@ from svdexp.models.structure import checkpointed_blocks
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_tokens
 from svdexp.training.base import Lesson
-from svdexp.training.cost import descent
+from svdexp.training.cost import descent, stored_descent
 from svdexp.training.student import Student
 
 
@@ -61,6 +61,8 @@ class Distill(Schedule):
         count = workload.windows * (workload.length // self.seq_len)
         tokens = self.steps_over(count) * self.batch * self.seq_len
         teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
+        if self.stored:
+            return stored_descent(workload, tokens, self.seq_len) + teacher
         return descent(workload, tokens, self.seq_len, workload.factor_numbers) + teacher
 
     def item_length(self, length: int) -> int:

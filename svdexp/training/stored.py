@@ -81,12 +81,12 @@ class PlainLearner(Learner):
     @property
     def weight(self) -> torch.Tensor | None:
         """A B."""
-        return self.layer.weight
+        return cast("torch.Tensor | None", self.layer.weight)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The layer's."""
-        return self.layer.bias
+        return cast("torch.Tensor | None", self.layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
@@ -262,7 +262,7 @@ class _Straight(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
 
 

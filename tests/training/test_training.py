@@ -145,6 +145,16 @@ def test_refinement_lowers_the_error_of_the_first_block(llama: PreTrainedModel) 
     assert (output(llama) - target).square().mean() < 0.7 * (output(plain) - target).square().mean()
 
 
+def test_refinement_leaves_the_teachers_biases(windows: torch.Tensor) -> None:
+    """In float32 a layer of factors has the very bias of the dense one."""
+    model = tiny_model("gpt2")
+    layers = {layer.name: layer.layer(model) for layer in find_matrices(model, Targets())}
+    before = {name: layer.bias.clone() for name, layer in layers.items()}
+    done = compress(model, windows, method_of(block_refine=REFINE), 0.5)
+    assert all(torch.equal(layers[name].bias, bias) for name, bias in before.items())
+    assert any(not torch.equal(layer.bias(model), before[layer.name]) for layer in done.layers), "biases are refined"
+
+
 def test_paths_are_those_of_the_two_models(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """Brute force: whole passes of the dense and of the compressed model, whose blocks have moved meanwhile."""
     dense = hidden_states_of(model, windows)
