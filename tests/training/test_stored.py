@@ -34,6 +34,7 @@ from svdexp.storage import (
 from svdexp.training import BlockRefine, Distill, Student, Training, learner
 from svdexp.training.stored import straight
 from tests.conftest import tiny_model
+from tests.support.experts import tiny_experts
 from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import correlated, drawn
 from tests.training.test_training import divergence, loud, speech
@@ -277,3 +278,29 @@ def test_what_holds_no_plain_factors_says_how_to_train_it(method: Method, senten
 def test_all_that_is_left_dense_teaches_nothing(windows: torch.Tensor, model: PreTrainedModel) -> None:
     everything = replace(MIXED, storage=FormStorage(["dense"]), training={"distill": DISTILL})
     assert compress(model, windows, everything, 1.0).training == {}
+
+
+def test_codes_of_any_model_learn(model: PreTrainedModel) -> None:
+    windows = speech(loud(model))
+    wanted, plain = model(windows).logits, copy.deepcopy(model)
+    compress(plain, windows, ENGINE["rtn"], 0.2)
+    compress(model, windows, replace(ENGINE["rtn"], training={"refine": REFINE, "distill": DISTILL}), 0.2)
+    assert divergence(model, wanted, windows) < 0.95 * divergence(plain, wanted, windows)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_codes_of_experts_learn(name: str) -> None:
+    model = loud(tiny_experts(name))
+    windows = speech(model)
+    wanted, plain = model(windows).logits, copy.deepcopy(model)
+    method = replace(ENGINE["rtn"], allocation=Whole(), weighting=None)
+    compress(plain, windows, method, 0.9)
+    done = compress(model, windows, replace(method, training={"refine": REFINE, "distill": DISTILL}), 0.9)
+    assert all(isinstance(layer.layer(model), QuantisedLinear) for layer in done.layers)
+    assert divergence(model, wanted, windows) < 0.95 * divergence(plain, wanted, windows)
+
+
+def test_activations_may_be_computed_again(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Though no linear layer is left by which blocks could be told."""
+    method = replace(ENGINE["awq"], training={"distill": replace(DISTILL, steps=2, checkpointing=True)})
+    assert compress(llama, windows, method, 0.6).training["distill"].tokens == 2 * 3 * 12
