@@ -44,6 +44,9 @@ OBSTACLES = {
     "cache=null": "its statistics wait on disk: set cache=FOLDER",
     "device=balanced": "device=balanced spreads the whole model over several GPUs",
     "method/training=distill": r"method.training needs .* leave it out, or take method/training=block_refine",
+    "method/training=block_refine method.training.block_refine.stored=true": (
+        r"method.training.block_refine.stored=true needs the whole model; leave it out"
+    ),
     "method=svd_llm_update": r"method.update=RefitOutput needs the whole model; use method.update=null",
     "method/allocation=sensitivity": r"method.allocation=Sensitivity needs the whole model",
     "method/allocation=learned": r"method.allocation=Learned needs the whole model",
@@ -57,7 +60,7 @@ OBSTACLES = {
 
 @pytest.mark.parametrize("word", OBSTACLES)
 def test_what_needs_the_whole_model_is_refused_by_its_knob(word: str, model_folder: Path) -> None:
-    words = [word, "storage=factors"] if "elastic" in word else [word]
+    words = [*word.split(), "storage=factors"] if "elastic" in word else word.split()
     sentence = rf"^residency=streamed has one block in memory at a time, but {OBSTACLES[word]}"
     with pytest.raises(UserError, match=sentence):
         streams(model_folder, "residency=streamed", *words)

@@ -34,9 +34,9 @@ from svdexp.storage import (
 from svdexp.training import BlockRefine, Distill, Student, Training, learner
 from svdexp.training.stored import straight
 from tests.conftest import tiny_model
-from tests.support.experts import tiny_experts
 from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import correlated, drawn
+from tests.support.experts import tiny_experts
 from tests.training.test_training import divergence, loud, speech
 
 DISTILL = Distill(steps=30, batch=3, seq_len=12, lr=1e-2, check_every=10, stored=True)
