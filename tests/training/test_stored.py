@@ -31,7 +31,7 @@ from svdexp.storage import (
     stored_bits,
 )
 from svdexp.training import BlockRefine, Distill, Student, Training, learner
-from svdexp.training.stored import straight
+from svdexp.training.stored import Scales, straight
 from tests.conftest import tiny_model
 from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import correlated, drawn
@@ -175,6 +175,14 @@ def test_rounding_lets_gradients_pass() -> None:
     assert torch.equal(rounded, values.round())
     (rounded * torch.arange(5.0)).sum().backward()
     assert torch.equal(values.grad, torch.arange(5.0))
+
+
+def test_gradients_are_not_rounded_with_the_scales() -> None:
+    """A cast to float16 would let them pass as float16, in which these are zero."""
+    scales = Scales(torch.ones(3, dtype=torch.float16).view(torch.int16))
+    scales.gain.requires_grad_(True)
+    (scales(torch.float32) * 1e-12).sum().backward()
+    assert torch.equal(scales.gain.grad, torch.full((3,), 1e-12))
 
 
 ENGINE = {
