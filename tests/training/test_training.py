@@ -122,7 +122,8 @@ def test_training_brings_any_model_nearer_to_the_dense_one(model: PreTrainedMode
     dense = model(windows).logits
     plain = copy.deepcopy(model)
     before = compress(plain, windows, replace(PLAIN, storage=storage), 0.6)
-    trained = replace(method_of(block_refine=REFINE, distill=DISTILL), storage=storage)
+    gentle = replace(DISTILL, lr=1e-3)  # refined blocks are so near that larger steps lead away
+    trained = replace(method_of(block_refine=REFINE, distill=gentle), storage=storage)
     after = compress(model, windows, trained, 0.6)
     assert after.ranks == before.ranks
     assert after.layer_bits == before.layer_bits
