@@ -162,11 +162,11 @@ def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str
 
 def train_stored(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
     """Gradient descent on what was stored in place of `dense`, which is then stored as it was trained."""
-    learners = {matrix: learner(matrix.layer(job.model)) for matrix in dense}
+    student = Student(job.model, {matrix: dense[matrix] for matrix in dense if not matrix.is_dense(job.model)})
+    learners = {matrix: learner(matrix.layer(job.model)) for matrix in student.dense}
     changed = {matrix: found for matrix, found in learners.items() if found is not None}
     for matrix, found in changed.items():
         matrix.put(job.model, found)
-    student = Student(job.model, {matrix: dense[matrix] for matrix in changed})
     after = [described(part) for part in job.method.trains_factors.values()]
     storages = {name: described(storage) for name, storage in job.storages.items()}
     trained = taught(job, student, ranks, job.method.trains_stored, after=after, storages=storages)
