@@ -78,9 +78,10 @@ class Form(NamedTuple):
 
 def forms_of(names: Sequence[str], ratios: Sequence[float], aligned: Sequence[int]) -> list[Form]:
     """Pairs at every ratio and alignment; codes, which have neither, once."""
-    from svdexp.bench.stacks import CODES
+    from svdexp.bench.stacks import CODES, CORRECTED
 
-    each = (list(product([name], ratios, aligned)) if name not in CODES else [(name,)] for name in names)
+    codes = {*CODES, *CORRECTED}
+    each = ([(name,)] if name in codes else list(product([name], ratios, aligned)) for name in names)
     return [Form(*of) for some in each for of in some]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from svdexp.bench.layers import KEPT, layer
@@ -39,12 +40,9 @@ WIDE = LlamaConfig(
     vocab_size=1024,
     tie_word_embeddings=True,
 )
-# Of whole matrices; behind a plus the rank of a correction.
-CODES: dict[str, RTNStorage | ResidualStorage] = {
-    "int8": RTNStorage(8, None),
-    "int4": RTNStorage(4, 32),
-    "int4+16": ResidualStorage(4, 32, rounding=Rounding.nearest),
-}
+# Of whole matrices; and behind a plus the rank of a correction.
+CODES = {"int8": RTNStorage(8, None), "int4": RTNStorage(4, 32)}
+CORRECTED = {"int4+16": ResidualStorage(4, 32, rounding=Rounding.nearest)}
 STACKS = {"SmolLM2-135M's shape": DEMO, "4 blocks of hidden size 2048": WIDE}
 
 
@@ -64,18 +62,19 @@ def compressed(config: LlamaConfig, storage: str, kept: float, align: int = 1) -
 
 
 def in_codes(config: LlamaConfig, name: str) -> PreTrainedModel:
-    """A model whose layers are all held as CODES of that name."""
-    model, storage = random_model(config), CODES[name]
+    """A model whose layers are all held as CODES, or CORRECTED, of that name."""
+    model = random_model(config)
     for matrix in find_matrices(model, Targets()):
         W = matrix.weight(model)
-        if isinstance(storage, RTNStorage):
-            matrix.put(model, storage.whole(W, None))
-        else:
-            rest, kept = storage.target(W)
-            rank = int(name.partition("+")[2])
-            some = Factors(rest[:, :rank], rest[:rank])  # what they compute does not matter
-            matrix.put(model, storage.layer(some, None, W, kept))
+        matrix.put(model, CODES[name].whole(W, None) if name in CODES else corrected(name, W))
     return model
+
+
+def corrected(name: str, W: torch.Tensor) -> nn.Module:
+    """A layer of the codes of W and factors; what these compute does not matter."""
+    storage, rank = CORRECTED[name], int(name.partition("+")[2])
+    rest, kept = storage.target(W)
+    return storage.layer(Factors(rest[:, :rank], rest[:rank]), None, W, kept)
 
 
 def prefill(model: PreTrainedModel) -> None:

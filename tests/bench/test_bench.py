@@ -13,7 +13,7 @@ from svdexp.bench.estimates import said
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
 from svdexp.bench.speed import forms_of
-from svdexp.bench.stacks import CODES, SMALL, compressed, decode, in_codes, prefill, random_model
+from svdexp.bench.stacks import CODES, CORRECTED, SMALL, compressed, decode, in_codes, prefill, random_model
 from svdexp.bench.timing import REPEATS, speedup
 from svdexp.bench.wide import watch
 from svdexp.estimate.devices import Machine
@@ -40,7 +40,7 @@ def test_a_timed_model_runs() -> None:
             decode(model)
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", [*CODES, *CORRECTED])
 def test_a_timed_model_in_codes_runs_and_takes_their_bits(name: str) -> None:
     config = LlamaConfig(**SMALL.to_diff_dict() | {"num_hidden_layers": 1, "vocab_size": 64})
     with torch.no_grad():
