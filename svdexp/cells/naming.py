@@ -33,6 +33,7 @@ LATER: dict[str, dict[str, Any]] = {
 LATER_IN_SPEED = {"cache": "plain"}  # of eval.efficiency
 # The same of parts, by their class.
 MEASURED = {"measured": None, "windows": 2, "length": 256, "depth": 0}
+STORED = {"stored": False}
 GRID = {"zero_points": False, "fit": False}
 LATER_IN_PARTS: dict[str, dict[str, Any]] = {
     "svdexp.allocation.GlobalLoss": MEASURED,
@@ -40,6 +41,8 @@ LATER_IN_PARTS: dict[str, dict[str, Any]] = {
     "svdexp.storage.RTNStorage": GRID,
     "svdexp.storage.GPTQStorage": GRID,
     "svdexp.storage.ResidualStorage": {"fit": False},
+    "svdexp.training.BlockRefine": STORED,
+    "svdexp.training.Distill": STORED,
 }
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 LONGEST_LABEL = 160  # bytes of all words

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model
+from svdexp.models.families.linear import is_transposed
 from svdexp.models.matrices import Matrix, matrices_in
 from svdexp.models.portable.modeling_svdexp import entry_of
 from svdexp.models.portable.svdexp_residual import ResidualLinear
@@ -65,7 +65,7 @@ def write_adapter(model: PreTrainedModel, corrections: Corrections, folder: Path
     from peft import LoraConfig
 
     ranks = {name: B.shape[0] for name, (_, B) in corrections.items()}
-    first = model.get_submodule(next(iter(ranks)))
+    first = next(matrix for matrix in dense_matrices(model) if matrix.name in ranks)
     config = LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(ranks.values()),  # the factor before A B is alpha / r, which is 1 for each
@@ -73,7 +73,7 @@ def write_adapter(model: PreTrainedModel, corrections: Corrections, folder: Path
         alpha_pattern=ranks,
         target_modules=sorted(ranks),
         lora_dropout=0.0,
-        fan_in_fan_out=is_transposed(first),
+        fan_in_fan_out=is_transposed(first.layer(model)),
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
@@ -96,8 +96,3 @@ def sides(factors: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def dense_matrices(model: PreTrainedModel) -> list[Matrix]:
     """The handles of all matrices that the dense model has."""
     return matrices_in(empty_model(architecture_of(model), model.config))
-
-
-def is_transposed(layer: Any) -> bool:
-    """Whether a dense layer, or what a library made of it, keeps W (n, m)."""
-    return isinstance(layer, Conv1D)

@@ -52,11 +52,12 @@ def write_gguf(model: PreTrainedModel, donor: Donor, folder: Path) -> str:
     layers = model.config.svdexp["layers"]
     refuse_pairs(layers)
     require_same(donor, model, architecture_of(model), layers)
-    placed = places(donor, [matrix for matrix in matrices_in(donor.model) if matrix.name in layers])
+    replaced = {matrix.name: matrix for matrix in matrices_in(donor.model) if matrix.name in layers}
+    placed = places(donor, replaced.values())
     base: dict[str, Blocks] = {}
     adapter: dict[str, tuple[Blocks, Blocks]] = {}
     for name, place in placed.items():
-        layer = model.get_submodule(name)
+        layer = replaced[name].layer(model)
         codes = layer.codes if isinstance(layer, ResidualLinear) else layer
         assert isinstance(codes, QuantisedLinear)
         base[place.tensor] = whole(codes).ordered(place.rows)

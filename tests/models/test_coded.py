@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from svdexp.models.factors import Factors
 from svdexp.models.portable import svdexp_coded, svdexp_operator, svdexp_remap
@@ -161,6 +162,16 @@ def test_remapped_factors(m: int, n: int, dtype: torch.dtype, built: bool) -> No
         ):
             assert bool(((found.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * (size + 1)).all())
         assert torch.equal(layer(x), layer.rebuilt(h))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("m", "n"), [(45, 64), (64, 45)])
+def test_products_of_remapped_factors_are_counted(m: int, n: int, built: bool) -> None:
+    """Two for each number of both and each token, by whatever route."""
+    layer: Any = RemapStorage().layer(Factors(torch.randn(m, 13), torch.randn(13, n)), None, torch.empty(m, n))
+    with FlopCounterMode(display=False) as counter:
+        layer.requires_grad_(False)(torch.randn(3, n))
+    assert counter.get_total_flops() == 2 * 3 * 13 * (m + n)
 
 
 @torch.no_grad()

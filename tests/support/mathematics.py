@@ -8,19 +8,20 @@ import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from svdexp.allocation import Dynamic, GlobalLoss, Learned, Sensitivity, Uniform
+from svdexp.calibration import Statistics
 from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams, perplexity
-from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, KFac, TwoSided
+from svdexp.factorisation import Diagonal, FisherRows, Identity, InputMoment, KFac, Metric, TwoSided
 from svdexp.factorisation.weighting import ChannelScale
 from svdexp.method import Method
 from svdexp.runtime.shelves import FORMAT, Cache
@@ -41,10 +42,22 @@ class Record(TypedDict):
     figures: Figures
 
 
+@dataclass(frozen=True)
+class FisherSums:
+    """As FisherRows, by the statistic that storages of experts look at."""
+
+    needs: ClassVar[tuple[str, ...]] = ("fisher_sum",)
+
+    def __call__(self, statistics: Statistics) -> Metric:
+        """Weights on the output side."""
+        return Metric(left=statistics["fisher_sum"].sum(1))
+
+
 WHITENED = Method("input_moment", InputMoment(), Uniform(), FactorStorage())
 WEIGHTINGS = {
     "identity": Identity(),
     "fisher_rows": FisherRows(),
+    "fisher_sums": FisherSums(),
     **{f"diagonal_{scale}": Diagonal(scale=scale) for scale in ChannelScale},
     "input_moment": InputMoment(),
     "two_sided": TwoSided(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from svdexp.bench.engines.environments import last_line
 from svdexp.bench.engines.kinds import DENSE, PERPLEXITIES, Form
+from svdexp.record.results import RESULTS
 from svdexp.runtime.disk import whole_folder, write_atomically
 from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import identity
@@ -55,7 +56,7 @@ def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Pat
     """
     run = folder / f"run-{identity(words=[*form.compress, *words])}"
     called = [f"model.path={dense}", *ALWAYS, *form.compress, *words, f"hydra.run.dir={run}"]
-    if not (run / "results.json").is_file():
+    if not (run / RESULTS).is_file():
         command(called, Path(f"{run}.log"))
     if not form.export:
         return run / "checkpoint", run / "checkpoint"

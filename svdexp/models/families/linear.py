@@ -72,3 +72,8 @@ class Linear(Family):
             return False
         largest = TOLERANCE * torch.finfo(output.dtype).eps * expected.abs().max() if output.numel() else 0.0
         return bool(((expected - output).abs() <= largest).all())
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer keeps W (m, n) as (n, m)."""
+    return isinstance(layer, Conv1D)

@@ -519,7 +519,8 @@ def _flops(x_shape: Any, *others: Any, out_shape: Any = None, **how: Any) -> int
     tokens = 1
     for size in x_shape[:-1]:
         tokens *= size
-    return int(2 * tokens * sum(shape[0] * shape[1] for shape in others if shape is not None and len(shape) == 2))
+    matrices = (shape for shape in others if isinstance(shape, tuple) and len(shape) == 2)
+    return int(2 * tokens * sum(rows * columns for rows, columns in matrices))
 
 
 def _flops_of_codes(x_shape: Any, codes: Any, scale: Any, *others: Any, out_shape: Any = None, **how: Any) -> int:
