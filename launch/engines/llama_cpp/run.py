@@ -29,7 +29,7 @@ plain = low.llama_model_default_params
 def as_they_lie():
     """llama.cpp's defaults, but weights stay as they lie in the file, as with `llama-cli --no-repack`.
 
-    On a CPU with AMX release 0.3.36 dies of the other order when it multiplies by Q8_0, whoever wrote the file.
+    On a CPU with AMX release 0.3.36 does not survive the other order, whoever wrote the file.
     """
     parameters = plain()
     parameters.use_extra_bufts = False
