@@ -1,6 +1,7 @@
 """What a model says: greedy continuations, for the eye."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -41,13 +42,14 @@ def _ids(prompt: str, tokenizer: Any, bos: Bos, viewer: Viewer | None) -> torch.
 
 
 def _continue(model: PreTrainedModel, tokenizer: Any, ids: torch.Tensor) -> str:
-    cache = DynamicCache(config=model.config)
-    tokens = ids.to(model.device)
-    said: list[int] = []
-    for _ in range(TOKENS):
+    said = takewhile(lambda token: token != tokenizer.eos_token_id, greedy(model, ids, TOKENS))
+    return str(tokenizer.decode(list(said)))
+
+
+def greedy(model: PreTrainedModel, ids: torch.Tensor, count: int) -> Iterator[int]:
+    """The most likely next tokens of one text (1, T), each computed when it is asked for; `count` at most."""
+    cache, tokens = DynamicCache(config=model.config), ids.to(model.device)
+    for _ in range(count):
         logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         tokens = logits[:, -1:].argmax(-1)
-        if tokens.item() == tokenizer.eos_token_id:
-            break
-        said.append(int(tokens.item()))
-    return str(tokenizer.decode(said))
+        yield int(tokens.item())

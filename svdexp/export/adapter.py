@@ -48,7 +48,7 @@ def require_corrections(model: PreTrainedModel) -> None:
     """Raise UserError unless every replaced layer of `model` has codes and a correction, and an adapter can add it."""
     skeleton = empty_model(architecture_of(model), model.config)
     kinds = set()
-    for matrix in dense_matrices(model):
+    for matrix in matrices_in(skeleton):
         if matrix.name not in model.config.svdexp["layers"]:
             continue
         if not isinstance(matrix.layer(model), ResidualLinear):

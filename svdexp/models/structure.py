@@ -224,13 +224,13 @@ def outside(model: PreTrainedModel, targets: Targets) -> dict[str, list[str]]:
     """
     prefix, _ = find_blocks(model)
     lists = tuple(f"{stack}." for stack in (prefix, *_stacks_beside(model)))
-    every = [found.name for found in found_in(model)]
-    inside = [name for name in every if name.startswith(lists)]
+    every = list(found_in(model))
+    inside = [found.name for found in every if found.name.startswith(lists)]
     telling = [pattern for pattern in targets.include if not any(fnmatchcase(name, pattern) for name in inside)]
     head: Any = model.get_output_embeddings() if targets.lm_head else None  # type: ignore[no-untyped-call]
     names = [
         found.name
-        for found in found_in(model)
+        for found in every
         if found.layer is not head and not found.name.startswith(lists)
         if matches(found.name, telling) and not matches(found.name, targets.exclude)
     ]

@@ -108,30 +108,19 @@ def svdexps_own(folder: Path, prompts: Sequence[Sequence[int]], windows: Sequenc
 
     from svdexp.checkpoints.checkpoint import load
     from svdexp.checkpoints.loading import load_model
+    from svdexp.evaluation.generation import greedy
     from svdexp.evaluation.perplexity import perplexity
 
     if folder.name == DENSE:
         model = load_model(ModelConfig(DENSE, str(folder)), torch.float32, torch.device("cpu"))
     else:
         model, _ = load(folder, torch.float32)
+    with torch.no_grad():  # no token ends a text
+        tokens = [list(greedy(model, torch.tensor([prompt]), TOKENS)) for prompt in prompts]
     said = {
         "asked": asked,
-        "tokens": [greedy(model, prompt) for prompt in prompts],
+        "tokens": tokens,
         PERPLEXITIES: perplexity(model, torch.tensor(windows), what=None).value,
     }
     write_atomically(kept, json.dumps(said))
-    return said
-
-
-def greedy(model: Any, prompt: Sequence[int]) -> list[int]:
-    """The most likely next TOKENS tokens, one after the other; no token ends them."""
-    import torch
-    from transformers import DynamicCache
-
-    tokens, cache, said = torch.tensor([prompt]), DynamicCache(config=model.config), []
-    with torch.no_grad():
-        for _ in range(TOKENS):
-            logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            tokens = logits[:, -1:].argmax(-1)
-            said.append(int(tokens))
     return said
