@@ -17,7 +17,7 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.portable.svdexp_remap import RemapLinear
-from svdexp.models.portable.svdexp_residual import ResidualLinear
+from svdexp.models.portable.svdexp_residual import ResidualLinear, total
 from svdexp.models.portable.svdexp_scaled import ScaledLinear
 
 # Of float16's positive numbers.
@@ -242,8 +242,7 @@ class ResidualLearner(Learner):
     @property
     def weight(self) -> torch.Tensor | None:
         """Q + A B."""
-        Q, correction = self.codes.weight, self.factors.weight
-        return None if Q is None or correction is None else (Q.float() + correction.float()).to(Q.dtype)
+        return total(self.codes.weight, self.factors.weight)
 
     @property
     def bias(self) -> torch.Tensor | None:

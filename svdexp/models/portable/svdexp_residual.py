@@ -49,8 +49,7 @@ class ResidualLinear(Replacement):
     @property
     def weight(self) -> torch.Tensor | None:
         """Q + A B, (m, n), a sum in float32; None where another library has put layers without weights in it."""
-        Q, correction = self.codes.weight, self.factors.weight
-        return None if correction is None else (Q.float() + correction.float()).to(Q.dtype)
+        return total(self.codes.weight, self.factors.weight)
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -74,3 +73,8 @@ class ResidualLinear(Replacement):
 
 # Of the model's own numbers.
 WHOLE_BITS = 16
+
+
+def total(Q: torch.Tensor | None, correction: torch.Tensor | None) -> torch.Tensor | None:
+    """Q + A B in the format of Q, a sum in float32; None where one of them is."""
+    return None if Q is None or correction is None else (Q.float() + correction.float()).to(Q.dtype)
