@@ -10,7 +10,7 @@ from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
 from svdexp.engine.size import NearDense, Size, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
-from svdexp.models.matrices import Matrix, Ranks, stacks
+from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.structure import (
     Targets,
     abbreviated,
@@ -24,7 +24,7 @@ from svdexp.models.structure import (
     vectors,
 )
 from svdexp.runtime.errors import UserError
-from svdexp.storage import Storage, shared_out
+from svdexp.storage import Storage, parts_of
 
 # What a model is planned for whose ratio is searched for: the middle of what that mostly comes to.
 EXPECTED = 0.8
@@ -120,13 +120,7 @@ def shares(layers: Sequence[Matrix], method: Method, ratio: float, targets: Targ
 
 def beside(layers: Sequence[Matrix], storage: Storage) -> dict[str, int]:
     """What each expert pays of what `storage` keeps once for a stack, in bits."""
-    found: dict[str, int] = {}
-    for members in stacks(layers).values():
-        if not (bits := storage.common_bits(members[0].m, members[0].n)):
-            continue
-        parts = shared_out(bits, len(members))
-        found |= {matrix.name: part for matrix, part in zip(members, parts, strict=True)}
-    return found
+    return parts_of(layers, lambda members: storage.common_bits(members[0].m, members[0].n))
 
 
 def without(

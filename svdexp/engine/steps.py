@@ -15,10 +15,10 @@ from svdexp.engine.benches import Benches
 from svdexp.engine.job import Job
 from svdexp.factorisation import Decomposition
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
-from svdexp.models.matrices import Matrix, Ranks, layers_of, stacks
+from svdexp.models.matrices import Matrix, Ranks, layers_of
 from svdexp.models.residency import at_hand
 from svdexp.runtime.progress import progress
-from svdexp.storage import Kept, Storage, bits_of, largest_rank, shared_out, stored_bits
+from svdexp.storage import Kept, Storage, bits_of, largest_rank, parts_of, stored_bits
 from svdexp.training import Student, Trained, Training, learner, teach
 from svdexp.update import Repair, place_all
 
@@ -204,8 +204,5 @@ def finish(job: Job, ranks: Ranks) -> None:
 def stored(job: Job) -> dict[str, int]:
     """The bits of every layer as it stands, and its part of what it holds together with others."""
     found = {name: stored_bits(layer) for name, layer in layers_of(job.model, job.layers).items()}
-    for members in stacks(job.layers).values():
-        parts = shared_out(bits_of(members[0].beside(job.model)), len(members))
-        for matrix, part in zip(members, parts, strict=True):
-            found[matrix.name] += part
-    return found
+    shared = parts_of(job.layers, lambda members: bits_of(members[0].beside(job.model)))
+    return {name: own + shared.get(name, 0) for name, own in found.items()}

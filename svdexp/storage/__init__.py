@@ -4,7 +4,7 @@ Add a storage with one file here, its YAML in conf/storage/, and its layer in mo
 """
 
 from svdexp.storage.awq import AWQStorage
-from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, bits_of, shared_out, stored_bits
+from svdexp.storage.base import NUMBER_BITS, Form, Kept, Storage, bits_of, parts_of, shared_out, stored_bits
 from svdexp.storage.delta import DeltaStorage
 from svdexp.storage.factors import FactorStorage, largest_rank
 from svdexp.storage.forms import FormStorage
@@ -29,6 +29,7 @@ __all__ = [
     "Storage",
     "bits_of",
     "largest_rank",
+    "parts_of",
     "shared_out",
     "stored_bits",
 ]

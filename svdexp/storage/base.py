@@ -1,7 +1,7 @@
 """What every storage can do: one abstract class, and below it finals, which nobody derives from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from svdexp.calibration import Statistics
 from svdexp.data.reads import described
 from svdexp.models.factors import Factors
-from svdexp.models.matrices import Matrix
+from svdexp.models.matrices import Matrix, stacks
 from svdexp.models.work import Work, Workload
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
@@ -195,6 +195,15 @@ def stored_bits(module: nn.Module) -> int:
 def bits_of(tensors: Iterable[torch.Tensor]) -> int:
     """Stored bits of tensors."""
     return sum(tensor.numel() * width(tensor) for tensor in tensors)
+
+
+def parts_of(matrices: Iterable[Matrix], bits: Callable[[Sequence[Matrix]], int]) -> dict[str, int]:
+    """Each expert's part of the `bits` that its stack holds together; those of stacks without any are left out."""
+    found: dict[str, int] = {}
+    for members in stacks(matrices).values():
+        if held := bits(members):
+            found |= zip((matrix.name for matrix in members), shared_out(held, len(members)), strict=True)
+    return found
 
 
 def shared_out(bits: int, count: int) -> list[int]:
