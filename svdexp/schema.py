@@ -136,6 +136,7 @@ class Format(StrEnum):
     peft = "peft"  # codes with a correction as a dense model and an adapter
     vllm = "vllm"  # every layer as a pair of plain factors, which vLLM's transformers backend runs
     gguf = "gguf"  # whole matrices in codes, and corrections as a LoRA, for llama.cpp
+    compressed_tensors = "compressed_tensors"  # whole matrices in codes, for transformers with that package
 
 
 def require_integers(values: Any, knob: str) -> None:

@@ -25,6 +25,7 @@ OTHERWISE = {
     Format.gptq: "The codes are those that were measured; speed and size are those of the kernels that read them.",
     Format.vllm: "The products are those that were measured; speed and size are those of plain factors in vLLM.",
     Format.peft: "The sums are those that were measured; speed and size are those of a dense model with an adapter.",
+    Format.compressed_tensors: "The codes are those that were measured; speed and size are those of what reads them.",
     Format.gguf: "llama.cpp rounds inputs to 8 bits, too; speed and size are those of its kernels.",
 }
 USE = {
@@ -70,6 +71,15 @@ llm = LLM("FOLDER", trust_remote_code=True)
 print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
 ```""",
     Format.peft: """The folder holds what the codes stand for as numbers: a dense model of the original architecture.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
+    Format.compressed_tensors: """The codes are in compressed-tensors' pack-quantized layout: transformers loads them
+where the package `compressed-tensors` is installed.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -15,6 +15,8 @@ from svdexp.export.adapter import FOLDER as ADAPTER
 from svdexp.export.adapter import require_corrections, take_corrections, write_adapter
 from svdexp.export.autogptq import convert
 from svdexp.export.card import WITH_ADAPTER, card
+from svdexp.export.compressed_tensors import convert as convert_to_compressed_tensors
+from svdexp.export.compressed_tensors import require_codes
 from svdexp.export.merge import merge
 from svdexp.export.origin import Origin, copy_texts, is_inside, origin, recorded_origin
 from svdexp.export.vllm import factor_pairs
@@ -49,6 +51,8 @@ def publish(config: ExportConfig) -> None:
         from svdexp.export.llama_cpp import refuse_pairs  # gguf is imported by what uses it
 
         refuse_pairs(_table(source))
+    elif config.format is Format.compressed_tensors:
+        require_codes(_table(source))
     model, tokenizer = load(source, trust_remote_code=config.trust_remote_code)
     ranks = _ranks(run_dir, architecture_of(model), model.config)
     with whole_folder(target) as partial:
@@ -67,7 +71,7 @@ def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folde
         from svdexp.export.llama_cpp import write_gguf
 
         return write_gguf(model, read_donor(config.gguf), folder)
-    corrections = {}
+    corrections, notes = {}, ""
     if config.format is Format.peft:
         require_corrections(model)
     if config.format in (Format.peft, Format.gptq):
@@ -76,6 +80,8 @@ def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folde
         merge(model)
     elif config.format is Format.gptq:
         convert(model)
+    elif config.format is Format.compressed_tensors:
+        notes = convert_to_compressed_tensors(model)
     elif config.format is Format.vllm:
         factor_pairs(model)
     write(model, tokenizer, folder)
@@ -83,8 +89,8 @@ def _written(config: ExportConfig, model: PreTrainedModel, tokenizer: Any, folde
         forget_quantiser(folder)
     if corrections:
         write_adapter(model, corrections, folder / ADAPTER)
-        return WITH_ADAPTER
-    return ""
+        notes = WITH_ADAPTER
+    return notes
 
 
 def _require_donor(config: ExportConfig) -> None:

@@ -40,11 +40,12 @@ def in_codes(model: PreTrainedModel, storages: list[Storage], rank: int) -> dict
     ranks: dict[str, int | None] = {}
     for index, matrix in enumerate(find_matrices(model, Targets())):
         storage, W = storages[index % len(storages)], matrix.weight(model)
-        layer: Any = storage.whole(W, None)
+        old: Any = matrix.layer(model)
+        layer: Any = storage.whole(W, old.bias)
         ranks[matrix.name] = None if layer is not None else rank
         if layer is None:
             rest, kept = storage.target(W)
-            layer = storage.layer(truncated(rest, rank), None, W, kept)
+            layer = storage.layer(truncated(rest, rank), old.bias, W, kept)
         matrix.put(model, layer)
     return ranks
 

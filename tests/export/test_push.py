@@ -27,7 +27,9 @@ STORAGES: dict[Format, Storage] = {
     Format.vllm: FactorStorage(),
     Format.peft: ResidualStorage(4, 32, rounding=Rounding.nearest),
     Format.gguf: ResidualStorage(4, 32, rounding=Rounding.nearest),
+    Format.compressed_tensors: RTNStorage(4, 32),
 }
+NAMED = {Format.hf: "svdexp", Format.gptq: "gptq", Format.compressed_tensors: "compressed-tensors"}
 WEIGHTS = {
     Format.peft: {"model.safetensors", "adapter/adapter_model.safetensors"},
     Format.gguf: {"model.gguf", "lora.gguf"},
@@ -75,7 +77,7 @@ def test_the_hub_has_the_folder(form: Format, hub: Hub, tmp_path: Path) -> None:
     assert {name: data for name, data in repository.files.items() if name != ".gitattributes"} == written
     if "config.json" in written:  # what vLLM reads may not ask for a quantiser that it does not have
         asks = json.loads(written["config.json"]).get("quantization_config", {}).get("quant_method")
-        assert asks == {Format.hf: "svdexp", Format.gptq: "gptq"}.get(form)
+        assert asks == NAMED.get(form)
     assert written.keys() >= {"README.md"} | WEIGHTS.get(form, {"model.safetensors", "config.json"})
 
 

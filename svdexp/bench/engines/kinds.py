@@ -30,6 +30,9 @@ class Engine(NamedTuple):
 
 GGUF = ("format=gguf", "gguf={dense}.gguf")  # which llama.cpp's script makes of the dense model, its first
 CORRECTED = ("storage=residual", "storage.group_size=32", "ratio=0.34", "method.allocation.rank_align=32")
+PACKED = ("format=compressed_tensors",)
+# Of one size and without zero points, which transformers does not load (docs/export.md); all columns are multiples.
+WIDTHS = "storage.forms=[gptq3-g64-fit,gptq4-g64-fit,gptq5-g64,gptq6-g64,gptq8-g64]"
 FORMS = {
     "factors": Form(("storage=factors",)),
     "pivot": Form(("storage=pivot",)),
@@ -39,11 +42,14 @@ FORMS = {
     "codes-gguf": Form(("method=quantise", "storage=gptq4"), GGUF),
     "mixed-gguf": Form(("method=mixed", "ratio=0.28"), GGUF),
     "corrected-gguf": Form(CORRECTED, GGUF),
+    "codes-packed": Form(("method=quantise", "storage=gptq4"), PACKED),
+    "mixed-packed": Form(("method=mixed", WIDTHS, "ratio=0.28"), PACKED),
     "corrected-gptq": Form(CORRECTED, ("format=gptq",)),
     "corrected-peft": Form(CORRECTED, ("format=peft",)),
 }
 ENGINES = {
     "transformers": Engine(("factors", "pivot", "gptq4")),
+    "compressed_tensors": Engine(("codes-packed", "mixed-packed"), (("install", "-r", "requirements.txt"),)),
     # Of the three packages the wheels that indices have beside this torch do not import, and text needs none of them.
     "vllm": Engine(
         ("factors-for-vllm", "pivot-as-factors"),
