@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import torch
+from scipy.linalg.blas import ssyrk
 
 from svdexp.runtime.processes import Processes
 
 # What one layer's calibration yields: statistic name → tensor. Layers fed by one tensor share the tensors.
 Statistics = Mapping[str, torch.Tensor]
 
-# Width of the block rows in which second moments add up: wide enough for fast products, narrow enough to skip much.
+# Width of the block rows in which second moments add up beside a CPU: wide enough for fast products, narrow enough to
+# skip much.
 BLOCK = 256
 
 
@@ -80,11 +82,11 @@ class SecondMoment(Mean):
         super().__init__(width, width, device=device)
 
     def add(self, v: torch.Tensor) -> None:
-        """Add Σ v vᵀ over the rows of `v`; only block rows from the diagonal rightwards, as the sum is symmetric."""
-        v = v.float()
-        for start in range(0, v.shape[1], BLOCK):
-            self.total[start : start + BLOCK, start:].addmm_(v[:, start : start + BLOCK].T, v[:, start:])
-        self.count += len(v)
+        """Add Σ v vᵀ over the rows of `v`: the upper triangle, and what below it comes with that."""
+        if len(v):
+            add = _add_by_blas if v.device.type == "cpu" else add_in_block_rows
+            add(self.total, v.float())
+            self.count += len(v)
 
     def result(self) -> torch.Tensor:
         """The mean of the upper triangle, and its mirror image."""
@@ -112,6 +114,17 @@ class OutputGram(SecondMoment):
 
 class InputGradGram(SecondMoment):
     """Wᵀ G W = E[(Wᵀ g)(Wᵀ g)ᵀ] of what the layer alone gives its input as a gradient, (n, n): G as W sees it."""
+
+
+def add_in_block_rows(total: torch.Tensor, v: torch.Tensor) -> None:
+    """Add Σ v vᵀ over the rows of `v` to the upper triangle of `total`, and to some of what is below it."""
+    for start in range(0, v.shape[1], BLOCK):
+        total[start : start + BLOCK, start:].addmm_(v[:, start : start + BLOCK].T, v[:, start:])
+
+
+def _add_by_blas(total: torch.Tensor, v: torch.Tensor) -> None:
+    # BLAS has a product of a matrix with itself, at half of the cost, and torch has not. To BLAS rows are columns.
+    ssyrk(1.0, v.contiguous().numpy().T, beta=1.0, c=total.numpy().T, lower=1, overwrite_c=1)
 
 
 class AbsMean(Mean):

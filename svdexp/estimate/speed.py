@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from svdexp.estimate.probe import BLOCKS, Probe, Rates, launches, reached
+from svdexp.factorisation.eigen import eigh
 from svdexp.models.work import BLOCK_LAUNCHES, Work, eigh_flops
 
 # Sides of the matrices that are timed: small enough to be quick, large enough to keep the device busy.
@@ -81,7 +82,7 @@ def eigen_speed(device: torch.device, widest: int | None = None) -> float:
     side = _side(EIGEN, device, widest)
     A = _random(side).to(device, torch.float64)
     S = A @ A.T
-    return eigh_flops(side) / _seconds(lambda: torch.linalg.eigh(S).eigenvectors)
+    return eigh_flops(side) / _seconds(lambda: eigh(S)[1])
 
 
 def bandwidth(device: torch.device, dtype: torch.dtype) -> float:

@@ -32,7 +32,7 @@ class Root:
         return self.R[:, None] * X if self.R.ndim == 1 else upper_times(self.R.mT, X)
 
     def congruent(self, S: torch.Tensor) -> torch.Tensor:
-        """Rᵀ S R of a symmetric S (k, k), as `torch.linalg.eigh` reads it: right on and below the diagonal alone."""
+        """Rᵀ S R of a symmetric S (k, k), as `eigh` reads it: right on and below the diagonal alone."""
         if self.R is None or self.R.ndim == 1:
             return self.transposed_times(self.transposed_times(S).mT)
         return lower_congruence(self.R, S)
@@ -42,6 +42,11 @@ class Root:
         if self.R is None:
             return X
         return X / self.R[:, None] if self.R.ndim == 1 else torch.linalg.solve_triangular(self.R.mT, X, upper=True)
+
+    def seen_by(self, V: torch.Tensor) -> torch.Tensor:
+        """V M Vᵀ (l, l) of V (l, k), in two thirds of the products that `through` makes of M itself."""
+        X = self.transposed_times(V.mT).mT
+        return symmetric_product(X, X)
 
 
 def definite(moment: torch.Tensor | None) -> tuple[torch.Tensor | None, Root, float]:
@@ -61,18 +66,19 @@ def definite(moment: torch.Tensor | None) -> tuple[torch.Tensor | None, Root, fl
         return None, Root(None), 1.0
     moment = moment.double()
     damping, damped = 0.0, moment
-    while (root := _root(damped)) is None:
+    while (root := root_of(damped)) is None:
         damping = 10 * damping if damping else LEAST * mean
         damped = moment.clone()
         (damped if moment.ndim == 1 else damped.diagonal()).add_(damping)
-    return damped, Root(root), damping
+    return damped, root, damping
 
 
-def _root(moment: torch.Tensor) -> torch.Tensor | None:
+def root_of(moment: torch.Tensor) -> Root | None:
+    """That of a moment in float64, or None where it is not positive definite."""
     if moment.ndim == 1:
-        return moment.sqrt() if bool((moment > 0).all()) else None
+        return Root(moment.sqrt()) if bool((moment > 0).all()) else None
     root, failed = torch.linalg.cholesky_ex(moment)
-    return None if failed.item() else root
+    return None if failed.item() else Root(root)
 
 
 def mean_of(moment: torch.Tensor) -> float:

@@ -3,18 +3,21 @@
 Let V = W where m ≤ n, and Wᵀ where m > n: its k rows are on the smaller side. With near = R Rᵀ the moment on that side
 (G where m ≤ n, C where m > n), and S = V · far · Vᵀ the other moment as V sees it, let Rᵀ S R = U Σ² Uᵀ. Then
 V ≈ R⁻ᵀ U_r · (R U_r)ᵀ V is the optimum at rank r: of the far moment nothing else is needed, and nothing is inverted.
-The price of squaring is that each singular value is accurate to about 1e-8 of the largest.
+The price of squaring is that each singular value is accurate to some 1e-8 of the largest.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from svdexp.factorisation.moments import LEAST, definite, mean_of, through
+from svdexp.factorisation.eigen import eigh
+from svdexp.factorisation.moments import LEAST, Root, definite, mean_of, root_of, through
 from svdexp.factorisation.weighting import Metric
 
 # Of a rank-deficient moment's mean eigenvalue, tried in turn: what is added to it.
 SHARES = [LEAST * 10.0**power for power in range(7)]
+# Of the mean eigenvalue: what float64 leaves of zero.
+MARGIN = LEAST / 10
 
 
 class SmallerSide(NamedTuple):
@@ -42,7 +45,7 @@ def on_smaller_side(W: torch.Tensor, metric: Metric, dtype: torch.dtype) -> Smal
     )
     S, far_damping = _seen(V, far, seen)
     _, root, near_damping = definite(near)
-    energies, U = torch.linalg.eigh(root.congruent(S))
+    energies, U = eigh(root.congruent(S))
     spectrum, U = energies.flip(0).clamp_min(0).sqrt(), U.flip(1)
     inner, outer = root.transposed_divides(U), root.times(U).mT @ V
     left, right, damping = inner, outer, (near_damping, far_damping)
@@ -65,12 +68,25 @@ def _seen(V: torch.Tensor, far: torch.Tensor | None, seen: torch.Tensor | None) 
         return through(V, None), 0.0
     if mean_of(moment) <= 0:
         return through(V, None), 1.0
+    if seen is None and (root := _certain_root(moment.double())):
+        return root.seen_by(V), 0.0
     S = (through(V, far) if seen is None else seen).double()
-    if not torch.linalg.cholesky_ex(S).info.item():
+    if _certain_root(S):
         return S, 0.0
     plain = through(V, None)
+    if not _certain_root(plain):  # the rows of V depend on each other: nothing helps
+        return S, 0.0
     for share in SHARES:
         damping = share * float(S.trace() / plain.trace())
-        if not torch.linalg.cholesky_ex(S + damping * plain).info.item():
+        if _certain_root(S + damping * plain):
             return S + damping * plain, damping
-    return S, 0.0  # the rows of V depend on each other
+    return S, 0.0
+
+
+def _certain_root(moment: torch.Tensor) -> Root | None:
+    """That of a moment which is positive definite, and not by the rounding of its factorisation alone."""
+    root = root_of(moment)
+    if root is None or root.R is None:
+        return root
+    pivots = root.R if root.R.ndim == 1 else root.R.diagonal()
+    return root if float(pivots.min()) ** 2 > MARGIN * mean_of(moment) else None

@@ -5,6 +5,7 @@ They differ in cost and in what they ask of C.
 
 import torch
 
+from svdexp.factorisation.eigen import eigh
 from svdexp.factorisation.moments import through
 from svdexp.schema import Numerics
 
@@ -22,7 +23,7 @@ def solve(P: torch.Tensor, C: torch.Tensor | None, numerics: Numerics) -> Soluti
 
 
 def _output_covariance(P: torch.Tensor, C: torch.Tensor | None) -> Solution:
-    U, spectrum = _descending(*torch.linalg.eigh(through(P, C)))
+    U, spectrum = _descending(*eigh(through(P, C)))
     k = min(P.shape)
     return U[:, :k], spectrum[:k], U[:, :k].mT @ P
 
@@ -35,7 +36,7 @@ def _cholesky(P: torch.Tensor, C: torch.Tensor) -> Solution:
 
 def _double_svd(P: torch.Tensor, C: torch.Tensor) -> Solution:
     # the first of the paper's two: of a symmetric matrix in a third of the time of a general one
-    eigenvalues, Q = torch.linalg.eigh(C)
+    eigenvalues, Q = eigh(C)
     root = eigenvalues.abs().sqrt()  # as singular values are; rounding leaves the least of either sign
     U, spectrum, Vh = torch.linalg.svd(P @ Q * root, full_matrices=False)
     return U, spectrum, (spectrum[:, None] * Vh / root) @ Q.mT

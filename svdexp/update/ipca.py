@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from svdexp.factorisation.activation import changed_outputs
 from svdexp.factorisation.differentiable_svd import singular_triplets
+from svdexp.factorisation.eigen import eigh
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix, Ranks
 from svdexp.models.path import BlockPath
@@ -102,7 +103,7 @@ class Components:
         Where no vector was gathered, as of an expert without tokens, V is that of W itself.
         """
         total = self.total if bool(self.total.any()) else self.small @ self.small.mT
-        V = torch.linalg.eigh(total)[1].flip(1)[:, : self.rank]
+        V = eigh(total)[1].flip(1)[:, : self.rank]
         return Factors(self.lift(V), V.mT @ self.small)
 
 

@@ -11,7 +11,7 @@ from svdexp.allocation import Uniform
 from svdexp.calibration import STATISTICS, BlockwiseStatistics, DenseStatistics
 from svdexp.calibration.collector import first_not_finite, shared_inputs
 from svdexp.calibration.dense import collect, smallest_model
-from svdexp.calibration.statistics import BLOCK, Gram, clipped, pack, unpack
+from svdexp.calibration.statistics import BLOCK, Gram, add_in_block_rows, clipped, pack, unpack
 from svdexp.checkpoints.checkpoint import unlabel
 from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
@@ -48,8 +48,20 @@ def test_gram_of_many_small_batches_equals_one_and_float64() -> None:
     assert torch.equal(whole.result(), whole.result().T)
 
 
+def test_block_rows_are_what_a_cpu_adds_up() -> None:
+    """Beside a CPU the sum goes in block rows: here on the CPU, as no other device need be there."""
+    x = torch.randn(50, 2 * BLOCK + 40, generator=torch.Generator().manual_seed(0))
+    here, beside = Gram(x.shape[1], x.device), Gram(x.shape[1], x.device)
+    here.add(x)
+    add_in_block_rows(beside.total, x)
+    beside.count = len(x)
+    torch.testing.assert_close(here.result(), beside.result())
+
+
 def test_gram_without_tokens_is_zero() -> None:
-    assert not Gram(3, torch.device("cpu")).result().any()
+    empty = Gram(3, torch.device("cpu"))
+    empty.add(torch.zeros(0, 3))
+    assert not empty.result().any()
 
 
 def test_shared_statistics_equal_separate_ones(model: PreTrainedModel, windows: torch.Tensor) -> None:

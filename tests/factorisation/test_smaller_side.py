@@ -59,7 +59,7 @@ def test_it_is_what_the_other_routes_find(shape: tuple[int, int], kind: str) -> 
     for numerics in Numerics:
         other = decompose(W, whole, torch.float64, numerics)
         scale = other.spectrum[0]
-        torch.testing.assert_close(found.spectrum, other.spectrum, rtol=1e-6, atol=1e-8 * float(scale))
+        torch.testing.assert_close(found.spectrum, other.spectrum, rtol=1e-6, atol=2e-8 * float(scale))
         for rank in (1, 5):
             found_at, other_at = (part.left[:, :rank] @ part.right[:rank] for part in (found, other))
             assert loss(found_at - other_at, whole) < 1e-6 * loss(W, whole), numerics
@@ -162,7 +162,7 @@ def test_weightings_make_one_metric_of_either(weighting: Weighting, shape: tuple
         decompose(W, weighting({need: statistics[need] for need in needs_of(weighting, m, n, side)}), torch.float64)
         for side in (True, False)
     )
-    torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-6, atol=1e-8 * float(whole.spectrum[0]))
+    torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-6, atol=2e-8 * float(whole.spectrum[0]))
 
 
 @pytest.mark.parametrize(("m", "n"), [(96, 96), (64, 96), (96, 64)])
