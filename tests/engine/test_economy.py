@@ -13,7 +13,7 @@ from svdexp.allocation import GlobalLoss, Uniform
 from svdexp.engine.compress import compress
 from svdexp.engine.job import Job
 from svdexp.engine.plan import plan
-from svdexp.factorisation import InputMoment
+from svdexp.factorisation import InputMoment, smaller_side
 from svdexp.method import Method
 from svdexp.models import fingerprint as fingerprints
 from svdexp.models.structure import Targets
@@ -97,14 +97,14 @@ def test_few_calls_lie_between_compress_and_the_eigendecomposition(
     llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch, traversal: Traversal
 ) -> None:
     depths: list[list[str]] = []
-    plain = torch.linalg.eigh
+    plain = smaller_side.eigh
 
     def listening(S: torch.Tensor) -> object:
         names = [frame.function for frame in inspect.stack()[1:]]
         depths.append(names[: names.index("compress")])
         return plain(S)
 
-    monkeypatch.setattr(torch.linalg, "eigh", listening)
+    monkeypatch.setattr(smaller_side, "eigh", listening)
     compress(llama, windows, Method("m", InputMoment(), GlobalLoss(), FactorStorage(), traversal=traversal), 0.6)
     assert depths
     if traversal is Traversal.dense:
