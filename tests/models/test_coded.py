@@ -28,6 +28,7 @@ GRIDS = [
         (3, 32, False),
     ),
     *((2, 128, True), (5, None, False), (6, 32, False), (3, 8, True), (6, None, True), (8, 24, True)),
+    *((2, 32, False), (2, None, True), (4, 96, True)),
 ]
 SHAPES = [(48, 64), (33, 40), (7, 200), (130, 96)]
 

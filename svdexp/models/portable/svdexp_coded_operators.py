@@ -18,15 +18,42 @@ constexpr auto shifts_of() {
   return found;
 }
 
-// Sixteen codes of BITS bits, the first of which begins with a byte, lowest bits first, less `zero`.
+// The numbers that four bits, or more, name: codes of BITS bits less the one in the middle.
+template <int BITS, class Number>
+constexpr auto named() {
+  struct { Number at[64 / sizeof(Number)]; } found{};
+  for (int i = 0; i < 64 / int(sizeof(Number)); ++i) {
+    const float number = float((i & ((1 << BITS) - 1)) - (1 << (BITS - 1)));
+    if constexpr (sizeof(Number) == 4) found.at[i] = number;
+    else found.at[i] = Number(std::bit_cast<uint32_t>(number) >> 16);  // of bfloat16
+  }
+  return found;
+}
+
+template <int BITS, class Number>
+alignas(64) constexpr auto NUMBERS = named<BITS, Number>();
+
+// Which of `marks` each of sixteen lanes has.
+template <int MARKS>
+constexpr auto lanes() {
+  struct { int32_t at[16]; } found{};
+  for (int i = 0; i < 16; ++i) found.at[i] = i * MARKS / 16;
+  return found;
+}
+
+template <int MARKS>
+alignas(64) constexpr auto LANES = lanes<MARKS>();
+
+// Sixteen codes of BITS bits, the first of which begins with a byte, lowest bits first, less the one in the middle.
 template <int BITS>
-inline Floats codes(const uint8_t* from, float zero) {
+inline Floats codes(const uint8_t* from) {
   constexpr uint32_t MOST = (1u << BITS) - 1;
+  constexpr int MIDDLE = 1 << (BITS - 1);
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   __m512i words;
   if constexpr (BITS == 8) {
-    words = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
-    return (Floats)_mm512_cvtepi32_ps(words) - zero;
+    const __m128i middle = _mm_set1_epi8(-128), bytes = _mm_loadu_si128((const __m128i*)from);
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_xor_si128(bytes, middle)));
   } else if constexpr (BITS == 4) {
     const __m512i halves = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i shifts = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
@@ -45,37 +72,64 @@ inline Floats codes(const uint8_t* from, float zero) {
     const __m256i pairs = _mm256_shuffle_epi8(twice, _mm256_load_si256((const __m256i*)PLACES.at));
     words = _mm512_srlv_epi32(_mm512_cvtepu16_epi32(pairs), _mm512_load_si512(SHIFTS.at));
   }
-  if constexpr (BITS <= 4) {  // the four lowest bits name one of sixteen numbers
-    const Floats numbers = {0,        1,        2,         3,         4 & MOST,  5 & MOST,  6 & MOST,  7 & MOST,
-                            8 & MOST, 9 & MOST, 10 & MOST, 11 & MOST, 12 & MOST, 13 & MOST, 14 & MOST, 15 & MOST};
-    return (Floats)_mm512_permutexvar_ps(words, (__m512)(numbers - zero));
-  } else {
-    return (Floats)_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(MOST))) - zero;
-  }
+  if constexpr (BITS <= 4)
+    return (Floats)_mm512_permutexvar_ps(words, _mm512_load_ps(NUMBERS<BITS, float>.at));
+  else
+    return (Floats)_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(MOST))) - float(MIDDLE);
 #else
   float found[STEP];
   for (int i = 0; i < STEP; i += 8) {
     uint64_t word = 0;
     std::memcpy(&word, from + i * BITS / 8, BITS);
-    for (int j = 0; j < 8; ++j) found[i + j] = float(int32_t(word >> j * BITS & MOST));
+    for (int j = 0; j < 8; ++j) found[i + j] = float(int32_t(word >> j * BITS & MOST) - MIDDLE);
   }
-  return load(found) - zero;
+  return load(found);
 #endif
 }
 
 // The first `count` of them; what lies behind is not read, and its numbers count for nothing.
 template <int BITS>
-inline Floats codes(const uint8_t* from, float zero, int64_t count) {
+inline Floats codes(const uint8_t* from, int64_t count) {
   uint8_t there[2 * BITS] = {};
   std::memcpy(there, from, (count * BITS + 7) / 8);
-  return codes<BITS>(there, zero);
+  return codes<BITS>(there);
 }
 
+using Bytes = uint8_t __attribute__((vector_size(16)));
+using Integers = int32_t __attribute__((vector_size(64)));
+
+// Of 32 codes of four bits the even ones, then the odd ones: their tokens stand so, too.
+struct Split {
+  Floats even, odd;
+};
+
+inline Split split(const uint8_t* from) {
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof(bytes));
+  const Words both = __builtin_convertvector(bytes, Words);
 #if defined(__AVX512F__)
-constexpr bool SPLITS = true;
+  const __m512 numbers = _mm512_load_ps(NUMBERS<4, float>.at);
+  return {(Floats)_mm512_permutexvar_ps((__m512i)both, numbers),
+          (Floats)_mm512_permutexvar_ps((__m512i)(both >> 4), numbers)};
 #else
-constexpr bool SPLITS = false;
+  return {__builtin_convertvector((Integers)(both & 15) - 8, Floats),
+          __builtin_convertvector((Integers)(both >> 4) - 8, Floats)};
 #endif
+}
+
+// How tokens stand beside codes.
+enum class Order {
+  PLAIN,
+  SPLIT,  // of each 32 channels the even ones first
+  WORDS,  // in bfloat16, of each 64 bytes of codes those first whose codes stand first in words of 16 bits
+};
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+constexpr bool BY_WORDS = true;
+#else
+constexpr bool BY_WORDS = false;
+#endif
+constexpr int64_t RUN = 32;  // channels that have one scale where tokens stand by words
 
 // A matrix of codes: row by row, in groups of `group` along a row, each with a scale and a code of zero.
 template <int BITS>
@@ -84,9 +138,10 @@ struct Coded {
   const at::Half* scales;
   int64_t width, group, groups;
   bool brief;  // whether scales are rounded to bfloat16, as the numbers that they make are
-  bool split;  // whether each 32 channels of tokens stand in two halves, the even ones first
+  Order order;
 
   const uint8_t* row(int64_t i) const { return at + i * width * BITS / 8; }
+  int64_t marks() const { return order == Order::WORDS ? (width + RUN - 1) / RUN : groups; }  // scales of a row
 };
 
 inline uint32_t code_at(const uint8_t* codes, int64_t index, int bits) {
@@ -97,58 +152,64 @@ inline uint32_t code_at(const uint8_t* codes, int64_t index, int bits) {
   return (two >> shift) & ((1u << bits) - 1);
 }
 
-// Scales, as they are or rounded to bfloat16, and codes of zero of `count` rows from `row` on.
+// To the nearest number of bfloat16: scales are finite.
+inline Floats shortened(Floats numbers) {
+  const Words bits = (Words)numbers;
+  return (Floats)((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+
+// Of groups of `count` rows from `row` on: scales, as they are or rounded to bfloat16, and, where W has them, how far
+// codes of zero are from the one in the middle. Both have room for STEP numbers more.
 template <int BITS>
 void levels(const Coded<BITS>& W, int64_t row, int64_t count, float* scale, float* zero) {
   const int64_t first = row * W.groups, all = count * W.groups;
-  int64_t i = 0;
-  for (; i + STEP <= all; i += STEP) {
-    const Floats some = load(W.scales + first + i);
-    std::memcpy(scale + i, &some, sizeof(some));
+  const bool whole = first * BITS % 8 == 0;
+  for (int64_t i = 0; i < all; i += STEP) {
+    const int64_t some = std::min(STEP, all - i);
+    Floats found = some == STEP ? load(W.scales + first + i) : load(W.scales + first + i, some);
+    if (W.brief) found = shortened(found);
+    std::memcpy(scale + i, &found, sizeof(found));
+    if (W.zeros && whole) {
+      const Floats codes_of = codes<BITS>(W.zeros + (first + i) * BITS / 8, some);
+      std::memcpy(zero + i, &codes_of, sizeof(codes_of));
+    }
   }
-  for (; i < all; ++i) scale[i] = float(W.scales[first + i]);
-  if (W.brief)
-    for (i = 0; i < all; ++i) scale[i] = float(at::BFloat16(scale[i]));
-  for (i = 0; i < all; ++i) zero[i] = W.zeros ? float(code_at(W.zeros, first + i, BITS)) : float(1 << (BITS - 1));
+  if (W.zeros && !whole)
+    for (int64_t i = 0; i < all; ++i) zero[i] = float(code_at(W.zeros, first + i, BITS)) - (1 << (BITS - 1));
 }
 
-// Rows of W times tokens of x, whose rows lie `width` apart: y (tokens, height).
+// Rows of W, codes less the one in the middle, times tokens of x, whose rows lie `stride` apart: y (tokens, height).
 template <int BITS, int ROWS, int TOKENS>
-inline void coded_block(const Coded<BITS>& W, const float* scale, const float* zero, const float* x, int64_t row,
+inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x, int64_t stride, int64_t row,
                         int64_t token, int64_t height, float* y) {
-  const int64_t stride = W.width;
   Floats sums[ROWS][TOKENS] = {};
   for (int64_t g = 0; g < W.groups; ++g) {
     const int64_t first = g * W.group, last = std::min(W.width, first + W.group);
     Floats part[ROWS][TOKENS] = {};
     int64_t k = first;
-#if defined(__AVX512F__)
-    // two codes of a byte go with tokens whose even channels stand before the odd ones
-    if (BITS == 4 && W.split)
-      for (; k + 2 * STEP <= last; k += 2 * STEP)
-        for (int i = 0; i < ROWS; ++i) {
-          const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(W.row(row + i) + k / 2)));
-          const Floats numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-          const __m512 level = (__m512)(numbers - zero[i * W.groups + g]);
-          const Floats even = (Floats)_mm512_permutexvar_ps(both, level);
-          const Floats odd = (Floats)_mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), level);
-          for (int t = 0; t < TOKENS; ++t) {
-            const float* at = x + (token + t) * stride + k;
-            part[i][t] += even * load(at);
-            part[i][t] += odd * load(at + STEP);
+    if constexpr (BITS == 4)
+      if (W.order == Order::SPLIT)
+        for (; k + 2 * STEP <= last; k += 2 * STEP)
+          for (int i = 0; i < ROWS; ++i) {
+            const uint8_t* from = W.row(row + i) + k / 2;
+            __builtin_prefetch(from + ahead(ROWS));
+            const Split weights = split(from);
+            for (int t = 0; t < TOKENS; ++t) {
+              const float* at = x + (token + t) * stride + k;
+              part[i][t] += weights.even * load(at);
+              part[i][t] += weights.odd * load(at + STEP);
+            }
           }
-        }
-#endif
     for (; k + STEP <= last; k += STEP)
       for (int i = 0; i < ROWS; ++i) {
         const uint8_t* from = W.row(row + i) + k * BITS / 8;
-        const Floats weights = codes<BITS>(from, zero[i * W.groups + g]);
+        __builtin_prefetch(from + ahead(ROWS));
+        const Floats weights = codes<BITS>(from);
         for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + (token + t) * stride + k);
       }
     if (k < last)
       for (int i = 0; i < ROWS; ++i) {
-        const uint8_t* from = W.row(row + i) + k * BITS / 8;
-        const Floats weights = codes<BITS>(from, zero[i * W.groups + g], last - k);
+        const Floats weights = codes<BITS>(W.row(row + i) + k * BITS / 8, last - k);
         for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + (token + t) * stride + k, last - k);
       }
     for (int i = 0; i < ROWS; ++i)
@@ -158,29 +219,84 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const float* z
     for (int t = 0; t < TOKENS; ++t) y[(token + t) * height + row + i] = total(sums[i][t]);
 }
 
-template <int BITS, int ROWS>
-inline void coded_rows(const Coded<BITS>& W, const float* scale, const float* zero, const float* x, int64_t row,
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+// The same of tokens in bfloat16, which stand by words: 64 bytes of codes at once, whose numbers are looked up.
+template <int BITS, int ROWS, int TOKENS>
+inline void coded_block(const Coded<BITS>& W, const float* scale, const at::BFloat16* x, int64_t stride, int64_t row,
+                        int64_t token, int64_t height, float* y) {
+  constexpr int EACH = 16 / BITS;         // codes in a word
+  constexpr int MARKS = 32 * EACH / RUN;  // scales that 64 bytes of codes have
+    const __m512i numbers = _mm512_load_si512(NUMBERS<BITS, uint16_t>.at), of = _mm512_load_si512(LANES<MARKS>.at);
+  const int64_t bytes = W.width * BITS / 8;
+  Floats sums[ROWS][TOKENS] = {};
+  for (int64_t at = 0; at < bytes; at += 64)
+    for (int i = 0; i < ROWS; ++i) {
+      const uint8_t* from = W.row(row + i) + at;
+      __builtin_prefetch(from + ahead(ROWS));
+      const __m512i words = bytes - at >= 64 ? _mm512_loadu_si512(from)
+                                             : _mm512_maskz_loadu_epi8((1ull << (bytes - at)) - 1, from);
+      __m512bh weights[EACH];
+      for (int j = 0; j < EACH; ++j)
+        weights[j] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, j * BITS), numbers);
+      const __m512 some = _mm512_castps256_ps512(_mm256_loadu_ps(scale + i * W.marks() + at / 64 * MARKS));
+      const Floats by = (Floats)_mm512_permutexvar_ps(of, some);
+      for (int t = 0; t < TOKENS; ++t) {
+        const at::BFloat16* with = x + (token + t) * stride + at * 8 / BITS;
+        __m512 part = _mm512_setzero_ps();
+        for (int j = 0; j < EACH; ++j)
+          part = _mm512_dpbf16_ps(part, weights[j], (__m512bh)_mm512_loadu_si512(with + 32 * j));
+        sums[i][t] += by * (Floats)part;
+      }
+    }
+  for (int i = 0; i < ROWS; ++i)
+    for (int t = 0; t < TOKENS; ++t) y[(token + t) * height + row + i] = total(sums[i][t]);
+}
+#endif
+
+template <int BITS, int ROWS, class Number>
+inline void coded_rows(const Coded<BITS>& W, const float* scale, const Number* x, int64_t stride, int64_t row,
                        int64_t tokens, int64_t height, float* y) {
   int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) coded_block<BITS, ROWS, 4>(W, scale, zero, x, row, token, height, y);
-  for (; token + 2 <= tokens; token += 2) coded_block<BITS, ROWS, 2>(W, scale, zero, x, row, token, height, y);
-  if (token < tokens) coded_block<BITS, ROWS, 1>(W, scale, zero, x, row, token, height, y);
+  for (; token + 4 <= tokens; token += 4) coded_block<BITS, ROWS, 4>(W, scale, x, stride, row, token, height, y);
+  for (; token + 2 <= tokens; token += 2) coded_block<BITS, ROWS, 2>(W, scale, x, stride, row, token, height, y);
+  if (token < tokens) coded_block<BITS, ROWS, 1>(W, scale, x, stride, row, token, height, y);
 }
 
-template <int BITS>
-void coded_product(const Coded<BITS>& W, int64_t height, const float* x, int64_t tokens, float* y) {
-  const int64_t blocks = (height + ROWS - 1) / ROWS, each = ROWS * (W.width + 1) * (tokens + 1);
+inline float dot(const float* a, const float* b, int64_t count) {
+  Floats sums = {};
+  for (int64_t k = 0; k < count; k += STEP) {
+    const int64_t some = std::min(STEP, count - k);
+    sums += load(a + k, some) * load(b + k, some);
+  }
+  return total(sums);
+}
+
+// `totals` (tokens, groups), the sums of tokens by groups, are given where codes of zero are.
+template <int BITS, class Number>
+void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_t stride, const float* totals,
+                   int64_t tokens, float* y) {
+  const int64_t blocks = (height + ROWS - 1) / ROWS, each = ROWS * (W.width + 1) * (tokens + 1), marks = W.marks();
+  std::vector<int64_t> of(marks);  // groups
+  for (int64_t p = 0; p < marks; ++p) of[p] = p * RUN / W.group;
   at::parallel_for(0, blocks, std::max<int64_t>(1, GRAIN / each), [&](int64_t first, int64_t last) {
-    const auto scales = buffer(ROWS * W.groups), zeros = buffer(ROWS * W.groups);
+    const auto scales = buffer(ROWS * marks + STEP), zeros = buffer(ROWS * W.groups + STEP);
+    float *scale = scales.get(), *zero = zeros.get();
+    std::fill_n(scale, ROWS * marks + STEP, 0.0f);  // what is read beyond a row meets tokens of zero
     for (int64_t i = first; i < last; ++i) {
-      const int64_t row = i * ROWS, count = std::min<int64_t>(ROWS, height - row);
-      const float *scale = scales.get(), *zero = zeros.get();
-      levels(W, row, count, scales.get(), zeros.get());
-      if (count == ROWS)
-        coded_rows<BITS, ROWS>(W, scale, zero, x, row, tokens, height, y);
+      const int64_t row = i * ROWS, count = std::min<int64_t>(ROWS, height - row), all = count * W.groups;
+      levels(W, row, count, scale, zero);
+      for (int64_t j = 0; totals && j < all; ++j) zero[j] *= scale[j];
+      if (marks > W.groups)
+        for (int64_t j = count - 1; j >= 0; --j)
+          for (int64_t p = marks - 1; p >= 0; --p) scale[j * marks + p] = scale[j * W.groups + of[p]];
+      if (count == ROWS && tokens > 2)
+        coded_rows<BITS, ROWS>(W, scale, x, stride, row, tokens, height, y);
       else
-        for (int64_t j = 0; j < count; ++j, scale += W.groups, zero += W.groups)
-          coded_rows<BITS, 1>(W, scale, zero, x, row + j, tokens, height, y);
+        for (int64_t j = 0; j < count; ++j)
+          coded_rows<BITS, 1>(W, scale + j * marks, x, stride, row + j, tokens, height, y);
+      for (int64_t j = 0; totals && j < count; ++j)
+        for (int64_t t = 0; t < tokens; ++t)
+          y[t * height + row + j] -= dot(zero + j * W.groups, totals + t * W.groups, W.groups);
     }
   });
 }
@@ -204,17 +320,18 @@ inline void store(at::BFloat16* to, Floats numbers) {
 template <int BITS, class Number>
 void coded_numbers(const Coded<BITS>& W, int64_t height, Number* to) {
   at::parallel_for(0, height, std::max<int64_t>(1, GRAIN / W.width), [&](int64_t first, int64_t last) {
-    const auto scales = buffer(W.groups), zeros = buffer(W.groups);
+    const auto scales = buffer(W.groups + STEP), zeros = buffer(W.groups + STEP);
     for (int64_t i = first; i < last; ++i) {
       levels(W, i, 1, scales.get(), zeros.get());
       for (int64_t g = 0; g < W.groups; ++g) {
         const int64_t end = std::min(W.width, (g + 1) * W.group);
+        const float zero = W.zeros ? zeros[g] : 0.0f, scale = scales[g];
         int64_t k = g * W.group;
         for (; k + STEP <= end; k += STEP)
-          store(to + i * W.width + k, codes<BITS>(W.row(i) + k * BITS / 8, zeros[g]) * scales[g]);
+          store(to + i * W.width + k, (codes<BITS>(W.row(i) + k * BITS / 8) - zero) * scale);
         if (k < end) {
           float some[STEP];
-          store(some, codes<BITS>(W.row(i) + k * BITS / 8, zeros[g], end - k) * scales[g]);
+          store(some, (codes<BITS>(W.row(i) + k * BITS / 8, end - k) - zero) * scale);
           for (int64_t j = k; j < end; ++j) to[i * W.width + j] = Number(some[j - k]);
         }
       }
@@ -251,9 +368,12 @@ Coded<BITS> coded_matrix(const Tensor& codes, const Tensor& scale, const Bias& z
     return bytes.const_data_ptr<uint8_t>();
   };
   const uint8_t* zeros = zero.has_value() ? packed(*zero, height * groups) : nullptr;
-  const bool split = SPLITS && BITS == 4 && width % 32 == 0 && (groups == 1 || group % 32 == 0);
+  const bool runs = groups == 1 || group % RUN == 0;
+  const Order order = BY_WORDS && brief && runs && (BITS == 2 || BITS == 4) ? Order::WORDS
+                      : BITS == 4 && runs && width % RUN == 0              ? Order::SPLIT
+                                                                           : Order::PLAIN;
   const auto scales = (const at::Half*)scale.const_data_ptr<int16_t>();
-  return {packed(codes, height * width), zeros, scales, width, group, groups, brief, split};
+  return {packed(codes, height * width), zeros, scales, width, group, groups, brief, order};
 }
 
 template <class Number>
@@ -263,6 +383,25 @@ void rounded(const float* sums, const Bias& bias, Tensor& y) {
   Number* out = y.template mutable_data_ptr<Number>();
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t i = 0; i < m; ++i) out[t * m + i] = Number(b ? sums[t * m + i] + float(b[i]) : sums[t * m + i]);
+}
+
+inline float sum(const float* from, int64_t count) {
+  float found = 0;
+  for (int64_t k = 0; k < count; ++k) found += from[k];
+  return found;
+}
+
+// Tokens (tokens, width) in Order::WORDS, zeros behind them up to `padded`.
+template <int BITS>
+std::unique_ptr<at::BFloat16[]> by_words(const at::BFloat16* x, int64_t width, int64_t padded, int64_t tokens) {
+  constexpr int EACH = 16 / BITS;
+  std::unique_ptr<at::BFloat16[]> found(new at::BFloat16[tokens * padded]());
+  for (int64_t t = 0; t < tokens; ++t) {
+    const at::BFloat16* from = x + t * width;
+    at::BFloat16* to = found.get() + t * padded;
+    for (int64_t k = 0; k < width; ++k) to[k / (32 * EACH) * (32 * EACH) + k % EACH * 32 + k / EACH % 32] = from[k];
+  }
+  return found;
 }
 
 // W x + b with W in codes
@@ -277,14 +416,27 @@ Tensor coded(const Tensor& given, const Tensor& codes, const Tensor& scale, cons
     const auto sums = buffer(tokens * m);
     by_bits(bits, [&](auto bits) {
       const auto W = coded_matrix<bits>(codes, scale, zero, n, group, brief);
-      if (W.split) {
+      std::unique_ptr<float[]> totals;
+      if (W.zeros) {
+        totals = buffer(tokens * W.groups);
+        for (int64_t t = 0; t < tokens; ++t)
+          for (int64_t g = 0; g < W.groups; ++g)
+            totals[t * W.groups + g] = sum(wide.get() + t * n + g * W.group, std::min(W.group, n - g * W.group));
+      }
+      if constexpr (BY_WORDS && std::is_same_v<Number, at::BFloat16> && (bits == 2 || bits == 4))
+        if (W.order == Order::WORDS) {
+          const int64_t padded = (n * bits + 511) / 512 * 512 / bits;
+          const auto words = by_words<bits>(x.template const_data_ptr<Number>(), n, padded, tokens);
+          return coded_product(W, m, words.get(), padded, totals.get(), tokens, sums.get());
+        }
+      if (W.order == Order::SPLIT) {
         float some[32];
         for (float* at = wide.get(); at < wide.get() + tokens * n; at += 32) {
           for (int j = 0; j < 32; ++j) some[j % 2 * 16 + j / 2] = at[j];
           std::memcpy(at, some, sizeof(some));
         }
       }
-      coded_product(W, m, wide.get(), tokens, sums.get());
+      coded_product(W, m, wide.get(), n, totals.get(), tokens, sums.get());
     });
     auto y = result(x, m);
     rounded<Number>(sums.get(), bias, y);
