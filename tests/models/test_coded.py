@@ -13,7 +13,8 @@ from svdexp.models.portable import svdexp_coded, svdexp_operator, svdexp_remap
 from svdexp.models.portable.svdexp_coded import DECODED, PACKED, Rule, packable
 from svdexp.models.portable.svdexp_products import OPERATOR, REFERENCE
 from svdexp.models.portable.svdexp_quantised import QuantisedLinear
-from svdexp.storage import RemapStorage, RTNStorage
+from svdexp.storage import RemapStorage, ResidualStorage, RTNStorage
+from svdexp.storage.residual import Rounding
 
 FORMATS = [torch.float32, torch.bfloat16, torch.float16]
 # Bits, group, own zeros.
@@ -163,6 +164,40 @@ def test_remapped_factors(m: int, n: int, dtype: torch.dtype, built: bool) -> No
         ):
             assert bool(((found.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * (size + 1)).all())
         assert torch.equal(layer(x), layer.rebuilt(h))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_codes_and_their_correction_multiply_at_once_where_nobody_listens(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not svdexp_operator.ready():
+        pytest.skip("no compiler here")
+    given, calls = svdexp_operator.OPERATORS["corrected"], []
+    monkeypatch.setitem(svdexp_operator.OPERATORS, "corrected", lambda *args: (calls.append(1), given(*args))[1])
+    torch.manual_seed(0)
+    for (m, n), rank, zeros in (((33, 64), 16, False), ((70, 40), 5, True), ((130, 96), 80, False)):
+        storage = ResidualStorage(4, 32, zero_points=zeros, rounding=Rounding.nearest)
+        W = torch.randn(m, n)
+        factors, bias = Factors(torch.randn(m, rank), torch.randn(rank, n)), torch.randn(m)
+        layer: Any = storage.layer(factors, bias, W, storage.target(W)[1]).to(dtype).requires_grad_(False)
+        Q, A, B = (
+            of.factor(side, dtype).double()
+            for of, side in ((layer.codes, "out"), (layer.factors, "out"), (layer.factors, "in"))
+        )
+        for tokens in (1, 3):
+            x = torch.randn(tokens, n).to(dtype)
+            size = x.double().abs() @ (Q.abs() + A.abs() @ B.abs()).T + 1
+            exact = x.double() @ (Q + A @ B).T + layer.bias.double()
+            with FlopCounterMode(display=False) as counter:
+                found = layer(x)
+            assert calls.pop()
+            assert counter.get_total_flops() == 2 * tokens * (m * n + rank * (m + n))
+            assert bool(((found.double() - exact).abs() <= 4 * torch.finfo(dtype).eps * size).all())
+        layer.factors.register_forward_hook(lambda *_: calls.append(2))
+        layer(x)
+        assert calls.pop() == 2
+        assert not calls
 
 
 @torch.no_grad()

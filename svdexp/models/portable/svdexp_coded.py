@@ -101,6 +101,14 @@ def multiplied(
     return y if bias is None else y + bias
 
 
+def corrected(Q: Codes, B: Codes, A: Codes, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Q x + A (B x) + b, (…, n) → (…, m), by one operator; None where it is not to be, or cannot."""
+    if route(x, Q, bias) != OPERATOR or any(of.zero is not None or not of.rows_are_bytes for of in (B, A)):
+        return None
+    factors = (B.codes, B.scale, A.codes, A.scale, A.bits, A.group or 0)
+    return OPERATORS["corrected"](x, Q.codes, Q.scale, Q.zero, Q.bits, Q.group or 0, *factors, bias)
+
+
 LENT = local()  # under `bytes` the memory that the numbers of one matrix after the other have, in each thread
 
 

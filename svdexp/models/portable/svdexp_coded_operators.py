@@ -271,6 +271,8 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return total(sums);
 }
 
+constexpr int64_t NARROW = 64;  // codes of a row that begins and ends before its place in memory counts
+
 // `totals` (tokens, groups), the sums of tokens by groups, are given where codes of zero are.
 template <int BITS, class Number>
 void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_t stride, const float* totals,
@@ -289,7 +291,7 @@ void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_
       if (marks > W.groups)
         for (int64_t j = count - 1; j >= 0; --j)
           for (int64_t p = marks - 1; p >= 0; --p) scale[j * marks + p] = scale[j * W.groups + of[p]];
-      if (count == ROWS && tokens > 2)
+      if (count == ROWS && (tokens > 2 || W.width <= NARROW))
         coded_rows<BITS, ROWS>(W, scale, x, stride, row, tokens, height, y);
       else
         for (int64_t j = 0; j < count; ++j)
@@ -354,9 +356,10 @@ void by_bits(int64_t bits, const Work& work) {
 
 using at::Tensor;
 
+// `words`: whether tokens are bfloat16, and may stand by words.
 template <int BITS>
 Coded<BITS> coded_matrix(const Tensor& codes, const Tensor& scale, const Bias& zero, int64_t width, int64_t group,
-                         bool brief) {
+                         bool brief, bool words) {
   TORCH_CHECK(scale.dim() == 2 && scale.is_contiguous() && scale.scalar_type() == at::kShort && width > 0, "scales");
   const int64_t height = scale.size(0), groups = scale.size(1);
   if (group == 0) group = width;
@@ -369,7 +372,7 @@ Coded<BITS> coded_matrix(const Tensor& codes, const Tensor& scale, const Bias& z
   };
   const uint8_t* zeros = zero.has_value() ? packed(*zero, height * groups) : nullptr;
   const bool runs = groups == 1 || group % RUN == 0;
-  const Order order = BY_WORDS && brief && runs && (BITS == 2 || BITS == 4) ? Order::WORDS
+  const Order order = BY_WORDS && words && runs && (BITS == 2 || BITS == 4) ? Order::WORDS
                       : BITS == 4 && runs && width % RUN == 0              ? Order::SPLIT
                                                                            : Order::PLAIN;
   const auto scales = (const at::Half*)scale.const_data_ptr<int16_t>();
@@ -385,59 +388,89 @@ void rounded(const float* sums, const Bias& bias, Tensor& y) {
     for (int64_t i = 0; i < m; ++i) out[t * m + i] = Number(b ? sums[t * m + i] + float(b[i]) : sums[t * m + i]);
 }
 
-inline float sum(const float* from, int64_t count) {
-  float found = 0;
-  for (int64_t k = 0; k < count; ++k) found += from[k];
+// The sums of tokens (tokens, width) by groups of W.
+template <int BITS>
+std::unique_ptr<float[]> totals_of(const Coded<BITS>& W, const float* x, int64_t tokens) {
+  auto found = buffer(tokens * W.groups);
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t g = 0; g < W.groups; ++g) {
+      float sum = 0;
+      for (int64_t k = g * W.group; k < std::min(W.width, (g + 1) * W.group); ++k) sum += x[t * W.width + k];
+      found[t * W.groups + g] = sum;
+    }
   return found;
 }
 
-// Tokens (tokens, width) in Order::WORDS, zeros behind them up to `padded`.
+// Tokens (tokens, width), numbers of bfloat16, in Order::WORDS, zeros behind them up to `padded`.
 template <int BITS>
-std::unique_ptr<at::BFloat16[]> by_words(const at::BFloat16* x, int64_t width, int64_t padded, int64_t tokens) {
-  constexpr int EACH = 16 / BITS;
+std::unique_ptr<at::BFloat16[]> by_words(const float* x, int64_t width, int64_t padded, int64_t tokens) {
+  constexpr int64_t EACH = 16 / BITS, ALL = 32 * EACH;
   std::unique_ptr<at::BFloat16[]> found(new at::BFloat16[tokens * padded]());
-  for (int64_t t = 0; t < tokens; ++t) {
-    const at::BFloat16* from = x + t * width;
-    at::BFloat16* to = found.get() + t * padded;
-    for (int64_t k = 0; k < width; ++k) to[k / (32 * EACH) * (32 * EACH) + k % EACH * 32 + k / EACH % 32] = from[k];
-  }
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t k = 0; k < width; ++k)
+      found[t * padded + k / ALL * ALL + k % EACH * 32 + k / EACH % 32] = at::BFloat16(x[t * width + k]);
   return found;
+}
+
+// Tokens (tokens, width) in Order::SPLIT; width is a multiple of RUN.
+inline std::unique_ptr<float[]> by_halves(const float* x, int64_t size) {
+  auto found = buffer(size);
+  for (int64_t k = 0; k < size; k += RUN)
+    for (int64_t j = 0; j < RUN; ++j) found[k + j % 2 * STEP + j / 2] = x[k + j];
+  return found;
+}
+
+// W x with W in codes: (tokens, width) → (tokens, height); its scales are rounded as numbers of Number are.
+template <class Number>
+void coded_sums(const float* x, int64_t width, int64_t tokens, bool words, const Tensor& codes, const Tensor& scale,
+                const Bias& zero, int64_t bits, int64_t group, float* y) {
+  by_bits(bits, [&](auto bits) {
+    const auto W = coded_matrix<bits>(codes, scale, zero, width, group, std::is_same_v<Number, at::BFloat16>, words);
+    const int64_t m = scale.size(0);
+    const auto totals = W.zeros ? totals_of(W, x, tokens) : nullptr;
+    if constexpr (BY_WORDS && (bits == 2 || bits == 4))
+      if (W.order == Order::WORDS) {
+        const int64_t padded = (width * bits + 511) / 512 * 512 / bits;
+        const auto moved = by_words<bits>(x, width, padded, tokens);
+        return coded_product(W, m, moved.get(), padded, totals.get(), tokens, y);
+      }
+    if (W.order != Order::SPLIT) return coded_product(W, m, x, width, totals.get(), tokens, y);
+    coded_product(W, m, (const float*)by_halves(x, tokens * width).get(), width, totals.get(), tokens, y);
+  });
 }
 
 // W x + b with W in codes
 Tensor coded(const Tensor& given, const Tensor& codes, const Tensor& scale, const Bias& zero, int64_t bits,
-                 int64_t group, const Bias& bias) {
+             int64_t group, const Bias& bias) {
   return by_format(given, [&](auto number) {
     using Number = decltype(number);
     const auto x = given.contiguous();
     const int64_t n = x.size(-1), tokens = x.numel() / n, m = scale.size(0);
-    const bool brief = x.scalar_type() == at::kBFloat16;
-    auto wide = widened(x.template const_data_ptr<Number>(), x.numel());
-    const auto sums = buffer(tokens * m);
-    by_bits(bits, [&](auto bits) {
-      const auto W = coded_matrix<bits>(codes, scale, zero, n, group, brief);
-      std::unique_ptr<float[]> totals;
-      if (W.zeros) {
-        totals = buffer(tokens * W.groups);
-        for (int64_t t = 0; t < tokens; ++t)
-          for (int64_t g = 0; g < W.groups; ++g)
-            totals[t * W.groups + g] = sum(wide.get() + t * n + g * W.group, std::min(W.group, n - g * W.group));
-      }
-      if constexpr (BY_WORDS && std::is_same_v<Number, at::BFloat16> && (bits == 2 || bits == 4))
-        if (W.order == Order::WORDS) {
-          const int64_t padded = (n * bits + 511) / 512 * 512 / bits;
-          const auto words = by_words<bits>(x.template const_data_ptr<Number>(), n, padded, tokens);
-          return coded_product(W, m, words.get(), padded, totals.get(), tokens, sums.get());
-        }
-      if (W.order == Order::SPLIT) {
-        float some[32];
-        for (float* at = wide.get(); at < wide.get() + tokens * n; at += 32) {
-          for (int j = 0; j < 32; ++j) some[j % 2 * 16 + j / 2] = at[j];
-          std::memcpy(at, some, sizeof(some));
-        }
-      }
-      coded_product(W, m, wide.get(), n, totals.get(), tokens, sums.get());
-    });
+    const auto wide = widened(x.template const_data_ptr<Number>(), x.numel()), sums = buffer(tokens * m);
+    const bool words = std::is_same_v<Number, at::BFloat16>;
+    coded_sums<Number>(wide.get(), n, tokens, words, codes, scale, zero, bits, group, sums.get());
+    auto y = result(x, m);
+    rounded<Number>(sums.get(), bias, y);
+    return y;
+  });
+}
+
+// W x + A (B x) + b with all three in codes, those of the factors without zeros of their own
+Tensor corrected(const Tensor& given, const Tensor& codes, const Tensor& scale, const Bias& zero, int64_t bits,
+                 int64_t group, const Tensor& inner, const Tensor& inner_scale, const Tensor& outer,
+                 const Tensor& outer_scale, int64_t rank_bits, int64_t rank_group, const Bias& bias) {
+  return by_format(given, [&](auto number) {
+    using Number = decltype(number);
+    const auto x = given.contiguous();
+    const int64_t n = x.size(-1), tokens = x.numel() / n, m = scale.size(0), r = inner_scale.size(0);
+    TORCH_CHECK(outer_scale.size(0) == m, "a correction of ", outer_scale.size(0), " rows for ", m);
+    const auto wide = widened(x.template const_data_ptr<Number>(), x.numel()), middle = buffer(tokens * r);
+    const auto sums = buffer(tokens * m), more = buffer(tokens * m);
+    const bool words = std::is_same_v<Number, at::BFloat16>;
+    coded_sums<Number>(wide.get(), n, tokens, words, codes, scale, zero, bits, group, sums.get());
+    coded_sums<Number>(wide.get(), n, tokens, words, inner, inner_scale, {}, rank_bits, rank_group, middle.get());
+    coded_sums<Number>(middle.get(), r, tokens, false, outer, outer_scale, {}, rank_bits, rank_group, more.get());
+    for (int64_t i = 0; i < tokens * m; ++i) sums[i] += more[i];
     auto y = result(x, m);
     rounded<Number>(sums.get(), bias, y);
     return y;
@@ -450,7 +483,8 @@ void decode(Tensor& to, const Tensor& codes, const Tensor& scale, const Bias& ze
   by_format(to, [&](auto number) {
     using Number = decltype(number);
     by_bits(bits, [&](auto bits) {
-      const auto W = coded_matrix<bits>(codes, scale, zero, to.size(1), group, to.scalar_type() == at::kBFloat16);
+      const bool brief = to.scalar_type() == at::kBFloat16;
+      const auto W = coded_matrix<bits>(codes, scale, zero, to.size(1), group, brief, false);
       coded_numbers<bits, Number>(W, to.size(0), to.template mutable_data_ptr<Number>());
     });
     return to;

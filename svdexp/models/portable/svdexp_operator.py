@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from .svdexp_bits import CODE_BITS, packed_bytes, unpack
 from .svdexp_coded_operators import CODED
 
 SWITCH = "SVDEXP_OPERATOR"
-NAMES = ("linear", "pair", "columns", "rows", "reordered", "reordered_each", "coded", "decode", "remapped")
+NAMES = ("linear", "pair", "columns", "rows", "reordered", "reordered_each", "coded", "corrected", "decode", "remapped")
+GROUP = 32  # codes that have one scale where operators of codes are compared with torch
 LIMIT = 300  # seconds of the CPU that a compiler may take: those of the clock would say how busy a machine is
 LOG = logging.getLogger(__name__)
 
@@ -212,15 +214,17 @@ std::unique_ptr<float[]> widened(const Number* x, int64_t size) {
 
 std::vector<int32_t> numbers(const at::Tensor& order, int64_t width) {
   TORCH_CHECK(order.dim() == 1 && order.size(0) == width, "an order of ", order.sizes(), " for ", width, " channels");
-  std::vector<int32_t> found(width);
   const auto flat = order.contiguous();
+  std::vector<int32_t> found;
   if (flat.scalar_type() == at::kShort)
-    for (int64_t i = 0; i < width; ++i) found[i] = flat.const_data_ptr<int16_t>()[i];
+    found.assign(flat.const_data_ptr<int16_t>(), flat.const_data_ptr<int16_t>() + width);
   else if (flat.scalar_type() == at::kInt)
-    for (int64_t i = 0; i < width; ++i) found[i] = flat.const_data_ptr<int32_t>()[i];
+    found.assign(flat.const_data_ptr<int32_t>(), flat.const_data_ptr<int32_t>() + width);
   else
     TORCH_CHECK(false, "an order is int16 or int32");
-  for (const auto place : found) TORCH_CHECK(place >= 0 && place < width, "an order that is no permutation");
+  uint32_t largest = 0;  // of numbers below zero, too
+  for (const int32_t place : found) largest = std::max(largest, uint32_t(place));
+  TORCH_CHECK(largest < width, "an order that is no permutation");
   return found;
 }
 
@@ -340,27 +344,38 @@ at::Tensor rows(const at::Tensor& given, const at::Tensor& pivots, const at::Ten
   });
 }
 
-// The channels of x by an order of its own for each token, of any number of tokens: torch's gather reads an index of
-// eight bytes for each number.
-template <class Bits, class Order>
-void reorder(const Bits* from, const Order& order, int64_t width, int64_t tokens, Bits* to) {
+template <int TOKENS, class Bits>
+inline void reorder(const Bits* from, const int32_t* places, int64_t width, Bits* to) {
+  for (int64_t j = 0; j < width; ++j)
+    for (int t = 0; t < TOKENS; ++t) to[t * width + j] = from[t * width + places[j]];
+}
+
+// The channels of x by an order for each token, of any number of tokens: torch's gather reads an index of eight bytes
+// for each number. Four tokens that have one order read it once, which takes a third off.
+template <class Bits, class Orders>
+void reorder_all(const Bits* from, const Orders& order, int64_t width, int64_t tokens, Bits* to) {
   at::parallel_for(0, tokens, std::max<int64_t>(1, GRAIN / (width + 1)), [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) {
+    int64_t t = first;
+    for (; t + 4 <= last; t += 4) {
       const int32_t* places = order(t);
-      for (int64_t j = 0; j < width; ++j) to[t * width + j] = from[t * width + places[j]];
+      if (places == order(t + 1) && places == order(t + 2) && places == order(t + 3))
+        reorder<4>(from + t * width, places, width, to + t * width);
+      else
+        for (int64_t i = t; i < t + 4; ++i) reorder<1>(from + i * width, order(i), width, to + i * width);
     }
+    for (; t < last; ++t) reorder<1>(from + t * width, order(t), width, to + t * width);
   });
 }
 
-template <class Order>
-at::Tensor reordered_by(const at::Tensor& given, const Order& order) {
+template <class Orders>
+at::Tensor reordered_by(const at::Tensor& given, const Orders& order) {
   const auto x = given.contiguous();
   auto y = at::empty(x.sizes(), x.options());
   const int64_t width = x.size(-1), tokens = x.numel() / width;
   if (x.element_size() == 2)
-    reorder((const int16_t*)x.const_data_ptr(), order, width, tokens, (int16_t*)y.mutable_data_ptr());
+    reorder_all((const int16_t*)x.const_data_ptr(), order, width, tokens, (int16_t*)y.mutable_data_ptr());
   else if (x.element_size() == 4)
-    reorder((const int32_t*)x.const_data_ptr(), order, width, tokens, (int32_t*)y.mutable_data_ptr());
+    reorder_all((const int32_t*)x.const_data_ptr(), order, width, tokens, (int32_t*)y.mutable_data_ptr());
   else
     TORCH_CHECK(false, "no operator for ", x.scalar_type());
   return y;
@@ -395,6 +410,9 @@ TORCH_LIBRARY(SVDEXP_NAME, m) {
   m.def("pair(Tensor x, Tensor B, Tensor A, Tensor? bias) -> Tensor");
   m.def("columns(Tensor x, Tensor order, Tensor C, Tensor P, Tensor? bias) -> Tensor");
   m.def("coded(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, Tensor? bias) -> Tensor");
+  m.def(
+      "corrected(Tensor x, Tensor codes, Tensor scale, Tensor? zero, int bits, int group, Tensor B, Tensor B_scale, "
+      "Tensor A, Tensor A_scale, int rank_bits, int rank_group, Tensor? bias) -> Tensor");
   m.def("decode(Tensor(a!) to, Tensor codes, Tensor scale, Tensor? zero, int bits, int group) -> ()");
   m.def("remapped(Tensor x, Tensor codes, Tensor scale, Tensor? rest, bool inputs, Tensor? bias) -> Tensor");
   m.def("rows(Tensor x, Tensor P, Tensor C, Tensor order, Tensor? bias) -> Tensor");
@@ -407,6 +425,7 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
   m.impl("pair", &pair);
   m.impl("columns", &columns);
   m.impl("coded", &coded);
+  m.impl("corrected", &corrected);
   m.impl("decode", &decode);
   m.impl("remapped", &remapped);
   m.impl("rows", &rows);
@@ -513,13 +532,19 @@ def _describe(name: str) -> None:
         "reordered": lambda x, order: torch.empty_like(x),
         "reordered_each": lambda x, orders, which: torch.empty_like(x),
         "coded": lambda x, codes, scale, zero, bits, group, bias: shaped(x, scale.shape[0]),
+        "corrected": lambda x, codes, scale, *others: shaped(x, scale.shape[0]),
         "remapped": lambda x, codes, scale, rest, inputs, bias: shaped(
             x, codes.shape[0] + (0 if inputs or rest is None else rest.shape[0])
         ),
     }
     for operator, fake in fakes.items():
         torch.library.register_fake(f"{name}::{operator}", fake)
-        count = {"coded": _flops_of_codes, "reordered_each": lambda *args, **how: 0}.get(operator, _flops)
+        own: dict[str, Callable[..., int]] = {
+            "coded": _flops_of_codes,
+            "corrected": _flops_corrected,
+            "reordered_each": lambda *args, **how: 0,
+        }
+        count = own.get(operator, _flops)
         register_flop_formula(getattr(getattr(torch.ops, name), operator))(count)
     torch.library.register_fake(f"{name}::decode", lambda to, codes, scale, zero, bits, group: None)
 
@@ -538,37 +563,58 @@ def _flops_of_codes(x_shape: Any, codes: Any, scale: Any, *others: Any, out_shap
     return int(2 * prod(x_shape) * scale[0])
 
 
+def _flops_corrected(x: Any, codes: Any, scale: Any, *others: Any, out_shape: Any = None, **how: Any) -> int:
+    """The same of a matrix in codes and two factors of a correction, the scales of the first of which tell its rank."""
+    rank = others[4][0]
+    return int(2 * (prod(x) * (scale[0] + rank) + prod(x[:-1]) * rank * scale[0]))
+
+
 def _compare_codes(given: Mapping[str, Callable[..., Any]], generator: torch.Generator) -> None:
     """The operators of codes with numbers that torch makes of them.
 
     Raises:
         AssertionError: one computes something else.
     """
-    m, n, group = 9, 72, 16
-    x = torch.randn(3, n, generator=generator)
-    scale = torch.rand(m, -(-n // group), generator=generator).half()
-    for bits in CODE_BITS:
-        codes, zero = (
-            torch.randint(256, (packed_bytes(count, bits),), generator=generator).to(torch.uint8)
-            for count in (m * n, scale.numel())
-        )
-        levels = (
-            unpack(codes, m * n, bits).view(m, n)
-            - unpack(zero, scale.numel(), bits).view(scale.shape).float()[:, torch.arange(n) // group]
-        )
-        W, found = levels * scale.float()[:, torch.arange(n) // group], torch.empty(m, n)
-        packed = (codes, scale.view(torch.int16), zero, bits, group)
-        given["decode"](found, *packed)
-        if not torch.equal(found, W):
-            raise AssertionError(f"a compiled operator is wrong by codes of {bits} bits")
-        _near(given["coded"](x, *packed, None), x.double() @ W.double().T)
-    codes, rest = torch.randint(-127, 128, (m, m), generator=generator).to(torch.int8), scale.new_ones(4, m)
-    C, s = codes.double(), scale[:, 0].contiguous()
+    for n, bits, dtype in product((72, 96), CODE_BITS, (torch.float32, torch.bfloat16)):
+        x = torch.randn(3, n, generator=generator).to(dtype)
+        packed, W = _grid(9, n, bits, dtype, generator)
+        found = torch.empty(9, n)
+        if dtype is torch.float32:
+            given["decode"](found, *packed)
+            if not torch.equal(found.double(), W):
+                raise AssertionError(f"a compiled operator is wrong by codes of {bits} bits")
+        exact = x.double() @ W.T
+        _near(given["coded"](x, *packed, None), exact)
+        (inner, B), (outer, A) = (_grid(*shape, 8, dtype, generator, zeros=False) for shape in ((8, n), (9, 8)))
+        factors = (*inner[:2], *outer[:2], 8, GROUP)
+        _near(given["corrected"](x, *packed, *factors, None), exact + x.double() @ B.T @ A.T)
+    m = 9
+    codes = torch.randint(-127, 128, (m, m), generator=generator).to(torch.int8)
+    s, rest = torch.rand(m, generator=generator).half(), torch.ones(4, m, dtype=torch.float16)
+    C, X = codes.double(), torch.randn(3, m, generator=generator)
     words = s.view(torch.int16), rest.view(torch.int16)
-    X = x[:, :m].contiguous()
     stacked = torch.cat([C * s.double(), rest.double()])
     _near(given["remapped"](X, codes, *words, False, None), X.double() @ stacked.T)
     _near(given["remapped"](X, codes, words[0], None, True, None), X.double() @ (C * s.double()[:, None]).T)
+
+
+def _grid(
+    m: int, n: int, bits: int, dtype: torch.dtype, generator: torch.Generator, zeros: bool = True
+) -> tuple[tuple[Any, ...], torch.Tensor]:
+    """A random matrix (m, n) in codes, in groups of GROUP: what operators get of it, and its numbers in `dtype`."""
+    scale = torch.rand(m, -(-n // GROUP), generator=generator).half()
+    of, wide = torch.arange(n) // GROUP, scale.to(dtype).double()
+    codes, zero = (
+        torch.randint(256, (packed_bytes(count, bits),), generator=generator).to(torch.uint8)
+        for count in (m * n, scale.numel())
+    )
+    zero_of = (
+        unpack(zero, scale.numel(), bits).view(scale.shape).double()
+        if zeros
+        else wide.new_full(wide.shape, 1 << bits - 1)
+    )
+    levels = unpack(codes, m * n, bits).view(m, n) - zero_of[:, of]
+    return (codes, scale.view(torch.int16), zero if zeros else None, bits, GROUP), levels * wide[:, of]
 
 
 def _near(found: torch.Tensor, exact: torch.Tensor) -> None:
