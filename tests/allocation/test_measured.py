@@ -122,12 +122,12 @@ def test_nothing_is_measured_twice(windows: torch.Tensor, tmp_path: Path, monkey
 
 
 def test_streamed_is_the_same(windows: torch.Tensor, tmp_path: Path) -> None:
-    model = streamed(tiny_model("llama_gqa"), tmp_path)
-    found = compress(model, windows, METHOD, 0.6, cache=Cache(tmp_path / "cache"))
-    assert found.ranks == compress(tiny_model("llama_gqa"), windows, METHOD, 0.6).ranks
-    assert (
-        found.ranks != compress(tiny_model("llama_gqa"), windows, replace(METHOD, allocation=GlobalLoss()), 0.6).ranks
-    )
+    """The scales, that is: of queries and keys of a random model the divergence is a rounding error of the passes."""
+    spy = Spy(measured=0.3, windows=2, length=16)
+    _, whole = seen(tiny_model("llama_gqa"), windows, spy)
+    _, swept = seen(streamed(tiny_model("llama_gqa"), tmp_path), windows, spy, cache=Cache(tmp_path / "cache"))
+    assert swept.scales == pytest.approx(whole.scales, rel=1e-2, abs=1e-4)
+    assert max(whole.scales.values()) > 100 * min(whole.scales.values())
 
 
 def test_the_dense_model_is_measured(windows: torch.Tensor, llama: PreTrainedModel) -> None:
