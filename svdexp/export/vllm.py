@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints.architectures import sees_images
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, label
+from svdexp.checkpoints.together import say_together
 from svdexp.models.factors import Factors, low_rank_layer
 from svdexp.models.matrices import Ranks, matrices_in
 from svdexp.runtime.errors import require
@@ -51,6 +52,7 @@ def factor_pairs(model: PreTrainedModel) -> None:
         left = len(found) - len(ranks)
         log.info("%d of %d layers become dense: their factors are not smaller, or it is the head", left, len(found))
     label(model, ranks)
+    say_together(model)
 
 
 def factors(layer: Any, n: int) -> Factors:

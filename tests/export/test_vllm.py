@@ -40,8 +40,21 @@ def test_pairs_compute_the_same(name: str, storage: Any, tokenizer: Any, windows
             assert isinstance(pair, nn.Linear | Conv1D)
             assert rank * sum(pair.weight.shape) >= pair.weight.numel()
     checkpoint.write(model, tokenizer, tmp_path / "there")
+    groups = model.config.svdexp["together"]
+    assert sorted(map(sorted, groups)) == [sorted(names) for names in fed_together(model)]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "there", trust_remote_code=True)
     torch.testing.assert_close(plain(windows).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def fed_together(model: Any) -> list[list[str]]:
+    """The pairs of each parent that are called q, k, v or gate, up."""
+    pairs = list(model.config.svdexp["layers"])
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for name in pairs:
+        parent, _, child = name.rpartition(".")
+        if child.partition("_")[0] in ("q", "k", "v", "gate", "up"):
+            groups.setdefault((parent, child.startswith(("gate", "up"))), []).append(name)
+    return sorted(names for names in groups.values() if len(names) > 1)
 
 
 def test_what_is_no_pair_is_refused_by_name() -> None:

@@ -75,6 +75,7 @@ def written(folder: Path, blocks: int, kept: float | None) -> Path:
     from svdexp.bench.stacks import compressed, random_model
     from svdexp.checkpoints.checkpoint import label
     from svdexp.checkpoints.quantiser import forget_quantiser
+    from svdexp.checkpoints.together import say_together
     from svdexp.models.portable.svdexp_factors import LowRankLinear
     from svdexp.runtime.disk import whole_folder
 
@@ -87,6 +88,7 @@ def written(folder: Path, blocks: int, kept: float | None) -> Path:
     if kept is not None:
         pairs = {name: part for name, part in model.named_modules() if isinstance(part, LowRankLinear)}
         label(model, {name: part.pair_shape[0] for name, part in pairs.items()})
+        say_together(model)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         forget_quantiser(partial)

@@ -34,7 +34,7 @@ from .svdexp_experts import ExpertList, split_named
 from .svdexp_latent import LatentCache
 from .svdexp_layers import LAYERS
 from .svdexp_products import quicken
-from .svdexp_serving import is_served, tell_apart
+from .svdexp_serving import is_served, join, tell_apart
 
 PREFIX = "LowRank"
 VERSION = 1
@@ -113,10 +113,18 @@ def furnish(model: Any) -> None:
     model._tp_plan = sharding_plan(model, layers)
     quicken(model)
     if is_served(model.config):
+        join(model, together(model))
         tell_apart(model, layers)
     # From a hub the names of the classes come with the repository's, but a copy has the files of its own.
     for auto_class, name in (getattr(model.config, "auto_map", None) or {}).items():
         model.config.auto_map[auto_class] = name.rpartition("--")[2]
+
+
+def together(model: Any) -> list[list[str]]:
+    """The layers that the table says are given the same input, by the names that they have in `model`."""
+    groups: list[list[str]] = model.config.svdexp.get("together", [])
+    start = f"{model.base_model_prefix}." if model.base_model is model else ""
+    return [[name.removeprefix(start) for name in names] for names in groups]
 
 
 def names_quantiser(config: Any) -> bool:
