@@ -60,6 +60,8 @@ ENGINES = {
         ),
     ),
     "llama_cpp": Engine(("codes-gguf", "mixed-gguf", "corrected-gguf"), (("install", "-r", "requirements.txt"),)),
+    # torchvision, as above, does not import beside this torch.
+    "openvino": Engine(("factors",), (("install", "-r", "requirements.txt"), ("uninstall", "--yes", "torchvision"))),
     "peft_gptq": Engine(
         ("corrected-peft", "corrected-gptq"),
         (
