@@ -1,5 +1,6 @@
 """The benchmark measures what it says; its figures are for `make bench`."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from svdexp.bench import experts, speed, stacks, sweeps
+import svdexp
+from svdexp.bench import experts, loading, speed, stacks, sweeps
 from svdexp.bench.estimates import said
 from svdexp.bench.folders import write_llama, write_text
 from svdexp.bench.layers import STORAGES, layer
@@ -77,6 +79,28 @@ def test_a_folder_written_block_by_block_is_a_model_that_knows_its_words(tmp_pat
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert len(model.model.layers) == len(list((tmp_path / "model").glob("*layers*.safetensors"))) == 2
     assert model(torch.tensor([tokens])).logits.isfinite().all()
+
+
+def test_opening_is_measured_with_and_without_its_first_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path / "model", TINY)
+    assert loading.main(["--open", str(tmp_path / "model"), loading.PLAIN]) == 0
+    found = loading.Opened(*json.loads(capsys.readouterr().out))
+    assert 0 < found.seconds < found.seconds_to_token
+    assert 0 <= found.bytes <= found.bytes_to_token
+    loading.show({(loading.DENSE, loading.PLAIN): [loading.Opened(2, 4, 8, 16)], ("x", loading.OURS): [found] * 2}, "")
+    assert "2.00" in capsys.readouterr().out
+
+
+def test_what_is_opened_is_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = LlamaConfig(**SMALL.to_diff_dict() | {"num_hidden_layers": 1, "vocab_size": 64})
+    monkeypatch.setattr(speed, "config_of", lambda *_: small)
+    for name, kind in (("factors", "factors"), ("int4", "quantised")):
+        loading.write(name, tmp_path / name, "demo", "bfloat16", 0.4)
+        model, _ = svdexp.load(tmp_path / name)
+        assert model.dtype == torch.bfloat16
+        assert {entry["storage"] for entry in model.config.svdexp["layers"].values()} == {kind}
 
 
 def test_sweeps_are_timed_beside_bare_passes(
