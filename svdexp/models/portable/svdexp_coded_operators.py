@@ -103,10 +103,25 @@ struct Split {
   Floats even, odd;
 };
 
-inline Split split(const uint8_t* from) {
+// Sixteen bytes as numbers: of this conversion compilers make one byte after the other.
+inline Words widened(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  const __m256i halves[2] = {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from)),
+                             _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + 8)))};
+  Words found;
+  std::memcpy(&found, halves, sizeof(found));
+  return found;
+#else
   Bytes bytes;
   std::memcpy(&bytes, from, sizeof(bytes));
-  const Words both = __builtin_convertvector(bytes, Words);
+  return __builtin_convertvector(bytes, Words);
+#endif
+}
+
+inline Split split(const uint8_t* from) {
+  const Words both = widened(from);
 #if defined(__AVX512F__)
   const __m512 numbers = _mm512_load_ps(NUMBERS<4, float>.at);
   return {(Floats)_mm512_permutexvar_ps((__m512i)both, numbers),
@@ -278,6 +293,8 @@ template <int BITS, class Number>
 void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_t stride, const float* totals,
                    int64_t tokens, float* y) {
   const int64_t blocks = (height + ROWS - 1) / ROWS, each = ROWS * (W.width + 1) * (tokens + 1), marks = W.marks();
+  // of small groups several rows share what begins and ends one
+  const bool alone = tokens <= 2 && (W.order == Order::WORDS || W.group >= 256);
   std::vector<int64_t> of(marks);  // groups
   for (int64_t p = 0; p < marks; ++p) of[p] = p * RUN / W.group;
   at::parallel_for(0, blocks, std::max<int64_t>(1, GRAIN / each), [&](int64_t first, int64_t last) {
@@ -291,7 +308,7 @@ void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_
       if (marks > W.groups)
         for (int64_t j = count - 1; j >= 0; --j)
           for (int64_t p = marks - 1; p >= 0; --p) scale[j * marks + p] = scale[j * W.groups + of[p]];
-      if (count == ROWS && (tokens > 2 || W.width <= NARROW))
+      if (count == ROWS && (!alone || W.width <= NARROW))
         coded_rows<BITS, ROWS>(W, scale, x, stride, row, tokens, height, y);
       else
         for (int64_t j = 0; j < count; ++j)
