@@ -215,6 +215,20 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x
               part[i][t] += weights.odd * load(at + STEP);
             }
           }
+    if constexpr (ROWS == 1) {  // two sums that do not wait for one another
+      Floats other[TOKENS] = {};
+      for (; k + 2 * STEP <= last; k += 2 * STEP) {
+        const uint8_t* from = W.row(row) + k * BITS / 8;
+        __builtin_prefetch(from + ahead(ROWS));
+        const Floats first_of = codes<BITS>(from), second = codes<BITS>(from + STEP * BITS / 8);
+        for (int t = 0; t < TOKENS; ++t) {
+          const float* at = x + (token + t) * stride + k;
+          part[0][t] += first_of * load(at);
+          other[t] += second * load(at + STEP);
+        }
+      }
+      for (int t = 0; t < TOKENS; ++t) part[0][t] += other[t];
+    }
     for (; k + STEP <= last; k += STEP)
       for (int i = 0; i < ROWS; ++i) {
         const uint8_t* from = W.row(row + i) + k * BITS / 8;
