@@ -146,20 +146,6 @@ inline void block(const Number* W, int64_t width, const float* x, int64_t stride
                   const Write& write) {
   Floats sums[ROWS][TOKENS] = {};
   int64_t k = 0;
-  if constexpr (ROWS == 1) {  // two sums that do not wait for one another
-    Floats other[TOKENS] = {};
-    for (; k + 2 * STEP <= width; k += 2 * STEP) {
-      const Number* from = W + row * width + k;
-      __builtin_prefetch((const char*)from + ahead(ROWS));
-      if constexpr (sizeof(Number) == 4) __builtin_prefetch((const char*)(from + STEP) + ahead(ROWS));
-      const Floats first = load(from), second = load(from + STEP);
-      for (int t = 0; t < TOKENS; ++t) {
-        sums[0][t] += first * load(x + (token + t) * stride + k);
-        other[t] += second * load(x + (token + t) * stride + k + STEP);
-      }
-    }
-    for (int t = 0; t < TOKENS; ++t) sums[0][t] += other[t];
-  }
   for (; k + STEP <= width; k += STEP)
     for (int i = 0; i < ROWS; ++i) {
       const Number* from = W + (row + i) * width + k;
