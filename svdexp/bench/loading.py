@@ -69,6 +69,7 @@ def write(name: str, folder: Path, shape: str, precision: str, ratio: float) -> 
     from svdexp.bench.speed import config_of
     from svdexp.bench.stacks import CODES, compressed, in_codes, random_model
     from svdexp.checkpoints.checkpoint import save
+    from svdexp.models.matrices import layers_of
     from svdexp.models.structure import Targets, find_matrices
 
     config, dtype = config_of(shape, None), getattr(torch, precision)
@@ -78,13 +79,9 @@ def write(name: str, folder: Path, shape: str, precision: str, ratio: float) -> 
         dense.save_pretrained(folder)
         return
     model: Any = in_codes(config, name) if name in CODES else compressed(config, name, ratio)
-    layers = {matrix.name: model.get_submodule(matrix.name) for matrix in find_matrices(dense, Targets())}
-    save(
-        model.to(dtype),
-        None,
-        folder,
-        {name: layer.pair_shape and layer.pair_shape[0] for name, layer in layers.items()},
-    )
+    layers: dict[str, Any] = dict(layers_of(model, find_matrices(dense, Targets())))
+    ranks = {name: layer.pair_shape and layer.pair_shape[0] for name, layer in layers.items()}
+    save(model.to(dtype), None, folder, ranks)
 
 
 def in_a_process(folder: Path, by: str) -> Opened:

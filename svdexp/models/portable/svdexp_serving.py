@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 ATTENTION = "vllm"  # what vLLM's backend calls its attention in the config of a model that it builds
-
-
 PLAIN = "factors"  # the format of layers that are joined
 
 
