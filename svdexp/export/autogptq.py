@@ -10,7 +10,7 @@ Of a matrix (rows, columns) with codes of b bits, in groups along a row:
 A row of ours is the same stream of bits where columns are multiples of 32, so nothing is rounded again.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import gcd, lcm
 
 import torch
@@ -131,6 +131,11 @@ def _packed(name: str, layer: QuantisedLinear, side: str) -> nn.Module:
         "scales": layer.get_buffer(f"{side}_scale").view(torch.float16).T,
         "g_idx": torch.arange(columns, dtype=torch.int32) // (size or columns),
     }
+    return holding(tensors)
+
+
+def holding(tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A module of buffers alone."""
     module = nn.Module()
     for key, tensor in tensors.items():
         module.register_buffer(key, tensor.contiguous())

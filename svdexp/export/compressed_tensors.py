@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints.checkpoint import architecture_of, empty_model, unlabel
+from svdexp.export.autogptq import WORD, holding
 from svdexp.models.families.linear import is_transposed
 from svdexp.models.matrices import matrices_in
 from svdexp.models.portable.svdexp_bits import pack, unpack, widened
@@ -29,7 +30,6 @@ from svdexp.models.portable.svdexp_residual import ResidualLinear
 from svdexp.models.portable.svdexp_scaled import ScaledLinear
 from svdexp.runtime.errors import UserError, require
 
-WORD = 32  # bits; as many codes always fill whole words
 SMALLEST = 32  # codes in a group, where we cut groups smaller: what vLLM's kernels take
 WITH_ZEROS = """The codes have zero points: transformers loads those of 4 or 8 bits with `compressed-tensors==0.17.1`,
 and with releases 0.18.0 to 0.20.1 none."""
@@ -131,9 +131,7 @@ def packed(layer: QuantisedLinear, width: Width) -> nn.Module:
     }
     if layer.zero_points:
         tensors["weight_zero_point"] = words(regrouped(layer.zero("out")).T, bits).T
-    module = nn.Module()
-    for key, tensor in tensors.items():
-        module.register_buffer(key, tensor.contiguous())
+    module = holding(tensors)
     if layer.bias is not None:
         module.bias = layer.bias
     return module
@@ -141,7 +139,7 @@ def packed(layer: QuantisedLinear, width: Width) -> nn.Module:
 
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Integers (rows, count) below 2^bits as int32 (rows, ceil(count · bits / 32)), each row a stream of its own."""
-    rows, count = codes.shape
+    rows, count = codes.shape  # WORD codes, of any width, fill whole words
     whole = nn.functional.pad(codes, (0, -count % WORD))
     return pack(whole.flatten(), bits).view(torch.int32).view(rows, -1)[:, : ceil(count * bits / WORD)]
 

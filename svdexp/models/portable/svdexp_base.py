@@ -7,6 +7,11 @@ import torch
 from torch import nn
 
 
+def is_untouched(layer: Any, kind: type[nn.Module]) -> bool:
+    """Whether a layer is just of this kind, has no forward of its own, and nobody listens to it."""
+    return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
+
+
 class Replacement(nn.Module):
     """Keeps a matrix W' of rank r near W in its own way; one format, in a file svdexp_FORMAT.py.
 

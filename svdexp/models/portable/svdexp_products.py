@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .svdexp_base import Replacement
+from .svdexp_base import Replacement, is_untouched
 from .svdexp_operator import OPERATORS, ready
 
 REFERENCE, TORCH, OPERATOR = "reference", "torch", "operator"
@@ -85,9 +85,8 @@ def is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
 
 def weight_of(child: Any) -> torch.Tensor | None:
     """The weight of a linear layer that only multiplies by it; None of any other, and where somebody listens."""
-    if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__:
-        return None
-    return child._parameters.get("weight")
+    weight: torch.Tensor | None = child._parameters.get("weight") if is_untouched(child, nn.Linear) else None
+    return weight
 
 
 def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:

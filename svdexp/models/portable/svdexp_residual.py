@@ -1,10 +1,10 @@
 """Codes of a whole matrix, and factors of what they leave."""
 
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
 import torch
 
-from .svdexp_base import Replacement
+from .svdexp_base import Replacement, is_untouched
 from .svdexp_coded import corrected
 from .svdexp_factors import LowRankLinear
 from .svdexp_quantised import QuantisedLinear
@@ -59,8 +59,9 @@ class ResidualLinear(Replacement):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
-        Q, factors = (self._modules[name] for name in ("codes", "factors"))
-        if is_plain(Q) and is_plain(factors):
+        Q: Any = self._modules["codes"]
+        factors: Any = self._modules["factors"]
+        if is_untouched(Q, QuantisedLinear) and is_untouched(factors, QuantisedLinear):
             fast = corrected(Q.codes_of("out"), factors.codes_of("in"), factors.codes_of("out"), x, Q.bias)
             if fast is not None:
                 return fast
@@ -75,12 +76,6 @@ class ResidualLinear(Replacement):
         """
         self.codes.validate()
         self.factors.validate()
-
-
-def is_plain(child: Any) -> TypeGuard[QuantisedLinear]:
-    """Whether a layer of codes is what it was made, and nobody listens to it."""
-    listened = child._forward_hooks or child._forward_pre_hooks or "forward" in child.__dict__
-    return type(child) is QuantisedLinear and not listened
 
 
 # Of the model's own numbers.
