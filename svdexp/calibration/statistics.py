@@ -100,7 +100,7 @@ class SecondMoment(Mean):
 
     @staticmethod
     def flops(width: int) -> int:
-        """n² per token for wide inputs, 2 n² up to one block."""
+        """In block rows: n² per token for wide inputs, 2 n² up to one block. A CPU takes n² of all."""
         return sum(2 * min(BLOCK, width - start) * (width - start) for start in range(0, width, BLOCK))
 
 

@@ -255,7 +255,7 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const at::BFlo
                         int64_t token, int64_t height, float* y) {
   constexpr int EACH = 16 / BITS;         // codes in a word
   constexpr int MARKS = 32 * EACH / RUN;  // scales that 64 bytes of codes have
-    const __m512i numbers = _mm512_load_si512(NUMBERS<BITS, uint16_t>.at), of = _mm512_load_si512(LANES<MARKS>.at);
+  const __m512i numbers = _mm512_load_si512(NUMBERS<BITS, uint16_t>.at), of = _mm512_load_si512(LANES<MARKS>.at);
   const int64_t bytes = W.width * BITS / 8;
   Floats sums[ROWS][TOKENS] = {};
   for (int64_t at = 0; at < bytes; at += 64)
