@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -191,12 +192,16 @@ def test_a_point_says_what_it_is(browser: Any) -> None:
 
 def test_the_page_fits_its_window_and_the_console_is_silent(browser: Any) -> None:
     script(browser, "scrollTo(0, document.documentElement.scrollHeight)")
-    for place in script(
-        browser, "return [...document.querySelectorAll('[data-picture]')].map((p) => p.dataset.picture)"
-    ):
-        script(browser, "document.querySelector(`[data-picture='${arguments[0]}']`).scrollIntoView()", place)
-    drawn = "return [...document.querySelectorAll('[data-picture]')].every((place) => place.querySelector('svg'))"
-    until(browser, lambda: script(browser, drawn))
+    # A picture is drawn when a frame shows its place: to scroll on before that frame would pass it by.
+    drawn = """
+    const place = document.querySelector(`[data-picture='${arguments[0]}']`);
+    place.scrollIntoView();
+    return !!place.querySelector("svg")
+    """
+    places = script(browser, "return [...document.querySelectorAll('[data-picture]')].map((p) => p.dataset.picture)")
+    assert places
+    for place in places:
+        until(browser, partial(script, browser, drawn, place))
     width = script(browser, "return innerWidth")
     assert script(browser, "return document.documentElement.scrollWidth") <= width
     over = """
