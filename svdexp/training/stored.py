@@ -61,7 +61,7 @@ def learner(layer: nn.Module) -> Learner | None:
 
 
 class PlainLearner(Learner):
-    """A layer of plain numbers, float32 meanwhile."""
+    """A layer of plain numbers, float32 meanwhile; of a delta the mean stays as it is."""
 
     def __init__(self, layer: LowRankLinear | PivotLinear):
         super().__init__()

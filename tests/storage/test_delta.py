@@ -1,5 +1,6 @@
 """Experts as their Fisher-weighted mean and low-rank deltas."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,23 @@ def test_the_mean_goes_with_the_last_delta(windows: torch.Tensor) -> None:
         matrix.put(model, low_rank_layer(truncated(W, min(W.shape)), None, W))
     assert not [key for key in model.state_dict() if key.endswith(".base")]
     torch.testing.assert_close(model(windows).logits, before, atol=2e-5, rtol=1e-4)
+
+
+def test_a_copy_of_one_layer_copies_no_other(windows: torch.Tensor) -> None:
+    """But a copy of all of them shares nothing with what it was copied from."""
+    model = tiny_experts("olmoe")
+    matrix = experts_in(model)[0]
+    compress(model, windows, METHOD, 0.6)
+    layer, twin = matrix.layer(model), copy.deepcopy(model)
+    alone = copy.deepcopy(layer)
+    assert torch.equal(alone.base, layer.base)
+    assert alone.base.data_ptr() == layer.base.data_ptr()
+    assert alone.__dict__["stack"] is None
+    assert alone.rank_in.weight is not layer.rank_in.weight
+    base = matrix.layer(twin).base
+    assert base is not layer.base
+    assert base is twin.get_submodule(str(matrix.rivals)).base
+    assert torch.equal(twin(windows).logits, model(windows).logits)
 
 
 def test_statistics_on_the_shelf_give_the_same(windows: torch.Tensor, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.storage import (
     AWQStorage,
+    DeltaStorage,
     FactorStorage,
     FormStorage,
     PivotStorage,
@@ -305,6 +306,23 @@ def test_codes_of_experts_learn(name: str) -> None:
     done = compress(model, windows, replace(method, training={"refine": REFINE, "distill": DISTILL}), 0.9)
     assert all(isinstance(layer.layer(model), QuantisedLinear) for layer in done.layers)
     assert divergence(model, wanted, windows) < 0.95 * divergence(plain, wanted, windows)
+
+
+def test_deltas_of_experts_learn_and_their_mean_stays(tmp_path: Path) -> None:
+    model = loud(tiny_experts("mixtral"))
+    windows = speech(model)
+    wanted, plain = model(windows).logits, copy.deepcopy(model)
+    method = Method("d2_moe", InputMoment(), Uniform(), DeltaStorage())
+    compress(plain, windows, method, 0.9)
+    lessons: dict[str, Training] = {"refine": replace(REFINE, lr=2e-3), "distill": replace(DISTILL, lr=2e-3)}
+    done = compress(model, windows, replace(method, training=lessons), 0.9)
+    assert divergence(model, wanted, windows) < 0.95 * divergence(plain, wanted, windows)
+    ours, theirs = model.state_dict(), plain.state_dict()
+    means = [key for key in ours if key.endswith(".base")]
+    assert means
+    assert all(torch.equal(ours[key], theirs[key]) for key in means)
+    checkpoint.save(model, None, tmp_path, done.ranks)
+    assert torch.equal(svdexp.load(tmp_path)[0](windows).logits, model(windows).logits)
 
 
 def test_activations_may_be_computed_again(llama: PreTrainedModel, windows: torch.Tensor) -> None:

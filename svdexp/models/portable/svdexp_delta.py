@@ -1,5 +1,6 @@
 """Factors of what tells an expert from the others of its stack."""
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,16 @@ class DeltaLinear(LowRankLinear):
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
         super().__init__(n, rank, m, bias, **kwargs)
         self.__dict__["stack"] = self.__dict__["own"] = None  # neither child nor parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DeltaLinear":
+        """One of the copied list; copied without it, one in no list with the same W̄, not a copy of all experts."""
+        copied = memo[id(self)] = self.__class__.__new__(self.__class__)
+        if id(self.__dict__["stack"]) in memo:
+            copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        else:
+            copied.__dict__ = copy.deepcopy(self.__dict__ | {"stack": None, "own": None}, memo)
+            copied.__dict__["own"] = None if self.base is None else self.base.detach()
+        return copied
 
     @property
     def base(self) -> torch.Tensor | None:
