@@ -40,7 +40,9 @@ def test_a_key_may_be_null(tmp_path: Path) -> None:
     assert "training: {}" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("word", ["experiment=kv_only", "+experiment=kv_only", "experiment=[kv_only,best_oneshot]"])
+@pytest.mark.parametrize(
+    "word", ["experiment=kv_only", "+experiment=kv_only", "experiment=[kv_only,best_low_rank_oneshot]"]
+)
 def test_an_experiment_needs_no_plus(word: str, tmp_path: Path) -> None:
     done = toy(tmp_path, word, "hydra.run.dir=run")
     assert done.returncode == 0, done.output

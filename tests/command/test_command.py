@@ -152,7 +152,7 @@ def test_every_choice_says_what_it_is(group: str) -> None:
             "storage.code_bit: Key 'code_bit' not in 'GPTQStorage'; did you",
         ),
         (["method/allocatoin=uniform"], "there is no group method/allocatoin; did you mean method/allocation?"),
-        (["experiment=quik"], "experiment has no choice quik, only best, best_oneshot, "),
+        (["experiment=quik"], "experiment has no choice quik, only best, best_low_rank, "),
         (["method=svdllm"], "method has no choice svdllm, only asvd, .*, swift_svd; did you mean svd_llm?"),
         (["targets.ranks.a=3"], "targets.ranks.a is new in its table, so it takes a plus: +targets.ranks.a=…"),
     ],
