@@ -18,7 +18,7 @@ from svdexp.factorisation import (
 )
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Numerics
-from tests.factorisation.test_decompose import SHAPES, loss, metrics, moment, optimum
+from tests.factorisation.test_decompose import RESOLVED, SHAPES, loss, metrics, moment, optimum
 
 KINDS = ["right", "left", "both", "fewer tokens than features", "both, rank-deficient"]
 
@@ -43,7 +43,7 @@ def test_what_w_sees_of_the_larger_side_reaches_the_optimum_at_every_rank(shape:
     W, whole = weight(shape), metrics(*shape)[kind]
     part = decompose(W, seen(W, whole), torch.float64)
     torch.testing.assert_close(part.left @ part.right, W, rtol=1e-7, atol=1e-7)
-    slack = (1e-8 if part.damping.max() == 0 else 1e-6) * loss(W, whole).item()
+    slack = (RESOLVED if part.damping.max() == 0 else 1e-6) * loss(W, whole).item()
     for rank in range(1, min(shape)):
         best = optimum(W, whole, rank).item()
         found = loss(W - part.left[:, :rank] @ part.right[:rank], whole).item()
@@ -59,7 +59,7 @@ def test_it_is_what_the_other_routes_find(shape: tuple[int, int], kind: str) -> 
     for numerics in Numerics:
         other = decompose(W, whole, torch.float64, numerics)
         scale = other.spectrum[0]
-        torch.testing.assert_close(found.spectrum, other.spectrum, rtol=1e-6, atol=2e-8 * float(scale))
+        torch.testing.assert_close(found.spectrum, other.spectrum, rtol=1e-6, atol=RESOLVED * float(scale))
         for rank in (1, 5):
             found_at, other_at = (part.left[:, :rank] @ part.right[:rank] for part in (found, other))
             assert loss(found_at - other_at, whole) < 1e-6 * loss(W, whole), numerics
@@ -162,7 +162,7 @@ def test_weightings_make_one_metric_of_either(weighting: Weighting, shape: tuple
         decompose(W, weighting({need: statistics[need] for need in needs_of(weighting, m, n, side)}), torch.float64)
         for side in (True, False)
     )
-    torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-6, atol=2e-8 * float(whole.spectrum[0]))
+    torch.testing.assert_close(found.spectrum, whole.spectrum, rtol=1e-6, atol=RESOLVED * float(whole.spectrum[0]))
 
 
 @pytest.mark.parametrize(("m", "n"), [(96, 96), (64, 96), (96, 64)])
