@@ -16,6 +16,7 @@ svdexp_experts.py, svdexp_latent.py, svdexp_products.py, which says how layers m
 own formats, and in svdexp_layers.py the list of these; svdexp itself uses the very same.
 """
 
+import gc
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def from_pretrained(cls: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         # The constructor puts the layers in, so no quantiser is asked for, and another library's can be.
         loaded: Any = architecture.from_pretrained
-        return loaded.__func__(cls, *args, config=without_quantiser(config), **kwargs)
+        with uncollected():
+            return loaded.__func__(cls, *args, config=without_quantiser(config), **kwargs)
 
     def save_pretrained(
         self: Any, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any
@@ -138,6 +140,22 @@ def without_quantiser(config: Any) -> Any:
         config = copy(config)
         del config.quantization_config
     return config
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within this context nobody looks for garbage.
+
+    A model stays, and has more objects than the dense one: enough for Python to go through all that torch and
+    transformers brought, which takes longer than opening a small model.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

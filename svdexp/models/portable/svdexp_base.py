@@ -12,6 +12,20 @@ def is_untouched(layer: Any, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
 
 
+class _Undrawn(nn.Linear):
+    def reset_parameters(self) -> None:
+        pass
+
+
+def dense(n: int, m: int, bias: bool, **kwargs: Any) -> nn.Linear:
+    """nn.Linear, of (m, n); on the meta device no numbers are drawn, which takes longer than all else about a layer."""
+    if torch.device(kwargs.get("device") or "cpu").type != "meta":
+        return nn.Linear(n, m, bias=bias, **kwargs)
+    layer: nn.Linear = _Undrawn(n, m, bias=bias, **kwargs)
+    layer.__class__ = nn.Linear
+    return layer
+
+
 class Replacement(nn.Module):
     """Keeps a matrix W' of rank r near W in its own way; one format, in a file svdexp_FORMAT.py.
 

@@ -3,9 +3,8 @@
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
-from .svdexp_base import Pair
+from .svdexp_base import Pair, dense
 from .svdexp_products import pair
 
 
@@ -22,8 +21,8 @@ class LowRankLinear(Pair):
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
         super().__init__()
-        self.rank_in = nn.Linear(n, rank, bias=False, **kwargs)
-        self.rank_out = nn.Linear(rank, m, bias=bias, **kwargs)
+        self.rank_in = dense(n, rank, False, **kwargs)
+        self.rank_out = dense(rank, m, bias, **kwargs)
 
     @property
     def weight(self) -> torch.Tensor | None:

@@ -437,6 +437,7 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
 
 
 OPERATORS: dict[str, Callable[..., torch.Tensor]] = {}  # NAMES of SOURCE, if ready()
+LIBRARIES: list[Any] = []  # what is registered goes with them
 _ASKED: list[bool] = []  # the answer, once there is one
 
 
@@ -537,8 +538,12 @@ def _describe(name: str) -> None:
             x, codes.shape[0] + (0 if inputs or rest is None else rest.shape[0])
         ),
     }
+    # torch.library.register_fake would look for its caller among all modules, which takes longer than the rest of this
+    library: Any = torch.library.Library(name, "FRAGMENT")  # type: ignore[no-untyped-call]
+    LIBRARIES.append(library)
+    library.impl("decode", lambda to, codes, scale, zero, bits, group: None, "Meta")
     for operator, fake in fakes.items():
-        torch.library.register_fake(f"{name}::{operator}", fake)
+        library.impl(operator, fake, "Meta")
         own: dict[str, Callable[..., int]] = {
             "coded": _flops_of_codes,
             "corrected": _flops_corrected,
@@ -546,7 +551,6 @@ def _describe(name: str) -> None:
         }
         count = own.get(operator, _flops)
         register_flop_formula(getattr(getattr(torch.ops, name), operator))(count)
-    torch.library.register_fake(f"{name}::decode", lambda to, codes, scale, zero, bits, group: None)
 
 
 def _flops(x_shape: Any, *others: Any, out_shape: Any = None, **how: Any) -> int:

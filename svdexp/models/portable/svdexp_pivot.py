@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .svdexp_base import Pair
+from .svdexp_base import Pair, dense
 from .svdexp_products import columns, reordered, rows
 
 
@@ -47,7 +47,7 @@ class ColumnPivots(PivotLinear):
     form: ClassVar[str | None] = "columns"
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__(nn.Linear(rank, m, bias=bias, **kwargs), nn.Linear(n - rank, rank, bias=False, **kwargs), n)
+        super().__init__(dense(rank, m, bias, **kwargs), dense(n - rank, rank, False, **kwargs), n)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -91,7 +91,7 @@ class RowPivots(PivotLinear):
     form: ClassVar[str | None] = "rows"
 
     def __init__(self, n: int, rank: int, m: int, bias: bool, **kwargs: Any):
-        super().__init__(nn.Linear(n, rank, bias=False, **kwargs), nn.Linear(rank, m - rank, bias=False, **kwargs), m)
+        super().__init__(dense(n, rank, False, **kwargs), dense(rank, m - rank, False, **kwargs), m)
         self.bias = nn.Parameter(torch.zeros(m, **kwargs)) if bias else None
 
     @property
