@@ -160,6 +160,23 @@ def test_pivots_side_by_side_are_loaded_as_they_were(name: str, tmp_path: Path) 
     torch.testing.assert_close(copy.deepcopy(model)(TOKENS).logits, before)
 
 
+@pytest.mark.parametrize("step", ["rank_in", None])
+def test_a_forward_of_its_own_is_gone_through(step: str | None) -> None:
+    """As accelerate gives one to layers whose weights wait elsewhere."""
+    model = tiny_experts("mixtral")
+    put(model, many_ranks(model))
+    layer = experts_in(tiny_experts("mixtral"))[0].layer(model)
+    part = layer.get_submodule(step) if step else layer
+    before, own = model(TOKENS).logits, part.forward
+    part.forward = lambda x: 2 * own(x)
+    doubled = model(TOKENS).logits
+    del part.forward
+    assert torch.equal(model(TOKENS).logits, before)
+    layer.rank_out.weight.mul_(2)
+    torch.testing.assert_close(model(TOKENS).logits, doubled)
+    assert not torch.allclose(doubled, before)
+
+
 def test_what_is_changed_counts_at_once(name: str) -> None:
     model = tiny_experts(name)
     put(model, many_ranks(model))

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .svdexp_base import is_untouched
 from .svdexp_operator import ready
 from .svdexp_products import FEW, is_open, reordered_each
 
@@ -167,7 +168,7 @@ def _is_plain(layer: Any, form: str) -> bool:
     if layer.bias is not None:
         return False
     steps = [layer._modules[step] for step in STEPS[form]]
-    return all(type(step) is nn.Linear for step in steps) and not heard((layer, *steps))
+    return is_untouched(layer, type(layer)) and all(is_untouched(step, nn.Linear) for step in steps)
 
 
 def _has_grouped_product(x: torch.Tensor) -> bool:
