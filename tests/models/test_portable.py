@@ -91,8 +91,8 @@ def test_what_travels_is_what_svdexp_runs(folders: Path) -> None:
         found = {path.name: path for path in (folders / f"opt-{format}").glob("*.py")}
         listed = found.pop("svdexp_layers.py").read_text()
         used = {"quantised": ["coded"]}.get(format, [])
-        names = ("base", "bits", "coded_operators", "experts", "latent", "operator", "products", "serving", *used)
-        always = ["modeling_svdexp.py", *(f"svdexp_{name}.py" for name in names)]
+        names = ["base", "bits", "coded_operators", "experts", "latent", "operator", "plain_operators", "products"]
+        always = ["modeling_svdexp.py", *(f"svdexp_{name}.py" for name in [*names, "serving", *used])]
         assert sorted(found) == sorted([*always, f"svdexp_{format}.py"])
         for name, path in found.items():
             assert path.read_bytes() == (ours / name).read_bytes()
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_several_formats_has_their_files(tokenizer: Any, windows
     for folder in (tmp_path / "here", tmp_path / "again"):
         files = sorted(path.stem for path in folder.glob("svdexp_*.py"))
         names = ["base", "bits", "coded", "coded_operators", "experts", "latent", "layers"]
-        names += ["operator", "pivot", "products", "quantised", "serving"]
+        names += ["operator", "pivot", "plain_operators", "products", "quantised", "serving"]
         assert files == [f"svdexp_{name}" for name in names]
         loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert torch.equal(loaded(windows).logits, model(windows).logits)
