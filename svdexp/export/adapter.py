@@ -31,14 +31,13 @@ def take_corrections(model: PreTrainedModel) -> Corrections:
     """Leave of every ResidualLinear in `model`, from `checkpoint.load`, its codes, in place.
 
     Returns:
-        A (m, r) and B (r, n), in the model's format, by the names of their matrices.
+        A (m, r) and B (r, n), as `sides` has them, by the names of their matrices.
     """
     layers, taken = model.config.svdexp["layers"], {}
     for matrix in dense_matrices(model):
         layer = matrix.layer(model)
         if isinstance(layer, ResidualLinear):
-            A, B = sides(layer.factors)
-            taken[matrix.name] = A.to(model.dtype), B.to(model.dtype)
+            taken[matrix.name] = sides(layer.factors)
             matrix.put(model, layer.codes)
             layers[matrix.name] = entry_of(layer.codes, None)
     return taken
@@ -87,9 +86,12 @@ def write_adapter(model: PreTrainedModel, corrections: Corrections, folder: Path
 
 
 def sides(factors: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (m, r) and B (r, n) of a layer of factors, plain or in codes, in float32."""
+    """A (m, r) and B (r, n) of a layer of factors: plain ones as they are, those in codes in float32.
+
+    bfloat16 would round codes times steps again. peft computes with an adapter in float32, whatever the file holds.
+    """
     if hasattr(factors, "rank_in"):
-        return factors.rank_out.weight.float(), factors.rank_in.weight.float()
+        return factors.rank_out.weight, factors.rank_in.weight
     return factors.factor("out", torch.float32), factors.factor("in", torch.float32)
 
 

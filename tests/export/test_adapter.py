@@ -93,6 +93,19 @@ def test_peft_gives_our_logits_on_codes(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(WINDOWS).logits, model(WINDOWS).logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("bits", "kept"), [(8, torch.float32), (16, torch.bfloat16)])
+@pytest.mark.parametrize("form", [Format.peft, Format.gptq])
+def test_an_adapter_holds_the_numbers_of_the_run(form: Format, bits: int, kept: torch.dtype, tmp_path: Path) -> None:
+    model: Any = wide_model().to(torch.bfloat16)
+    corrected(model, tmp_path / "run", residual(factor_bits=bits))
+    adapter = load_file(export(tmp_path, form) / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.0.mlp.down_proj"
+    factors = model.get_submodule(name).factors.float()  # of codes, what they stand for in float32
+    A, B = (adapter[f"base_model.model.{name}.lora_{side}.weight"] for side in ("B", "A"))
+    assert A.dtype == B.dtype == kept
+    torch.testing.assert_close(A.float() @ B.float(), factors.weight, rtol=1e-6, atol=1e-7)
+
+
 def test_a_layer_without_a_correction_is_named(tmp_path: Path) -> None:
     corrected(wide_model(), tmp_path / "run", FactorStorage())
     with pytest.raises(UserError, match=r"^format=peft is for corrections, and \S+_proj has none: compress with stor"):
