@@ -176,8 +176,9 @@ def test_codes_and_their_correction_multiply_at_once_where_nobody_listens(
     given, calls = svdexp_operator.OPERATORS["corrected"], []
     monkeypatch.setitem(svdexp_operator.OPERATORS, "corrected", lambda *args: (calls.append(1), given(*args))[1])
     torch.manual_seed(0)
-    for (m, n), rank, zeros in (((33, 64), 16, False), ((70, 40), 5, True), ((130, 96), 80, False)):
-        storage = ResidualStorage(4, 32, zero_points=zeros, rounding=Rounding.nearest)
+    cases = (((33, 64), 16, False, None), ((70, 40), 5, True, None), ((130, 96), 80, False, 32))
+    for (m, n), rank, zeros, group in cases:
+        storage = ResidualStorage(4, 32, zero_points=zeros, rounding=Rounding.nearest, factor_group=group)
         W = torch.randn(m, n)
         factors, bias = Factors(torch.randn(m, rank), torch.randn(rank, n)), torch.randn(m)
         layer: Any = storage.layer(factors, bias, W, storage.target(W)[1]).to(dtype).requires_grad_(False)

@@ -103,7 +103,9 @@ def multiplied(
 
 def corrected(Q: Codes, B: Codes, A: Codes, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
     """Q x + A (B x) + b, (…, n) → (…, m), by one operator; None where it is not to be, or cannot."""
-    if route(x, Q, bias) != OPERATOR or any(of.zero is not None or not of.rows_are_bytes for of in (B, A)):
+    if B.zero is not None or A.zero is not None or not (B.rows_are_bytes and A.rows_are_bytes):
+        return None
+    if route(x, Q, bias) != OPERATOR:
         return None
     factors = (B.codes, B.scale, A.codes, A.scale, A.bits, A.group or 0)
     return OPERATORS["corrected"](x, Q.codes, Q.scale, Q.zero, Q.bits, Q.group or 0, *factors, bias)

@@ -193,11 +193,27 @@ void levels(const Coded<BITS>& W, int64_t row, int64_t count, float* scale, floa
     for (int64_t i = 0; i < all; ++i) zero[i] = float(code_at(W.zeros, first + i, BITS)) - (1 << (BITS - 1));
 }
 
-// Rows of W, codes less the one in the middle, times tokens of x, whose rows lie `stride` apart: y (tokens, height).
+// What sums of products begin with, sixteen numbers for each row and token, whose total counts.
+struct Begun {
+  virtual ~Begun() = default;
+  // `count` rows from `row` on, at most ROWS: to (count, tokens)
+  virtual void operator()(int64_t row, int64_t count, int64_t tokens, Floats* to) const = 0;
+};
+
+template <int ROWS, int TOKENS>
+inline void begin(const Floats* begun, int64_t tokens, Floats (&sums)[ROWS][TOKENS]) {
+  for (int i = 0; i < ROWS; ++i)
+    for (int t = 0; t < TOKENS; ++t) sums[i][t] = begun ? begun[i * tokens + t] : Floats{};
+}
+
+// The first ROWS rows at `codes_of`, codes less the one in the middle, times the first TOKENS of x, whose rows lie
+// `stride` apart, to y (TOKENS, …), whose rows lie `height` apart; `begun`, if there is any, is (ROWS, tokens).
 template <int BITS, int ROWS, int TOKENS>
-inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x, int64_t stride, int64_t row,
-                        int64_t token, int64_t height, float* y) {
-  Floats sums[ROWS][TOKENS] = {};
+inline void coded_block(const Coded<BITS>& W, const uint8_t* codes_of, const float* scale, const float* x,
+                        int64_t stride, int64_t tokens, const Floats* begun, int64_t height, float* y) {
+  Floats sums[ROWS][TOKENS];
+  begin(begun, tokens, sums);
+  const int64_t bytes = W.width * BITS / 8;
   for (int64_t g = 0; g < W.groups; ++g) {
     const int64_t first = g * W.group, last = std::min(W.width, first + W.group);
     Floats part[ROWS][TOKENS] = {};
@@ -206,11 +222,11 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x
       if (W.order == Order::SPLIT)
         for (; k + 2 * STEP <= last; k += 2 * STEP)
           for (int i = 0; i < ROWS; ++i) {
-            const uint8_t* from = W.row(row + i) + k / 2;
+            const uint8_t* from = codes_of + i * bytes + k / 2;
             __builtin_prefetch(from + ahead(ROWS));
             const Split weights = split(from);
             for (int t = 0; t < TOKENS; ++t) {
-              const float* at = x + (token + t) * stride + k;
+              const float* at = x + t * stride + k;
               part[i][t] += weights.even * load(at);
               part[i][t] += weights.odd * load(at + STEP);
             }
@@ -218,11 +234,11 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x
     if constexpr (ROWS == 1) {  // two sums that do not wait for one another
       Floats other[TOKENS] = {};
       for (; k + 2 * STEP <= last; k += 2 * STEP) {
-        const uint8_t* from = W.row(row) + k * BITS / 8;
+        const uint8_t* from = codes_of + k * BITS / 8;
         __builtin_prefetch(from + ahead(ROWS));
         const Floats first_of = codes<BITS>(from), second = codes<BITS>(from + STEP * BITS / 8);
         for (int t = 0; t < TOKENS; ++t) {
-          const float* at = x + (token + t) * stride + k;
+          const float* at = x + t * stride + k;
           part[0][t] += first_of * load(at);
           other[t] += second * load(at + STEP);
         }
@@ -231,36 +247,37 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const float* x
     }
     for (; k + STEP <= last; k += STEP)
       for (int i = 0; i < ROWS; ++i) {
-        const uint8_t* from = W.row(row + i) + k * BITS / 8;
+        const uint8_t* from = codes_of + i * bytes + k * BITS / 8;
         __builtin_prefetch(from + ahead(ROWS));
         const Floats weights = codes<BITS>(from);
-        for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + (token + t) * stride + k);
+        for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + t * stride + k);
       }
     if (k < last)
       for (int i = 0; i < ROWS; ++i) {
-        const Floats weights = codes<BITS>(W.row(row + i) + k * BITS / 8, last - k);
-        for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + (token + t) * stride + k, last - k);
+        const Floats weights = codes<BITS>(codes_of + i * bytes + k * BITS / 8, last - k);
+        for (int t = 0; t < TOKENS; ++t) part[i][t] += weights * load(x + t * stride + k, last - k);
       }
     for (int i = 0; i < ROWS; ++i)
       for (int t = 0; t < TOKENS; ++t) sums[i][t] += part[i][t] * scale[i * W.groups + g];
   }
   for (int i = 0; i < ROWS; ++i)
-    for (int t = 0; t < TOKENS; ++t) y[(token + t) * height + row + i] = total(sums[i][t]);
+    for (int t = 0; t < TOKENS; ++t) y[t * height + i] = total(sums[i][t]);
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // The same of tokens in bfloat16, which stand by words: 64 bytes of codes at once, whose numbers are looked up.
 template <int BITS, int ROWS, int TOKENS>
-inline void coded_block(const Coded<BITS>& W, const float* scale, const at::BFloat16* x, int64_t stride, int64_t row,
-                        int64_t token, int64_t height, float* y) {
+inline void coded_block(const Coded<BITS>& W, const uint8_t* codes_of, const float* scale, const at::BFloat16* x,
+                        int64_t stride, int64_t tokens, const Floats* begun, int64_t height, float* y) {
   constexpr int EACH = 16 / BITS;         // codes in a word
   constexpr int MARKS = 32 * EACH / RUN;  // scales that 64 bytes of codes have
   const __m512i numbers = _mm512_load_si512(NUMBERS<BITS, uint16_t>.at), of = _mm512_load_si512(LANES<MARKS>.at);
   const int64_t bytes = W.width * BITS / 8;
-  Floats sums[ROWS][TOKENS] = {};
+  Floats sums[ROWS][TOKENS];
+  begin(begun, tokens, sums);
   for (int64_t at = 0; at < bytes; at += 64)
     for (int i = 0; i < ROWS; ++i) {
-      const uint8_t* from = W.row(row + i) + at;
+      const uint8_t* from = codes_of + i * bytes + at;
       __builtin_prefetch(from + ahead(ROWS));
       const __m512i words = bytes - at >= 64 ? _mm512_loadu_si512(from)
                                              : _mm512_maskz_loadu_epi8((1ull << (bytes - at)) - 1, from);
@@ -270,7 +287,7 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const at::BFlo
       const __m512 some = _mm512_castps256_ps512(_mm256_loadu_ps(scale + i * W.marks() + at / 64 * MARKS));
       const Floats by = (Floats)_mm512_permutexvar_ps(of, some);
       for (int t = 0; t < TOKENS; ++t) {
-        const at::BFloat16* with = x + (token + t) * stride + at * 8 / BITS;
+        const at::BFloat16* with = x + t * stride + at * 8 / BITS;
         __m512 part = _mm512_setzero_ps();
         for (int j = 0; j < EACH; ++j)
           part = _mm512_dpbf16_ps(part, weights[j], (__m512bh)_mm512_loadu_si512(with + 32 * j));
@@ -278,17 +295,23 @@ inline void coded_block(const Coded<BITS>& W, const float* scale, const at::BFlo
       }
     }
   for (int i = 0; i < ROWS; ++i)
-    for (int t = 0; t < TOKENS; ++t) y[(token + t) * height + row + i] = total(sums[i][t]);
+    for (int t = 0; t < TOKENS; ++t) y[t * height + i] = total(sums[i][t]);
 }
 #endif
 
 template <int BITS, int ROWS, class Number>
 inline void coded_rows(const Coded<BITS>& W, const float* scale, const Number* x, int64_t stride, int64_t row,
-                       int64_t tokens, int64_t height, float* y) {
+                       int64_t tokens, const Floats* begun, int64_t height, float* y) {
+  const uint8_t* codes_of = W.row(row);
+  const auto some = [&](auto count, int64_t token) {
+    const Floats* from = begun ? begun + token : nullptr;
+    coded_block<BITS, ROWS, count>(W, codes_of, scale, x + token * stride, stride, tokens, from, height,
+                                   y + token * height + row);
+  };
   int64_t token = 0;
-  for (; token + 4 <= tokens; token += 4) coded_block<BITS, ROWS, 4>(W, scale, x, stride, row, token, height, y);
-  for (; token + 2 <= tokens; token += 2) coded_block<BITS, ROWS, 2>(W, scale, x, stride, row, token, height, y);
-  if (token < tokens) coded_block<BITS, ROWS, 1>(W, scale, x, stride, row, token, height, y);
+  for (; token + 4 <= tokens; token += 4) some(std::integral_constant<int, 4>(), token);
+  for (; token + 2 <= tokens; token += 2) some(std::integral_constant<int, 2>(), token);
+  if (token < tokens) some(std::integral_constant<int, 1>(), token);
 }
 
 inline float dot(const float* a, const float* b, int64_t count) {
@@ -302,10 +325,11 @@ inline float dot(const float* a, const float* b, int64_t count) {
 
 constexpr int64_t NARROW = 64;  // codes of a row that begins and ends before its place in memory counts
 
-// `totals` (tokens, groups), the sums of tokens by groups, are given where codes of zero are.
+// `totals` (tokens, groups), the sums of tokens by groups, are given where codes of zero are; `more`, if there is any,
+// is added.
 template <int BITS, class Number>
 void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_t stride, const float* totals,
-                   int64_t tokens, float* y) {
+                   int64_t tokens, const Begun* more, float* y) {
   const int64_t blocks = (height + ROWS - 1) / ROWS, each = ROWS * (W.width + 1) * (tokens + 1), marks = W.marks();
   // of small groups several rows share what begins and ends one
   const bool alone = tokens <= 2 && (W.order == Order::WORDS || W.group >= 256);
@@ -314,6 +338,7 @@ void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_
   at::parallel_for(0, blocks, std::max<int64_t>(1, GRAIN / each), [&](int64_t first, int64_t last) {
     const auto scales = buffer(ROWS * marks + STEP), zeros = buffer(ROWS * W.groups + STEP);
     float *scale = scales.get(), *zero = zeros.get();
+    std::vector<Floats> begun(more ? ROWS * tokens : 0);
     std::fill_n(scale, ROWS * marks + STEP, 0.0f);  // what is read beyond a row meets tokens of zero
     for (int64_t i = first; i < last; ++i) {
       const int64_t row = i * ROWS, count = std::min<int64_t>(ROWS, height - row), all = count * W.groups;
@@ -322,11 +347,14 @@ void coded_product(const Coded<BITS>& W, int64_t height, const Number* x, int64_
       if (marks > W.groups)
         for (int64_t j = count - 1; j >= 0; --j)
           for (int64_t p = marks - 1; p >= 0; --p) scale[j * marks + p] = scale[j * W.groups + of[p]];
+      if (more) (*more)(row, count, tokens, begun.data());
       if (count == ROWS && (!alone || W.width <= NARROW))
-        coded_rows<BITS, ROWS>(W, scale, x, stride, row, tokens, height, y);
+        coded_rows<BITS, ROWS>(W, scale, x, stride, row, tokens, more ? begun.data() : nullptr, height, y);
       else
-        for (int64_t j = 0; j < count; ++j)
-          coded_rows<BITS, 1>(W, scale + j * marks, x, stride, row + j, tokens, height, y);
+        for (int64_t j = 0; j < count; ++j) {
+          const Floats* from = more ? begun.data() + j * tokens : nullptr;
+          coded_rows<BITS, 1>(W, scale + j * marks, x, stride, row + j, tokens, from, height, y);
+        }
       for (int64_t j = 0; totals && j < count; ++j)
         for (int64_t t = 0; t < tokens; ++t)
           y[t * height + row + j] -= dot(zero + j * W.groups, totals + t * W.groups, W.groups);
@@ -437,9 +465,19 @@ template <int BITS>
 std::unique_ptr<at::BFloat16[]> by_words(const float* x, int64_t width, int64_t padded, int64_t tokens) {
   constexpr int64_t EACH = 16 / BITS, ALL = 32 * EACH;
   std::unique_ptr<at::BFloat16[]> found(new at::BFloat16[tokens * padded]());
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t k = 0; k < width; ++k)
+  const auto moved = [&](int64_t t, int64_t first, int64_t words) {
+    const float* from = x + t * width + first;
+    auto* to = (uint16_t*)found.get() + t * padded + first;
+    for (int64_t i = 0; i < words; ++i)
+      for (int64_t j = 0; j < EACH; ++j) to[j * 32 + i] = std::bit_cast<uint32_t>(from[i * EACH + j]) >> 16;
+  };
+  for (int64_t t = 0; t < tokens; ++t) {
+    int64_t k = 0;
+    for (; k + ALL <= width; k += ALL) moved(t, k, 32);
+    moved(t, k, (width - k) / EACH);
+    for (k += (width - k) / EACH * EACH; k < width; ++k)  // of a word that is not full
       found[t * padded + k / ALL * ALL + k % EACH * 32 + k / EACH % 32] = at::BFloat16(x[t * width + k]);
+  }
   return found;
 }
 
@@ -451,10 +489,10 @@ inline std::unique_ptr<float[]> by_halves(const float* x, int64_t size) {
   return found;
 }
 
-// W x with W in codes: (tokens, width) → (tokens, height); its scales are rounded as numbers of Number are.
+// W x with W in codes, and `more`: (tokens, width) → (tokens, height); its scales are rounded as numbers of Number are.
 template <class Number>
 void coded_sums(const float* x, int64_t width, int64_t tokens, bool words, const Tensor& codes, const Tensor& scale,
-                const Bias& zero, int64_t bits, int64_t group, float* y) {
+                const Bias& zero, int64_t bits, int64_t group, const Begun* more, float* y) {
   by_bits(bits, [&](auto bits) {
     const auto W = coded_matrix<bits>(codes, scale, zero, width, group, std::is_same_v<Number, at::BFloat16>, words);
     const int64_t m = scale.size(0);
@@ -463,10 +501,10 @@ void coded_sums(const float* x, int64_t width, int64_t tokens, bool words, const
       if (W.order == Order::WORDS) {
         const int64_t padded = (width * bits + 511) / 512 * 512 / bits;
         const auto moved = by_words<bits>(x, width, padded, tokens);
-        return coded_product(W, m, moved.get(), padded, totals.get(), tokens, y);
+        return coded_product(W, m, moved.get(), padded, totals.get(), tokens, more, y);
       }
-    if (W.order != Order::SPLIT) return coded_product(W, m, x, width, totals.get(), tokens, y);
-    coded_product(W, m, (const float*)by_halves(x, tokens * width).get(), width, totals.get(), tokens, y);
+    if (W.order != Order::SPLIT) return coded_product(W, m, x, width, totals.get(), tokens, more, y);
+    coded_product(W, m, (const float*)by_halves(x, tokens * width).get(), width, totals.get(), tokens, more, y);
   });
 }
 
@@ -479,12 +517,49 @@ Tensor coded(const Tensor& given, const Tensor& codes, const Tensor& scale, cons
     const int64_t n = x.size(-1), tokens = x.numel() / n, m = scale.size(0);
     const auto wide = widened(x.template const_data_ptr<Number>(), x.numel()), sums = buffer(tokens * m);
     const bool words = std::is_same_v<Number, at::BFloat16>;
-    coded_sums<Number>(wide.get(), n, tokens, words, codes, scale, zero, bits, group, sums.get());
+    coded_sums<Number>(wide.get(), n, tokens, words, codes, scale, zero, bits, group, nullptr, sums.get());
     auto y = result(x, m);
     rounded<Number>(sums.get(), bias, y);
     return y;
   });
 }
+
+// A h with A in codes, of few columns: its rows have no sums of their own, which would take longer than their products.
+template <int BITS>
+struct Outer : Begun {
+  const Coded<BITS> A;
+  const float* h;  // (tokens, width)
+  std::unique_ptr<float[]> scales;
+
+  Outer(const Coded<BITS>& A, int64_t height, const float* h) : A(A), h(h), scales(buffer(height * A.groups + STEP)) {
+    levels(A, 0, height, scales.get(), nullptr);
+  }
+
+  void operator()(int64_t row, int64_t count, int64_t tokens, Floats* to) const override {
+    const bool plain = A.groups == 1 && A.width % STEP == 0;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < count; ++i)
+        to[i * tokens + t] = plain ? whole(A.row(row + i), h + t * A.width) * scales[row + i] : parts(row + i, t);
+  }
+
+  // Of a row of one scale, and of no part of sixteen codes.
+  Floats whole(const uint8_t* from, const float* with) const {
+    Floats sums = {};
+    for (int64_t k = 0; k < A.width; k += STEP) sums += codes<BITS>(from + k * BITS / 8) * load(with + k);
+    return sums;
+  }
+
+  __attribute__((noinline)) Floats parts(int64_t row, int64_t token) const {
+    Floats sums = {};
+    for (int64_t g = 0; g < A.groups; ++g)
+      for (int64_t k = g * A.group, last = std::min(A.width, k + A.group); k < last; k += STEP) {
+        const int64_t some = std::min(STEP, last - k);
+        const Floats weights = codes<BITS>(A.row(row) + k * BITS / 8, some) * scales[row * A.groups + g];
+        sums += weights * load(h + token * A.width + k, some);
+      }
+    return sums;
+  }
+};
 
 // W x + A (B x) + b with all three in codes, those of the factors without zeros of their own
 Tensor corrected(const Tensor& given, const Tensor& codes, const Tensor& scale, const Bias& zero, int64_t bits,
@@ -495,13 +570,16 @@ Tensor corrected(const Tensor& given, const Tensor& codes, const Tensor& scale, 
     const auto x = given.contiguous();
     const int64_t n = x.size(-1), tokens = x.numel() / n, m = scale.size(0), r = inner_scale.size(0);
     TORCH_CHECK(outer_scale.size(0) == m, "a correction of ", outer_scale.size(0), " rows for ", m);
-    const auto wide = widened(x.template const_data_ptr<Number>(), x.numel()), middle = buffer(tokens * r);
-    const auto sums = buffer(tokens * m), more = buffer(tokens * m);
-    const bool words = std::is_same_v<Number, at::BFloat16>;
-    coded_sums<Number>(wide.get(), n, tokens, words, codes, scale, zero, bits, group, sums.get());
-    coded_sums<Number>(wide.get(), n, tokens, words, inner, inner_scale, {}, rank_bits, rank_group, middle.get());
-    coded_sums<Number>(middle.get(), r, tokens, false, outer, outer_scale, {}, rank_bits, rank_group, more.get());
-    for (int64_t i = 0; i < tokens * m; ++i) sums[i] += more[i];
+    const auto wide = widened(x.template const_data_ptr<Number>(), x.numel());
+    const auto middle = buffer(tokens * r), sums = buffer(tokens * m);
+    constexpr bool brief = std::is_same_v<Number, at::BFloat16>;
+    const float* h = middle.get();
+    coded_sums<Number>(wide.get(), n, tokens, brief, inner, inner_scale, {}, rank_bits, rank_group, nullptr,
+                       middle.get());
+    by_bits(rank_bits, [&](auto bits_of) {
+      const Outer<bits_of> more(coded_matrix<bits_of>(outer, outer_scale, {}, r, rank_group, brief, false), m, h);
+      coded_sums<Number>(wide.get(), n, tokens, brief, codes, scale, zero, bits, group, &more, sums.get());
+    });
     auto y = result(x, m);
     rounded<Number>(sums.get(), bias, y);
     return y;

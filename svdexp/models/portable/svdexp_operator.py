@@ -221,9 +221,10 @@ def _compare_codes(given: Mapping[str, Callable[..., Any]], generator: torch.Gen
                 raise AssertionError(f"a compiled operator is wrong by codes of {bits} bits")
         exact = x.double() @ W.T
         _near(given["coded"](x, *packed, None), exact)
-        (inner, B), (outer, A) = (_grid(*shape, 8, dtype, generator, zeros=False) for shape in ((8, n), (9, 8)))
-        factors = (*inner[:2], *outer[:2], 8, GROUP)
-        _near(given["corrected"](x, *packed, *factors, None), exact + x.double() @ B.T @ A.T)
+        for r in (16, 40):
+            (inner, B), (outer, A) = (_grid(*shape, 8, dtype, generator, zeros=False) for shape in ((r, n), (9, r)))
+            factors = (*inner[:2], *outer[:2], 8, GROUP)
+            _near(given["corrected"](x, *packed, *factors, None), exact + x.double() @ B.T @ A.T)
     m = 9
     codes = torch.randint(-127, 128, (m, m), generator=generator).to(torch.int8)
     s, rest = torch.rand(m, generator=generator).half(), torch.ones(4, m, dtype=torch.float16)

@@ -63,8 +63,8 @@ class QuantisedLinear(CodedLinear):
 
     def codes_of(self, side: str) -> Codes:
         """What is kept of the factor on `side`."""
-        codes, scale, zero = (self._buffers.get(f"{side}_{part}") for part in ("codes", "scale", "zero"))
-        assert codes is not None and scale is not None  # noqa: PT018
+        held: Any = self._buffers  # every product asks: a step of a small model is mostly what Python does
+        codes, scale, zero = held[f"{side}_codes"], held[f"{side}_scale"], held.get(f"{side}_zero")
         return Codes(codes, scale, zero, self.code_bits, self.group_size, self.shapes[side][1])
 
     def factor(self, side: str, dtype: torch.dtype) -> torch.Tensor:
