@@ -168,6 +168,26 @@ def test_remapped_factors(m: int, n: int, dtype: torch.dtype, built: bool) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize(("m", "n"), [(45, 64), (64, 45), (33, 33), (16, 96)])
+def test_numbers_of_remapped_factors_are_the_references_to_the_last_bit(
+    m: int, n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not svdexp_operator.ready():
+        pytest.skip("no compiler here")
+    given, made = svdexp_operator.OPERATORS["renumber"], []
+    monkeypatch.setitem(svdexp_operator.OPERATORS, "renumber", lambda *args: (given(*args), made.append(args[0])))
+    torch.manual_seed(0)
+    factors = Factors(torch.randn(m, 21), torch.randn(21, n))
+    layer: Any = RemapStorage().layer(factors, None, torch.empty(m, n)).to(dtype).requires_grad_(False)
+    h = layer.latent(torch.randn(20, n).to(dtype))
+    assert torch.equal(made.pop(), layer.factor("in", dtype))
+    layer.rebuilt(h)
+    assert torch.equal(made.pop(), layer.factor("out", dtype))
+    assert not made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_codes_and_their_correction_multiply_at_once_where_nobody_listens(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

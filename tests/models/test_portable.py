@@ -90,7 +90,7 @@ def test_what_travels_is_what_svdexp_runs(folders: Path) -> None:
     for format in STORAGES:
         found = {path.name: path for path in (folders / f"opt-{format}").glob("*.py")}
         listed = found.pop("svdexp_layers.py").read_text()
-        used = {"quantised": ["coded"]}.get(format, [])
+        used = {"quantised": ["coded"], "remap": ["coded"]}.get(format, [])
         names = ["base", "bits", "coded_operators", "experts", "latent", "operator", "plain_operators", "products"]
         always = ["modeling_svdexp.py", *(f"svdexp_{name}.py" for name in [*names, "serving", *used])]
         assert sorted(found) == sorted([*always, f"svdexp_{format}.py"])

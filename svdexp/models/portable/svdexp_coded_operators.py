@@ -145,6 +145,7 @@ constexpr bool BY_WORDS = true;
 constexpr bool BY_WORDS = false;
 #endif
 constexpr int64_t RUN = 32;  // channels that have one scale where tokens stand by words
+constexpr int64_t SMALL = 64;  // codes of a group of which sums of its own take longer than a scale for each code
 
 // A matrix of codes: row by row, in groups of `group` along a row, each with a scale and a code of zero.
 template <int BITS>
@@ -264,6 +265,40 @@ inline void coded_block(const Coded<BITS>& W, const uint8_t* codes_of, const flo
     for (int t = 0; t < TOKENS; ++t) y[t * height + i] = total(sums[i][t]);
 }
 
+// The same of small groups and several tokens: each code times its scale, which float32 holds as it is, meets them all.
+template <int BITS, int ROWS, int TOKENS>
+inline void grouped_block(const Coded<BITS>& W, const uint8_t* codes_of, const float* scale, const float* x,
+                          int64_t stride, int64_t tokens, const Floats* begun, int64_t height, float* y) {
+  Floats sums[ROWS][TOKENS];
+  begin(begun, tokens, sums);
+  const int64_t bytes = W.width * BITS / 8;
+  for (int64_t g = 0; g < W.groups; ++g) {
+    const int64_t last = std::min(W.width, (g + 1) * W.group);
+    int64_t k = g * W.group;
+    if constexpr (BITS == 4)
+      if (W.order == Order::SPLIT)
+        for (; k + 2 * STEP <= last; k += 2 * STEP)
+          for (int i = 0; i < ROWS; ++i) {
+            const uint8_t* from = codes_of + i * bytes + k / 2;
+            __builtin_prefetch(from + ahead(ROWS));
+            const Split weights = split(from);
+            const Floats even = weights.even * scale[i * W.groups + g], odd = weights.odd * scale[i * W.groups + g];
+            for (int t = 0; t < TOKENS; ++t) sums[i][t] += even * load(x + t * stride + k);
+            for (int t = 0; t < TOKENS; ++t) sums[i][t] += odd * load(x + t * stride + k + STEP);
+          }
+    for (; k < last; k += STEP)
+      for (int i = 0; i < ROWS; ++i) {
+        const int64_t some = std::min(STEP, last - k);
+        const uint8_t* from = codes_of + i * bytes + k * BITS / 8;
+        const Floats weights = (some == STEP ? codes<BITS>(from) : codes<BITS>(from, some)) * scale[i * W.groups + g];
+        for (int t = 0; t < TOKENS; ++t)
+          sums[i][t] += weights * (some == STEP ? load(x + t * stride + k) : load(x + t * stride + k, some));
+      }
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int t = 0; t < TOKENS; ++t) y[t * height + i] = total(sums[i][t]);
+}
+
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 // The same of tokens in bfloat16, which stand by words: 64 bytes of codes at once, whose numbers are looked up.
 template <int BITS, int ROWS, int TOKENS>
@@ -305,8 +340,14 @@ inline void coded_rows(const Coded<BITS>& W, const float* scale, const Number* x
   const uint8_t* codes_of = W.row(row);
   const auto some = [&](auto count, int64_t token) {
     const Floats* from = begun ? begun + token : nullptr;
-    coded_block<BITS, ROWS, count>(W, codes_of, scale, x + token * stride, stride, tokens, from, height,
-                                   y + token * height + row);
+    const Number* first = x + token * stride;
+    float* to = y + token * height + row;
+    if constexpr (count == 4 && std::is_same_v<Number, float>)
+      if (W.group <= SMALL) {
+        grouped_block<BITS, ROWS, count>(W, codes_of, scale, first, stride, tokens, from, height, to);
+        return;
+      }
+    coded_block<BITS, ROWS, count>(W, codes_of, scale, first, stride, tokens, from, height, to);
   };
   int64_t token = 0;
   for (; token + 4 <= tokens; token += 4) some(std::integral_constant<int, 4>(), token);
@@ -595,6 +636,43 @@ void decode(Tensor& to, const Tensor& codes, const Tensor& scale, const Bias& ze
       const bool brief = to.scalar_type() == at::kBFloat16;
       const auto W = coded_matrix<bits>(codes, scale, zero, to.size(1), group, brief, false);
       coded_numbers<bits, Number>(W, to.size(0), to.template mutable_data_ptr<Number>());
+    });
+    return to;
+  });
+}
+
+// The numbers of a factor of remapped storage, in the words of `remapped`, into `to` (m, n)
+void renumber(Tensor& to, const Tensor& codes, const Tensor& scale, const Bias& rest, bool inputs) {
+  TORCH_CHECK(to.is_contiguous() && to.dim() == 2 && codes.dim() == 2, "numbers of ", to.sizes());
+  by_format(to, [&](auto number) {
+    using Number = decltype(number);
+    const int64_t n = to.size(1), rows = codes.size(0), side = codes.size(1), beyond = to.numel() - rows * side;
+    TORCH_CHECK(inputs ? to.size(0) == rows : side == n, "codes of ", codes.sizes());
+    TORCH_CHECK(codes.is_contiguous() && codes.scalar_type() == at::kChar && scale.is_contiguous(), "codes or scales");
+    TORCH_CHECK(scale.scalar_type() == at::kShort && scale.numel() == (inputs ? rows : side) && beyond >= 0, "scales");
+    TORCH_CHECK(rest.has_value() == (beyond > 0), "a rest");
+    if (beyond > 0) TORCH_CHECK(rest->is_contiguous() && rest->scalar_type() == at::kShort, "a rest");
+    TORCH_CHECK(beyond == 0 || rest->numel() == beyond, "a rest of another size");
+    const int8_t* C = codes.const_data_ptr<int8_t>();
+    const at::Half* R = beyond > 0 ? (const at::Half*)rest->const_data_ptr<int16_t>() : nullptr;
+    const auto scales = widened((const at::Half*)scale.const_data_ptr<int16_t>(), scale.numel());
+    float* by = scales.get();
+    if (std::is_same_v<Number, at::BFloat16>)
+      for (int64_t i = 0; i < scale.numel(); ++i) by[i] = float(at::BFloat16(by[i]));
+    Number* out = to.template mutable_data_ptr<Number>();
+    const auto row_of = [=](int64_t i) {
+      if (i >= rows) {
+        for (int64_t k = 0; k < n; ++k) out[i * n + k] = Number(float(R[(i - rows) * n + k]));
+        return;
+      }
+      int64_t k = 0;
+      for (; k + STEP <= side; k += STEP)
+        store(out + i * n + k, load(C + i * side + k) * (inputs ? Floats{} + by[i] : load(by + k)));
+      for (; k < side; ++k) out[i * n + k] = Number(C[i * side + k] * by[inputs ? i : k]);
+      for (; k < n; ++k) out[i * n + k] = Number(float(R[i * (n - side) + k - side]));
+    };
+    at::parallel_for(0, to.size(0), std::max<int64_t>(1, GRAIN / n), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) row_of(i);
     });
     return to;
   });

@@ -30,7 +30,9 @@ from .svdexp_coded_operators import CODED
 from .svdexp_plain_operators import PLAIN
 
 SWITCH = "SVDEXP_OPERATOR"
-NAMES = ("linear", "pair", "columns", "rows", "reordered", "reordered_each", "coded", "corrected", "decode", "remapped")
+OF_NUMBERS = ("linear", "pair", "columns", "rows", "reordered", "reordered_each")
+OF_CODES = ("coded", "corrected", "decode", "remapped", "renumber")
+NAMES = OF_NUMBERS + OF_CODES
 GROUP = 32  # codes that have one scale where operators of codes are compared with torch
 LIMIT = 300  # seconds of the CPU that a compiler may take: those of the clock would say how busy a machine is
 LOG = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ TORCH_LIBRARY(SVDEXP_NAME, m) {
       "Tensor A, Tensor A_scale, int rank_bits, int rank_group, Tensor? bias) -> Tensor");
   m.def("decode(Tensor(a!) to, Tensor codes, Tensor scale, Tensor? zero, int bits, int group) -> ()");
   m.def("remapped(Tensor x, Tensor codes, Tensor scale, Tensor? rest, bool inputs, Tensor? bias) -> Tensor");
+  m.def("renumber(Tensor(a!) to, Tensor codes, Tensor scale, Tensor? rest, bool inputs) -> ()");
   m.def("rows(Tensor x, Tensor P, Tensor C, Tensor order, Tensor? bias) -> Tensor");
   m.def("reordered(Tensor x, Tensor order) -> Tensor");
   m.def("reordered_each(Tensor x, Tensor orders, Tensor which) -> Tensor");
@@ -61,6 +64,7 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
   m.impl("corrected", &corrected);
   m.impl("decode", &decode);
   m.impl("remapped", &remapped);
+  m.impl("renumber", &renumber);
   m.impl("rows", &rows);
   m.impl("reordered", &reordered);
   m.impl("reordered_each", &reordered_each);
@@ -174,6 +178,7 @@ def _describe(name: str) -> None:
     library: Any = torch.library.Library(name, "FRAGMENT")  # type: ignore[no-untyped-call]
     LIBRARIES.append(library)
     library.impl("decode", lambda to, codes, scale, zero, bits, group: None, "Meta")
+    library.impl("renumber", lambda to, codes, scale, rest, inputs: None, "Meta")
     for operator, fake in fakes.items():
         library.impl(operator, fake, "Meta")
         own: dict[str, Callable[..., int]] = {
@@ -233,6 +238,10 @@ def _compare_codes(given: Mapping[str, Callable[..., Any]], generator: torch.Gen
     stacked = torch.cat([C * s.double(), rest.double()])
     _near(given["remapped"](X, codes, *words, False, None), X.double() @ stacked.T)
     _near(given["remapped"](X, codes, words[0], None, True, None), X.double() @ (C * s.double()[:, None]).T)
+    found = torch.empty(m + 4, m)
+    given["renumber"](found, codes, *words, False)
+    if not torch.equal(found.double(), stacked):
+        raise AssertionError("a compiled operator is wrong by numbers of eight bits")
 
 
 def _grid(

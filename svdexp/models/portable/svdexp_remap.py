@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .svdexp_base import CodedLinear
+from .svdexp_coded import lent
 from .svdexp_operator import OPERATORS, ready
 from .svdexp_products import FEW, FORMATS, is_open
 
@@ -59,21 +60,36 @@ class RemapLinear(CodedLinear):
         if self._few(x):
             rest = self.rest if self.in_features > self.out_features else None
             return OPERATORS["remapped"](x, self.in_codes, self.scale, rest, True, None)
-        return nn.functional.linear(x, self.factor("in", x.dtype))
+        return nn.functional.linear(x, self._numbers("in", x))
 
     def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
         """(…, r) → (…, m)."""
         if self._few(latent, self.bias):
             rest = self.rest if self.out_features > self.in_features else None
             return OPERATORS["remapped"](latent, self.out_codes, self.scale, rest, False, self.bias)
-        return nn.functional.linear(latent, self.factor("out", latent.dtype), self.bias)
+        return nn.functional.linear(latent, self._numbers("out", latent), self.bias)
 
     def _few(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
         """Whether a compiled operator multiplies x (…, n) by the codes as they lie in memory."""
+        few = 0 < x.numel() <= FEW * x.shape[-1] and (bias is None or bias.dtype is x.dtype)
+        return few and self._is_open(x, bias)
+
+    def _numbers(self, side: str, x: torch.Tensor) -> torch.Tensor:
+        """`factor` for a product with x, in memory that is used again where a compiled operator may make it."""
+        if torch.compiler.is_compiling() or not self._is_open(x, self.bias):
+            return self.factor(side, x.dtype)
+        rank, inputs = len(self.scale), side == "in"
+        longer = self.in_features > self.out_features if inputs else self.out_features > self.in_features
+        numbers = lent((rank, self.in_features) if inputs else (self.out_features, rank), x.dtype)
+        codes = self.in_codes if inputs else self.out_codes
+        OPERATORS["renumber"](numbers, codes, self.scale, self.rest if longer else None, inputs)
+        return numbers
+
+    def _is_open(self, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
+        """Whether compiled operators may do what is done with x."""
         if not is_open(x, bias) or torch.is_autocast_enabled("cpu") or not self.scale.is_cpu:
             return False
-        few = 0 < x.numel() <= FEW * x.shape[-1] and x.dtype in FORMATS
-        return few and (bias is None or bias.dtype is x.dtype) and ready()
+        return x.dtype in FORMATS and ready()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, m)."""
