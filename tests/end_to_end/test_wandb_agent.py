@@ -20,6 +20,7 @@ def test_a_run_that_an_agent_starts(tiny_job: list[str], tmp_path: Path, monkeyp
         monkeypatch.delenv(name)
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # which the agent sets
         monkeypatch.setenv(name, "")
+    operators = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     sweep: dict[str, Any] = yaml.safe_load(PATH.read_text())
     words = [word for word in tiny_job if not word.startswith(("tracker", "eval.efficiency"))]
     with serving() as server:
@@ -28,6 +29,7 @@ def test_a_run_that_an_agent_starts(tiny_job: list[str], tmp_path: Path, monkeyp
             "WANDB_API_KEY": KEY,
             "WANDB_DIR": str(tmp_path),
             "HOME": str(tmp_path),
+            "TORCH_EXTENSIONS_DIR": str(operators),  # where that home has none, and compiling takes half a minute
         }
         variables |= {"WANDB_SWEEP_ID": "search", "WANDB_PROJECT": "theirs", "HF_HUB_OFFLINE": "1"}
         variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
