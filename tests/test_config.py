@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from svdexp.allocation import Uniform
 from svdexp.calibration import Statistics
@@ -89,6 +90,13 @@ def test_no_yaml_is_lost_and_every_one_is_tried() -> None:
     counts = {group: len(list((CONF / group).glob("*.yaml"))) for group in GROUPS}
     assert {group: counts[group] for group in GROUPS if counts[group] < GROUPS[group]} == {}
     assert len(list(CONF.rglob("*.yaml"))) == len(CHOICES) + 3  # config.yaml, evaluate.yaml, export.yaml
+
+
+def test_no_yaml_decides_between_one_run_and_many() -> None:
+    """That is the command line's business; tests/end_to_end/forked.py relies on it."""
+    contents = [OmegaConf.load(path) for path in CONF.rglob("*.yaml")]
+    assert len(contents) > len(CHOICES)
+    assert [content for content in contents if OmegaConf.select(content, "hydra.mode") is not None] == []
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

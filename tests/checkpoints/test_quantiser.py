@@ -1,6 +1,7 @@
 """Where svdexp is imported, transformers needs no remote code; where it is not, it needs that, and nothing else."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,36 +88,54 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 LOADS = """
-import sys
-{first}
+import os, sys
+{imports}
+for case in range(1, len(sys.argv), 2):
+    sys.stdout.flush()
+    if pid := os.fork():
+        assert os.waitpid(pid, 0)[1] == 0
+        continue
+    print(case, file=sys.stderr)
+    exec(sys.argv[case])
+    model = AutoModelForCausalLM.from_pretrained({folder!r}, **eval(sys.argv[case + 1]))
+    print(type(model).__name__)
+    break
+"""
+TRANSFORMERS = """
 from transformers import AutoModelForCausalLM
-{second}
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]{how})
-print(type(model).__name__)
+import transformers.models.llama.modeling_llama  # else each case would
 """
 HIDDEN = "sys.modules['svdexp'] = None"
 UNKNOWN = "Unknown quantization type, got svdexp"
+TRUSTED = "dict(trust_remote_code=True)"
+OURS, THEIRS = ("LowRankLlamaForCausalLM", False), ("LlamaForCausalLM", True)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "how", "kind", "warned"),
+    ("imports", "cases"),
     [
-        ("import svdexp", "", "", "LowRankLlamaForCausalLM", False),
-        ("", "import svdexp", "", "LowRankLlamaForCausalLM", False),
-        ("import svdexp", "", ", trust_remote_code=True", "LowRankLlamaForCausalLM", False),
-        (HIDDEN, "", ", trust_remote_code=True", "LowRankLlamaForCausalLM", False),
-        (HIDDEN, "", "", "LlamaForCausalLM", True),  # and then transformers' report of random layers
+        (["import svdexp", TRANSFORMERS], [("", "{}", *OURS), ("", TRUSTED, *OURS)]),
+        (
+            [TRANSFORMERS],
+            [
+                ("import svdexp", "{}", *OURS),
+                (HIDDEN, TRUSTED, *OURS),
+                (HIDDEN, "{}", *THEIRS),  # and then transformers' report of random layers
+            ],
+        ),
     ],
-    ids=["first", "second", "both", "remote code", "neither"],
+    ids=["svdexp first", "transformers first"],
 )
-def test_in_a_process_of_its_own(first: str, second: str, how: str, kind: str, warned: bool, tmp_path: Path) -> None:
+def test_in_a_process_of_its_own(imports: list[str], cases: list[tuple[str, str, str, bool]], tmp_path: Path) -> None:
+    """One process imports, and each case in a fork of it does the rest, prints the class, and maybe a warning."""
     saved_as("llama_gqa", FactorStorage(), tmp_path / "saved")
-    program = LOADS.format(first=first, second=second, how=how)
-    words = [sys.executable, "-c", program, str(tmp_path / "saved")]
-    done = subprocess.run(words, capture_output=True, text=True)
+    program = LOADS.format(imports="\n".join(imports), folder=str(tmp_path / "saved"))
+    words = [word for first, how, _, _ in cases for word in (first, how)]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [kind]
-    assert (UNKNOWN in done.stderr) is warned
+    assert done.stdout.splitlines() == [kind for _, _, kind, _ in cases]
+    said = re.split(r"^\d+$", done.stderr, flags=re.MULTILINE)
+    assert [UNKNOWN in part for part in said] == [False, *(warned for *_, warned in cases)]
 
 
 def test_another_librarys_wish_stays(tmp_path: Path) -> None:

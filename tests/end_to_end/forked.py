@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hydra._internal.hydra import Hydra
+
 from tests.support.warm import CONTEXT
 
 
@@ -94,6 +96,9 @@ def _run(
     os.environ.update(environment)
     sys.argv = [program, *words]
     warnings.filterwarnings("error", category=DeprecationWarning, module=r"svdexp|hydra_plugins")  # as in pytest
+    if not any("hydra.mode" in word for word in words):
+        # Hydra composes everything twice, to find out that nothing sets it: tests/test_config.py
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
     if death:
         death.arrange()
     package = hasattr(importlib.import_module(program), "__path__")
