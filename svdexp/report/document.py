@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 
@@ -71,8 +71,9 @@ def files(sections: Sequence[Section]) -> Files:
     found: Files = {}
     for section in sections:
         for picture in section.pictures:
-            for kind, draw in (("svg", svg), ("pdf", pdf), ("png", png)):
-                found[f"pictures/{picture.name}.{kind}"] = partial(_draw, draw, picture.plot)
+            drawn = cache(partial(svg, picture.plot))
+            for kind, turned in (("svg", str.encode), ("pdf", pdf), ("png", png)):
+                found[f"pictures/{picture.name}.{kind}"] = partial(_draw, drawn, turned)
         for one in section.tables:
             name = f"tables/{file_name(one.title, section.model)}"
             while f"{name}.csv" in found:
@@ -90,8 +91,8 @@ def file_name(title: str, model: str = "") -> str:
     return "-".join(filter(None, [said, word, digits]))
 
 
-def _draw(draw: Callable[[Plot], bytes], plot: Plot, path: Path) -> None:
-    path.write_bytes(draw(plot))
+def _draw(drawn: Callable[[], str], turned: Callable[[str], bytes], path: Path) -> None:
+    path.write_bytes(turned(drawn()))
 
 
 def _csv(rows: Rows) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ class Published:
         ]
 
 
+@cache
 def published(path: Path = PATH) -> Published:
-    """Read and check the file.
+    """Read and check the file, once.
 
     Raises:
         UserError: a figure out of range or without source, a footnote that is missing or never referred to, or a cell

@@ -41,6 +41,10 @@ def test_every_figure_is_sourced_in_range_and_of_something_that_exists() -> None
         assert set(figure.footnotes) <= known.footnotes.keys()
 
 
+def test_the_file_is_read_once() -> None:
+    assert published() is published()
+
+
 def test_perplexities_grow_as_less_is_kept() -> None:
     """What a slip of the pen would break."""
     known = published()

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 
 import svdexp
 from svdexp.report.__main__ import main
 from svdexp.report.collect import layers, survey
 from svdexp.report.curves import CLIP, against_size
+from svdexp.report.document import Picture, Section, files
 from svdexp.report.frame import labels, tidy
 from svdexp.report.front import front
-from svdexp.report.heatmap import RankMap
+from svdexp.report.heatmap import RankMap, rank_maps
 from svdexp.report.panels import perplexity_panels
 from svdexp.report.style import number, styles, ticks
+from svdexp.report.vega import VERSION, on_paper
 from svdexp.runtime.errors import UserError
 from tests.report.fake_sweeps import leave, leave_cell
 
@@ -68,6 +71,20 @@ def test_a_sweep_with_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str
     pd.testing.assert_frame_equal(pd.read_csv(target / "results.csv")[numbers.columns], numbers)
     assert rows.loc[rows["method"] == "kron", "model_bytes"].tolist() == [11.4e9, 8.8e9]
     assert rows.loc[0, "ppl/wiki"] == survey([sweep])[0][0]["ppl/wiki"]
+
+
+def test_a_picture_is_drawn_once_and_turned_into_three_kinds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn, draw = [], vl_convert.vegalite_to_svg
+    monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *args, **how: drawn.append(args) or draw(*args, **how))
+    rows = [{"projection": "up", "block": block, "rank": 3, "m": 8, "n": 9} for block in range(2)]
+    picture = Picture("it", "what it is", rank_maps({"kron 0.8": RankMap.of(rows)}, columns=1))
+    for name, write in files([Section("title", pictures=[picture])]).items():
+        write(tmp_path / Path(name).name)
+    assert (tmp_path / "it.svg").read_text().startswith("<svg")
+    assert (tmp_path / "it.pdf").read_bytes().startswith(b"%PDF")
+    whole = vl_convert.vegalite_to_png(on_paper(picture.plot), vl_version=VERSION, scale=2, ppi=72)
+    assert (tmp_path / "it.png").read_bytes() == whole
+    assert len(drawn) == 1
 
 
 def test_records_that_lack_most_figures(tmp_path: Path) -> None:
