@@ -12,10 +12,14 @@ from svdexp.bench import stacks
 from svdexp.bench.engines import models, throughput
 from svdexp.bench.engines.__main__ import SCRIPTS, main
 from svdexp.bench.engines.environments import MADE, bare, python_of
-from svdexp.bench.engines.kinds import DENSE, ENGINES, FORMS, Engine
+from svdexp.bench.engines.kinds import DENSE, ENGINES, FORMS, Engine, Form
 from svdexp.bench.engines.rows import HEAD, Answer, Task, answer, row
 from svdexp.bench.engines.trial import show, tried
+from svdexp.evaluation.generation import greedy
+from svdexp.evaluation.perplexity import perplexity
 from svdexp.runtime.errors import UserError
+from tests.checkpoints.gguf_files import write_llama
+from tests.conftest import tiny_model
 
 TASK = Task("FOLDER", [[1, 2], [3]], 2, [[4, 5, 6]], "DENSE")
 OURS = {"tokens": [[7, 8], [9, 7]], "perplexity": 12.5}
@@ -116,6 +120,19 @@ def test_a_model_that_cannot_be_made_is_told_in_its_rows(
         ["factors", "no: svdexp itself: it cannot"],
     ]
     assert "tokens equal" in capsys.readouterr().out
+
+
+def test_a_dense_model_in_a_file_of_an_engines_own_is_held_against_the_same_numbers(tmp_path: Path) -> None:
+    form = Form(file="{dense}.of_it.gguf")
+    with pytest.raises(UserError, match=r"dense\.of_it\.gguf is not there: llama\.cpp's script makes it of the dense"):
+        models.compressed_folder(form, tmp_path / DENSE, [], tmp_path)
+    model = tiny_model("llama")
+    write_llama(tmp_path / "dense.of_it.gguf", model)
+    made, given = models.compressed_folder(form, tmp_path / DENSE, [], tmp_path)
+    assert made == given == tmp_path / "dense.of_it.gguf"
+    said = models.svdexps_own(made, [[1, 2]], [list(range(16))])
+    assert said["tokens"] == [list(greedy(model, torch.tensor([[1, 2]]), models.TOKENS))]
+    assert said["perplexity"] == pytest.approx(perplexity(model, torch.arange(16)[None], what=None).value)
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """llama.cpp on a CPU, by llama-cpp-python: run.py TASK.json RESULT.json.
 
-The dense model is converted by the program that llama-cpp-python's source distribution carries, once, to FOLDER.gguf;
-an export of svdexp's has model.gguf and perhaps lora.gguf.
+The dense model is converted by the program that llama-cpp-python's source distribution carries, once, to FOLDER.gguf,
+and that file's matrices are quantised by llama.cpp, to FOLDER.q4_0.gguf and FOLDER.q8_0.gguf; an export of svdexp's has
+model.gguf and perhaps lora.gguf.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -21,6 +23,8 @@ CONVERTER = Path(sys.prefix) / "llama.cpp"  # its files
 NEEDED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")
 FLOAT32 = 0  # of the cache, in ggml's numbers
 LENGTH = 512  # tokens in the cache
+QUANTISED = {"q4_0": low.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": low.LLAMA_FTYPE_MOSTLY_Q8_0}
+BFLOAT16 = 30  # in ggml's numbers
 
 
 plain = low.llama_model_default_params
@@ -41,6 +45,8 @@ low.llama_model_default_params = as_they_lie
 
 def files(folder):
     """The model's GGUF file, and that of its adapter or None."""
+    if folder.is_file():
+        return folder, None
     if (folder / "model.gguf").is_file():
         lora = folder / "lora.gguf"
         return folder / "model.gguf", lora if lora.is_file() else None
@@ -49,8 +55,23 @@ def files(folder):
         partial = Path(f"{folder}.partial.gguf")
         words = [sys.executable, str(converter()), str(folder), "--outfile", str(partial), "--outtype", "bf16"]
         subprocess.run(words, check=True)
+        for name, kind in QUANTISED.items():
+            quantise(partial, Path(f"{folder}.{name}.gguf"), kind)
         partial.rename(made)
     return made, None
+
+
+def quantise(file, made, kind):
+    """Write the model with all its matrices but the embeddings, which svdexp does not compress, in one type.
+
+    Raises:
+        RuntimeError: llama.cpp cannot.
+    """
+    how = low.llama_model_quantize_default_params()
+    how.ftype, how.pure = kind, True
+    how.token_embedding_type = how.output_tensor_type = BFLOAT16
+    if low.llama_model_quantize(str(file).encode(), str(made).encode(), ctypes.byref(how)):
+        raise RuntimeError(f"llama.cpp does not quantise {file}")
 
 
 def converter():

@@ -9,12 +9,13 @@ PERPLEXITIES, SPEEDS = "perplexity", ("prefill", "decode")
 class Form(NamedTuple):
     """A model that an engine is given: words of `python -m svdexp`, then of `python -m svdexp.export`.
 
-    What is run is the export where there are words of it, else the run's checkpoint. In these `{dense}` is the dense
-    model's folder.
+    What is run is the export where there are words of it, else the run's checkpoint; or nothing is compressed, and
+    `file` is there already. In these `{dense}` is the dense model's folder.
     """
 
-    compress: tuple[str, ...]
+    compress: tuple[str, ...] = ()
     export: tuple[str, ...] = ()
+    file: str | None = None
 
 
 class Engine(NamedTuple):
@@ -28,12 +29,15 @@ class Engine(NamedTuple):
     install: tuple[tuple[str, ...], ...] = ()
 
 
-GGUF = ("format=gguf", "gguf={dense}.gguf")  # which llama.cpp's script makes of the dense model, its first
+GGUF = ("format=gguf", "gguf={dense}.gguf")  # which llama.cpp's script makes with all of {dense}.*.gguf, at first
 CORRECTED = ("storage=residual", "storage.group_size=32", "ratio=0.34", "method.allocation.rank_align=32")
 PACKED = ("format=compressed_tensors",)
 # Of one size and without zero points, which transformers does not load (docs/export.md); all columns are multiples.
 WIDTHS = "storage.forms=[gptq3-g64-fit,gptq4-g64-fit,gptq5-g64,gptq6-g64,gptq8-g64]"
 FORMS = {
+    # The controls: what llama.cpp's own types and arithmetic do, of the dense model by its own converter and quantiser.
+    "dense-q4_0": Form(file="{dense}.q4_0.gguf"),
+    "dense-q8_0": Form(file="{dense}.q8_0.gguf"),
     "factors": Form(("storage=factors",)),
     "pivot": Form(("storage=pivot",)),
     "gptq4": Form(("storage=gptq4", "method.allocation.rank_align=32")),
@@ -59,7 +63,10 @@ ENGINES = {
             ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),
         ),
     ),
-    "llama_cpp": Engine(("codes-gguf", "mixed-gguf", "corrected-gguf"), (("install", "-r", "requirements.txt"),)),
+    "llama_cpp": Engine(
+        ("dense-q4_0", "dense-q8_0", "codes-gguf", "mixed-gguf", "corrected-gguf"),
+        (("install", "-r", "requirements.txt"),),
+    ),
     # torchvision, as above, does not import beside this torch.
     "openvino": Engine(("factors",), (("install", "-r", "requirements.txt"), ("uninstall", "--yes", "torchvision"))),
     "peft_gptq": Engine(

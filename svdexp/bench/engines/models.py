@@ -43,7 +43,7 @@ def dense_folder(model: ModelConfig, folder: Path) -> Path:
 
 
 def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """The checkpoint of a form, and the folder that an engine is given.
+    """The checkpoint of a form, and the folder, or the file, that an engine is given.
 
     Args:
         form: how it is made.
@@ -52,8 +52,12 @@ def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Pat
         folder: where everything of this model is kept.
 
     Raises:
-        UserError: a command ends with an error.
+        UserError: a command ends with an error, or there is no such file.
     """
+    if form.file is not None:
+        made = Path(form.file.format(dense=dense))
+        require(made.is_file(), f"{made} is not there: llama.cpp's script makes it of the dense model")
+        return made, made
     run = folder / f"run-{identity(words=[*form.compress, *words])}"
     called = [f"model.path={dense}", *ALWAYS, *form.compress, *words, f"hydra.run.dir={run}"]
     if not (run / RESULTS).is_file():
@@ -99,7 +103,10 @@ def material(dense: Path) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def svdexps_own(folder: Path, prompts: Sequence[Sequence[int]], windows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Greedy tokens after each prompt and the perplexity of a dense or compressed model, in float32; kept beside it."""
+    """Greedy tokens after each prompt and the perplexity of a dense or compressed model, in float32; kept beside it.
+
+    A GGUF file is a dense model's.
+    """
     kept = Path(f"{folder}.said.json")
     asked = identity(prompts=prompts, windows=windows, tokens=TOKENS)
     if kept.is_file() and (said := json.loads(kept.read_text()))["asked"] == asked:
@@ -111,7 +118,7 @@ def svdexps_own(folder: Path, prompts: Sequence[Sequence[int]], windows: Sequenc
     from svdexp.evaluation.generation import greedy
     from svdexp.evaluation.perplexity import perplexity
 
-    if folder.name == DENSE:
+    if folder.name == DENSE or folder.suffix == ".gguf":
         model = load_model(ModelConfig(DENSE, str(folder)), torch.float32, torch.device("cpu"))
     else:
         model, _ = load(folder, torch.float32)
