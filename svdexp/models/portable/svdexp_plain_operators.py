@@ -145,12 +145,20 @@ constexpr int ROWS = 4;
 #else
 constexpr int ROWS = 2;
 #endif
+#if defined(__x86_64__)
+const bool SEVERAL_STREAMS = __builtin_cpu_is("intel");
+#else
+constexpr bool SEVERAL_STREAMS = false;
+#endif
 constexpr int64_t GRAIN = 1 << 16;  // products below which another thread costs more than it takes off
 
 // Whether rows go one after the other, so that memory is read from its beginning to its end: of (1536, 576) bfloat16
 // then comes at 24 GB/s, four rows at once at 12. Tokens must be few, or stay in the nearest cache: else each number of
-// theirs that is loaded should meet several rows.
-inline bool one_by_one(int64_t width, int64_t tokens) { return tokens <= 2 || tokens * width <= 4096; }
+// theirs that is loaded should meet several rows. Intel's processors are faster by several rows at once, which are asked
+// for in time: of (1536, 576) from no cache in float32 13.8 GB/s come then, not 10.9, in bfloat16 10.4, not 9.3.
+inline bool one_by_one(int64_t width, int64_t tokens) {
+  return !SEVERAL_STREAMS && (tokens <= 2 || tokens * width <= 4096);
+}
 
 template <class Number, class Write>
 void product(const Number* W, int64_t height, int64_t width, const float* x, int64_t stride, int64_t tokens,
