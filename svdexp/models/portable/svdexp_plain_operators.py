@@ -154,8 +154,8 @@ constexpr int64_t GRAIN = 1 << 16;  // products below which another thread costs
 
 // Whether rows go one after the other, so that memory is read from its beginning to its end: of (1536, 576) bfloat16
 // then comes at 24 GB/s, four rows at once at 12. Tokens must be few, or stay in the nearest cache: else each number of
-// theirs that is loaded should meet several rows. Intel's processors are faster by several rows at once, which are asked
-// for in time: of (1536, 576) from no cache in float32 13.8 GB/s come then, not 10.9, in bfloat16 10.4, not 9.3.
+// theirs that is loaded should meet several rows. Intel's processors are faster by several rows at once, if they are
+// asked for in time: of (1536, 576) from no cache in float32 13.8 GB/s come then, not 10.9, in bfloat16 10.4, not 9.3.
 inline bool one_by_one(int64_t width, int64_t tokens) {
   return !SEVERAL_STREAMS && (tokens <= 2 || tokens * width <= 4096);
 }
