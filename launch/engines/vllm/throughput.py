@@ -36,7 +36,7 @@ def main(given: Path, left: Path) -> None:
         )
         for folder in task["folders"]
     ]
-    draw = random.Random(0)
+    draw, words = random.Random(0), range(2, 256)  # which a model of a single block has, too
     greedy = {"temperature": 0, "ignore_eos": True}
 
     def used() -> float:
@@ -45,7 +45,7 @@ def main(given: Path, left: Path) -> None:
 
     def speeds(model: LLM, tokens: int) -> tuple[float, float]:
         """Tokens, read and written, of all requests at once, by the second and by the CPUs' second."""
-        prompts = [{"prompt_token_ids": draw.choices(range(2, 1000), k=task["prompt"])} for _ in range(count)]
+        prompts = [{"prompt_token_ids": draw.choices(words, k=task["prompt"])} for _ in range(count)]
         start, before = time.perf_counter(), used()
         model.generate(prompts, SamplingParams(max_tokens=tokens, **greedy), use_tqdm=False)
         done = count * (task["prompt"] + tokens)
