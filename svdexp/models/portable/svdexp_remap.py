@@ -58,15 +58,13 @@ class RemapLinear(CodedLinear):
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """(…, n) → (…, r)."""
         if self._few(x):
-            rest = self.rest if self.in_features > self.out_features else None
-            return OPERATORS["remapped"](x, self.in_codes, self.scale, rest, True, None)
+            return OPERATORS["remapped"](x, *self._kept("in"), True, None)
         return nn.functional.linear(x, self._numbers("in", x))
 
     def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
         """(…, r) → (…, m)."""
         if self._few(latent, self.bias):
-            rest = self.rest if self.out_features > self.in_features else None
-            return OPERATORS["remapped"](latent, self.out_codes, self.scale, rest, False, self.bias)
+            return OPERATORS["remapped"](latent, *self._kept("out"), False, self.bias)
         return nn.functional.linear(latent, self._numbers("out", latent), self.bias)
 
     def _few(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
@@ -79,11 +77,15 @@ class RemapLinear(CodedLinear):
         if torch.compiler.is_compiling() or not self._is_open(x, self.bias):
             return self.factor(side, x.dtype)
         rank, inputs = len(self.scale), side == "in"
-        longer = self.in_features > self.out_features if inputs else self.out_features > self.in_features
         numbers = lent((rank, self.in_features) if inputs else (self.out_features, rank), x.dtype)
-        codes = self.in_codes if inputs else self.out_codes
-        OPERATORS["renumber"](numbers, codes, self.scale, self.rest if longer else None, inputs)
+        OPERATORS["renumber"](numbers, *self._kept(side), inputs)
         return numbers
+
+    def _kept(self, side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What operators are given of the factor on `side`: codes, scales, and the rest where it is the longer one."""
+        if side == "in":
+            return self.in_codes, self.scale, self.rest if self.in_features > self.out_features else None
+        return self.out_codes, self.scale, self.rest if self.out_features > self.in_features else None
 
     def _is_open(self, x: torch.Tensor, bias: torch.Tensor | None) -> bool:
         """Whether compiled operators may do what is done with x."""
