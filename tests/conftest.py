@@ -26,6 +26,10 @@ from transformers import (
     Qwen2Config,
 )
 
+# torch makes its thread pool anew in a forked process, at whichever thread asks first, and a second that asks meanwhile
+# finds none ("Invalid thread pool!", torch 2.13); transformers loads weights in several
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
+
 VOCABULARY = 96
 WORDS = ["the", "rank", "of", "a", "matrix", "is", "number", "its", "independent", "rows", "and", "columns"]
 

@@ -88,7 +88,7 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 LOADS = """
-import os, sys
+import os, sys, torch
 {imports}
 for case in range(1, len(sys.argv), 2):
     sys.stdout.flush()
@@ -96,6 +96,7 @@ for case in range(1, len(sys.argv), 2):
         assert os.waitpid(pid, 0)[1] == 0
         continue
     print(case, file=sys.stderr)
+    torch.set_num_threads(torch.get_num_threads())  # as tests/conftest.py has it
     exec(sys.argv[case])
     model = AutoModelForCausalLM.from_pretrained({folder!r}, **eval(sys.argv[case + 1]))
     print(type(model).__name__)
