@@ -6,6 +6,7 @@ V ≈ R⁻ᵀ U_r · (R U_r)ᵀ V is the optimum at rank r: of the far moment no
 The price of squaring is that each singular value is accurate to some 1e-8 of the largest.
 """
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from svdexp.factorisation.eigen import eigh
 from svdexp.factorisation.moments import LEAST, Root, definite, mean_of, root_of, through
 from svdexp.factorisation.weighting import Metric
 
-# Of a rank-deficient moment's mean eigenvalue, tried in turn: what is added to it.
+# Of a rank-deficient moment's mean eigenvalue: the least of these that makes it definite is added to it.
 SHARES = [LEAST * 10.0**power for power in range(7)]
 # Of the mean eigenvalue: what float64 leaves of zero.
 MARGIN = LEAST / 10
@@ -74,13 +75,17 @@ def _seen(V: torch.Tensor, far: torch.Tensor | None, seen: torch.Tensor | None) 
     if _certain_root(S):
         return S, 0.0
     plain = through(V, None)
-    if not _certain_root(plain):  # the rows of V depend on each other: nothing helps
+    unit = float(S.trace() / plain.trace().clamp_min(1e-300))  # V may be zeros
+
+    def enough(share: float) -> bool:
+        return _certain_root(S + share * unit * plain) is not None
+
+    # The largest first: where a few directions are huge, float32 sums have lost more of the small ones than any share
+    # makes up for. And where the rows of V depend on each other, nothing helps.
+    if not enough(SHARES[-1]) or not _certain_root(plain):
         return S, 0.0
-    for share in SHARES:
-        damping = share * float(S.trace() / plain.trace())
-        if _certain_root(S + damping * plain):
-            return S + damping * plain, damping
-    return S, 0.0
+    damping = unit * SHARES[bisect_left(SHARES, True, hi=len(SHARES) - 1, key=enough)]
+    return S + damping * plain, damping
 
 
 def _certain_root(moment: torch.Tensor) -> Root | None:

@@ -16,6 +16,7 @@ from svdexp.factorisation import (
     decompose,
     needs_of,
 )
+from svdexp.factorisation.smaller_side import MARGIN, SHARES
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Numerics
 from tests.factorisation.test_decompose import RESOLVED, SHAPES, loss, metrics, moment, optimum
@@ -107,6 +108,22 @@ def test_rows_that_depend_on_each_other_need_no_damping() -> None:
     part = decompose(W, Metric(outputs=W @ C @ W.mT), torch.float64)
     assert part.damping.tolist() == [0, 0]
     assert loss(W - part.left[:, :5] @ part.right[:5], Metric(right=C)) < 1e-7 * loss(W, Metric(right=C))
+
+
+@pytest.mark.parametrize("lost", [3e-12, 3e-10, 3e-8, 3e-5])
+def test_damping_is_the_least_that_is_enough(lost: float) -> None:
+    """Or none where the largest is not: float32 sums have lost too much."""
+    W = weight((6, 9))
+    x = torch.randn(3, 9, generator=torch.Generator().manual_seed(5)).double()
+    S, plain = W @ x.T @ x @ W.mT, W @ W.mT
+    S -= lost * S.trace() / 6 * torch.eye(6)
+    enough = [
+        damping
+        for damping in (share * float(S.trace() / plain.trace()) for share in SHARES)
+        if torch.linalg.eigvalsh(S + damping * plain)[0] > MARGIN * S.trace() / 6
+    ]
+    expected = enough[0] if enough else 0.0
+    assert decompose(W, Metric(outputs=S), torch.float64).damping.tolist() == pytest.approx([0, expected])
 
 
 @pytest.mark.parametrize("kind", ["outputs", "input_gradients"])
