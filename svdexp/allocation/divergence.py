@@ -99,7 +99,7 @@ class Divergences:
     def _leave(self, path: BlockPath, states: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The logits (L, v) of states behind the last block, one per window."""
         for window, state in zip(self.windows, states, strict=True):
-            yield path.leave(window, state).logits[0]
+            yield path.leave(window[None], state).logits[0]
 
     @cached_property
     def _dense(self) -> list[torch.Tensor]:

@@ -21,12 +21,14 @@ from transformers import PreTrainedModel
 
 from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.loss import next_token_loss
-from svdexp.calibration.needs import of_backward, of_forward, only
+from svdexp.calibration.needs import distinct, of_backward, of_forward, only
 from svdexp.calibration.states import States
 from svdexp.calibration.statistics import pack
+from svdexp.data.windows import batch_windows, batches
 from svdexp.models.behaviour import frozen
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import Replay, first_states
+from svdexp.models.pictures import together
 from svdexp.models.residency import at_hand
 from svdexp.runtime.errors import require
 from svdexp.runtime.processes import Alone, Processes
@@ -58,7 +60,8 @@ def alone(folder: Path) -> Iterator[None]:
 class Sweep:
     """The windows on their way, in both directions. Places are the blocks by their names, in order, and EXIT.
 
-    Of several processes each has the windows whose indices are in `mine`; all go from place to place together.
+    Forward they go in batches, as through a model in memory, and one by one where gradients are wanted. Of several
+    processes each has the windows whose indices are in `mine`; all go from place to place together.
 
     Args:
         model: streamed.
@@ -82,9 +85,12 @@ class Sweep:
     ):
         self.model, self.shelves, self.needs, self.folder = model, shelves, needs, folder
         self.processes = Alone() if processes is None else processes
-        self.mine = self.processes.share(range(len(windows)))
-        self.windows = windows[list(self.mine)]
-        self.replay = Replay(model, windows)
+        size = batch_windows(windows.shape[1]) if together(windows) and not of_backward(distinct(needs)) else 1
+        shares = self.processes.share(batches(torch.arange(len(windows)), size))
+        self.mine = [index for _, share in shares for index in share.tolist()]
+        self.windows = windows[self.mine]
+        self.batches = [slice(start, start + len(batch)) for start, batch in batches(self.windows, size)]
+        self.replay = Replay(model, windows, {min(size, len(self.mine)), len(self.mine) % size})
         self.places = [*self.replay.blocks, EXIT]
         self.members: dict[str, list[Matrix]] = {place: [] for place in self.places}
         for layer in layers:
@@ -182,25 +188,25 @@ class Sweep:
             members = self.members[place] if needs else []
             layers = layers_of(self.model, members)
             # one process's word: which experts saw a token may differ
-            leaders = self.processes.agree(shared_inputs(layers, lambda: self._run(place, 0, states[:1])))
+            leaders = self.processes.agree(shared_inputs(layers, lambda: self._run(place, slice(0, 1), states[:1])))
             collector = Collector(self.model, members, leaders, only(self.needs, needs))
             with collector.listen(), self.entering.write(self.places[k + 1]) if on else nullcontext() as following:
-                for index in progress(range(len(self.windows)), f"calibration {place}"):
-                    collector.window = self.mine[index]
-                    output = self._run(place, index, states[index][None])
+                for batch in progress(self.batches, f"calibration {place}"):
+                    collector.window = self.mine[batch.start]
+                    output = self._run(place, batch, states[batch])
                     if following is not None:
-                        following[index] = output[0]
+                        following[batch] = output
             self._put(members, needs, collector)
 
-    def _run(self, place: str, index: int, state: torch.Tensor) -> torch.Tensor:
-        """What becomes of a window's state (1, L, d) in a block, or at EXIT, where it is logits (1, L, v).
+    def _run(self, place: str, batch: slice, state: torch.Tensor) -> torch.Tensor:
+        """What becomes of the states (b, L, d) of some windows in a block, or at EXIT, where it is logits (b, L, v).
 
         Of a copy: some blocks change in place what enters, be it a file, or what gradients start at.
         """
         state = state.to(self.model.device).clone()
         if place != EXIT:
             return self.replay.run(place, state)
-        logits: torch.Tensor = self.replay.leave(self.windows[index], state).logits
+        logits: torch.Tensor = self.replay.leave(self.windows[batch], state).logits
         return logits
 
     def _backward(self, way: Sequence[int], measured: Sequence[int], needs: Sequence[str]) -> None:
@@ -214,23 +220,23 @@ class Sweep:
                 themselves = {layer.name: layer.name for layer in members}
                 collector = Collector(self.model, members, themselves, only(self.needs, taken))
                 with collector.listen(), frozen(self.model), torch.enable_grad():
-                    for index in progress(range(len(self.windows)), f"calibration {place}, backwards"):
-                        collector.window = self.mine[index]
-                        gradient = self._gradient(place, index)
+                    for batch in progress(self.batches, f"calibration {place}, backwards"):
+                        collector.window = self.mine[batch.start]
+                        gradient = self._gradient(place, batch)
                         if following is not None:
-                            following[index] = gradient[0]
+                            following[batch] = gradient
                 self._put(members, taken, collector)
             self.entering.drop(place)
             self.gradients.drop(place)
 
-    def _gradient(self, place: str, index: int) -> torch.Tensor:
-        """The gradient (1, L, d) of the loss of a window at the entrance of a place."""
-        state = self.entering.read(place)[index][None].requires_grad_()
-        output = self._run(place, index, state)
+    def _gradient(self, place: str, batch: slice) -> torch.Tensor:
+        """The gradient (b, L, d) of the loss of some windows at the entrance of a place."""
+        state = self.entering.read(place)[batch].requires_grad_()
+        output = self._run(place, batch, state)
         if place == EXIT:
-            next_token_loss(output, self.windows[index][None].to(output.device)).backward()  # type: ignore[no-untyped-call]
+            next_token_loss(output, self.windows[batch].to(output.device)).backward()  # type: ignore[no-untyped-call]
         else:
-            gradient = self.gradients.read(place)[index][None].to(output.device)
+            gradient = self.gradients.read(place)[batch].to(output.device)
             output.backward(gradient)  # type: ignore[no-untyped-call]
         assert state.grad is not None
         return state.grad

@@ -65,7 +65,7 @@ def watch_streamed(observer: "Observer", windows: torch.Tensor, gradients: bool)
                     path.states[index] = output.detach().cpu()
         with observer.listen(), frozen(model), torch.set_grad_enabled(gradients):
             for window, state in zip(windows[seen:], path.states, strict=False):
-                logits = path.leave(window, state.requires_grad_(gradients)).logits
+                logits = path.leave(window[None], state.requires_grad_(gradients)).logits
                 if gradients:
                     logits.sum().backward()
         seen += len(path.states)

@@ -15,7 +15,7 @@ from svdexp.calibration.statistics import (
     OUTPUT_STATISTICS,
     Statistic,
 )
-from svdexp.data.windows import TOKENS_PER_BATCH
+from svdexp.data.windows import batch_windows
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload
@@ -34,8 +34,8 @@ def calibration(workload: Workload, method: Method, streamed: bool = False) -> W
     sums = statistics_flops(workload, needs)
     work = Work()
     if measures_dense(method):
-        together = by_group(workload.layers) if streamed else [workload.layers]
-        alive = max(statistics_bytes(layers, needs, workload) for layers in together)
+        parts = by_group(workload.layers) if streamed else [workload.layers]
+        alive = max(statistics_bytes(layers, needs, workload) for layers in parts)
         passes = swept(workload, needs) if streamed else dense_passes(workload, needs)
         work += replace(passes + Work(float32=sums), bytes=alive + passes.bytes)
     if method.traversal is Traversal.blockwise:
@@ -50,18 +50,22 @@ def dense_passes(workload: Workload, needs: Needs) -> Work:
     """The windows through the dense model, with gradients one by one, else as many as a batch holds."""
     if of_backward(distinct(by_layer(needs, workload.layers))):
         return workload.forward_backward(workload.windows)
-    batch = min(workload.windows, max(1, TOKENS_PER_BATCH // workload.length))
-    return workload.forward(workload.windows, batch=batch, head=False)
+    return workload.forward(workload.windows, batch=together(workload), head=False)
 
 
 def swept(workload: Workload, needs: Needs) -> Work:
-    """The windows through a streamed model, one by one: forward, and for gradients once more, with the way back.
+    """The windows through a streamed model: forward, and for gradients once more, one by one, with the way back.
 
     In each block one window more shows which layers share an input; two record the blocks' arguments.
     """
-    forward = workload.forward(workload.windows + 3, head=False)
-    gradients = of_backward(distinct(by_layer(needs, workload.layers)))
-    return forward + workload.forward_backward(workload.windows) if gradients else forward
+    if of_backward(distinct(by_layer(needs, workload.layers))):
+        return workload.forward(workload.windows + 3, head=False) + workload.forward_backward(workload.windows)
+    return workload.forward(workload.windows + 3, batch=together(workload), head=False)
+
+
+def together(workload: Workload) -> int:
+    """How many windows go through the model in a batch where no gradients are taken."""
+    return min(workload.windows, batch_windows(workload.length))
 
 
 def statistics_flops(workload: Workload, needs: Needs) -> float:

@@ -53,7 +53,7 @@ def stages(
         texts: how many windows each text is evaluated on.
         save: what is left on disk; an elastic checkpoint gathers in memory until all is truncated.
         cached: whether finished stages go to disk; without a cache they stay in memory.
-        streamed: whether one block is in memory at a time, a dense one at most; windows then go one by one.
+        streamed: whether one block is in memory at a time, a dense one at most; windows are then evaluated one by one.
         judged: on how many windows sizes are tried; None: the ratio is known.
     """
     dense, small = float(workload.model_bytes), workload.compressed_bytes

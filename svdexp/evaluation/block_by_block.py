@@ -36,7 +36,7 @@ class BlockByBlock(HFLM):  # type: ignore[misc]  # lm-eval has no types
         paths = gone_through(self.model, {length: padded(part, length) for length, part in lengths.items()})
         for length, path in paths.items():
             for row, state in zip(progress(lengths[length], "log-likelihoods"), path.states, strict=True):
-                logits = path.leave(padded([row], length)[0], state).logits[0, : len(row)]
+                logits = path.leave(padded([row], length), state).logits[0, : len(row)]
                 for index in asked[row]:
                     tokens = torch.tensor(requests[index][2])
                     answers[index] = answer(logits[len(row) - len(tokens) :], tokens)

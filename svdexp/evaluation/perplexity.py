@@ -118,7 +118,7 @@ def streamed_losses(
         path.advance(what)
     losses = []
     for index, state in zip(mine, path.states, strict=True):
-        logits = path.leave(windows[index], state).logits[0]
+        logits = path.leave(windows[index][None], state).logits[0]
         losses.append(window_loss(logits, windows[index].to(logits.device), scored[index], index, what))
     return losses
 

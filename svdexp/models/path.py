@@ -4,7 +4,7 @@ Between blocks the hidden states of all windows wait on the CPU. A block's other
 recorded once and replayed, after a check that they do not depend on the window.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
@@ -30,31 +30,32 @@ class Replay:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor):
-        """Record how blocks are called for windows (N, L).
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = (1,)):
+        """Record how blocks are called for windows (N, L), in batches of each of the `sizes`.
 
         Raises:
             UserError: as `recorded_calls`.
         """
         self.model, self.blocks = model, blocks_of(model)
         with running(model):
-            self._calls = recorded_calls(model, windows)
+            self._calls = recorded_calls(model, windows, sizes)
 
     def run(self, name: str, state: torch.Tensor) -> torch.Tensor:
-        """What the block called `name` makes of hidden states (1, L, d), where the model stands."""
-        return hidden_states(self.blocks[name](state.to(self.model.device), **self._calls[name].arguments))
+        """What the block called `name` makes of the hidden states (b, L, d) of a batch, where the model stands."""
+        return hidden_states(self.blocks[name](state.to(self.model.device), **self._calls[len(state)][name].arguments))
 
-    def leave(self, window: torch.Tensor, state: torch.Tensor) -> Any:
-        """What the model makes of a window (L,) whose hidden states (1, L, d) have left its last block: its output.
+    def leave(self, windows: torch.Tensor, state: torch.Tensor) -> Any:
+        """What the model makes of windows (b, L) whose hidden states (b, L, d) have left its last block: its output.
 
         The blocks do not run for it.
         """
         device = self.model.device
         state = state.to(device)
+        calls = self._calls[len(state)]
         with ExitStack() as stack:  # what all blocks but the last one give does not matter
             for name, block in self.blocks.items():
-                stack.enter_context(instead(block, partial(_given, self._calls[name].wrapped(state))))
-            return self.model(window[None].to(device), use_cache=False)
+                stack.enter_context(instead(block, partial(_given, calls[name].wrapped(state))))
+            return self.model(windows.to(device), use_cache=False)
 
 
 class BlockPath(Replay):
@@ -145,24 +146,28 @@ def block_passes(model: nn.Module, see: Callable[[Pass], object]) -> Iterator[No
         yield
 
 
-def recorded_calls(model: PreTrainedModel, windows: torch.Tensor) -> dict[str, Call]:
+def recorded_calls(
+    model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = (1,)
+) -> dict[int, dict[str, Call]]:
     """What every block is given and gives besides the hidden states, the same for all windows of one length.
 
-    Where blocks give nothing else, what they are given is made around them, and a second window goes past them.
+    By the `sizes` of batches and by blocks; 1 is always among them. Where blocks give nothing else, what they are given
+    is made around them, and all windows but the first go past them.
 
     Raises:
         UserError: arguments differ between two windows, so replaying them would be wrong.
     """
-    first = _calls(model, windows[0])
+    first = _calls(model, windows[:1])
     with ExitStack() as stack:
         for block in blocks_of(model).values() if all(call.beside is None for call in first.values()) else ():
             stack.enter_context(instead(block, partial(_past, block)))
-        others = [_calls(model, window) for window in representatives(windows)]
+        others = [_calls(model, window[None]) for window in representatives(windows)]
+        larger = {size: _calls(model, windows[:size]) for size in sizes if size > 1}
     for name, call in first.items():
         for key, value in call.arguments.items():
             if not all(_equal(value, other[name].arguments.get(key)) for other in others):
                 raise UserError(f"{name} cannot be replayed alone: its argument {key} depends on the text")
-    return first
+    return {1: first} | larger
 
 
 def first_states(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Tensor]:
@@ -177,7 +182,7 @@ def first_states(model: PreTrainedModel, windows: torch.Tensor) -> list[torch.Te
     with call_hooks({name: block}, stop):
         for window in windows:
             with suppress(ForwardStopped):
-                _run(model, window)
+                _run(model, window[None])
     return states
 
 
@@ -211,19 +216,19 @@ def _given(output: Any, *_: Any, **__: Any) -> Any:
     return output
 
 
-def _calls(model: PreTrainedModel, window: torch.Tensor) -> dict[str, Call]:
+def _calls(model: PreTrainedModel, batch: torch.Tensor) -> dict[str, Call]:
     found: dict[str, Call] = {}
 
     def keep(one: Pass) -> None:
         found[one.block] = Call(one.arguments, one.beside)
 
     with block_passes(model, keep):
-        _run(model, window)
+        _run(model, batch)
     return found
 
 
-def _run(model: PreTrainedModel, window: torch.Tensor) -> None:
-    model.base_model(window[None].to(model.device), use_cache=False)
+def _run(model: PreTrainedModel, batch: torch.Tensor) -> None:
+    model.base_model(batch.to(model.device), use_cache=False)
 
 
 def _equal(a: object, b: object) -> bool:

@@ -15,6 +15,7 @@ from svdexp.calibration.needs import distinct
 from svdexp.calibration.states import States
 from svdexp.calibration.streamed import Sweep
 from svdexp.checkpoints.loading_streamed import load_streamed
+from svdexp.data import windows as data_windows
 from svdexp.factorisation import TwoSided, needs_of
 from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices
@@ -64,6 +65,19 @@ def test_some_of_them_alone(needs: list[str], llama: PreTrainedModel, windows: t
     shelves = shelves_in(tmp_path, needs)
     source = DenseStatistics(streamed(llama, tmp_path), layers, windows, shelves, tmp_path / "states")
     assert_close(all_of(source), collect(llama, layers, windows, needs), needs)
+
+
+def test_forward_windows_go_in_the_batches_of_the_dense_pass(
+    model: PreTrainedModel, windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four and two: products round as there, so sums are the same to the last bit."""
+    monkeypatch.setattr(data_windows, "TOKENS_PER_BATCH", 4 * windows.shape[1])
+    layers, needs = targets_of(model), ["gram", "output_gram"]
+    shelves = shelves_in(tmp_path, needs)
+    found = all_of(DenseStatistics(streamed(model, tmp_path), layers, windows, shelves, tmp_path / "states"))
+    wanted = collect(model, layers, windows, needs)
+    for name, statistics in found.items():
+        assert all(torch.equal(tensor, wanted[name][need]) for need, tensor in statistics.items()), name
 
 
 def test_of_each_layer_what_it_needs(model: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
