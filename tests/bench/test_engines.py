@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,24 @@ def test_a_dense_model_in_a_file_of_an_engines_own_is_held_against_the_same_numb
     said = models.svdexps_own(made, [[1, 2]], [list(range(16))])
     assert said["tokens"] == [list(greedy(model, torch.tensor([[1, 2]]), models.TOKENS))]
     assert said["perplexity"] == pytest.approx(perplexity(model, torch.arange(16)[None], what=None).value)
+
+
+@pytest.mark.parametrize(("table", "spoken_for"), [("svdexp", "exported"), ("quantization_config", "run")])
+def test_an_export_that_svdexp_loads_speaks_for_itself(
+    table: str, spoken_for: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors of pivots may be rounded once more; what an engine answers for is what it was given."""
+
+    def exported(words: Sequence[str], log: Path, program: str = "svdexp") -> None:
+        folder = Path(words[1].removeprefix("to="))
+        if program == "svdexp.export":
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps({table: {}}))
+
+    monkeypatch.setattr(models, "command", exported)
+    own, given = models.compressed_folder(Form(("storage=pivot",), ("format=any",)), tmp_path / DENSE, [], tmp_path)
+    assert given.is_dir()
+    assert own == (given if spoken_for == "exported" else own.parent / "checkpoint")
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

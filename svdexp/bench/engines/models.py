@@ -43,7 +43,10 @@ def dense_folder(model: ModelConfig, folder: Path) -> Path:
 
 
 def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """The checkpoint of a form, and the folder, or the file, that an engine is given.
+    """The model of a form that svdexp speaks for, and the folder, or the file, that an engine is given.
+
+    The first is the second where svdexp loads that: an export may round what it turns into factors, and what the engine
+    answers for is the file. Else it is the run's checkpoint.
 
     Args:
         form: how it is made.
@@ -64,11 +67,13 @@ def compressed_folder(form: Form, dense: Path, words: Sequence[str], folder: Pat
         command(called, Path(f"{run}.log"))
     if not form.export:
         return run / "checkpoint", run / "checkpoint"
+    from svdexp.checkpoints.checkpoint import is_compressed
+
     exported = Path(f"{run}-{identity(words=list(form.export))}")
     if not exported.is_dir():
         words = [word.format(dense=dense) for word in form.export]
         command([f"path={run}", f"to={exported}", *words], Path(f"{exported}.log"), "svdexp.export")
-    return run / "checkpoint", exported
+    return exported if is_compressed(exported) else run / "checkpoint", exported
 
 
 def command(words: Sequence[str], log: Path, program: str = "svdexp") -> None:
