@@ -1,8 +1,9 @@
 """Command line: `python -m svdexp.bench.sweeps` prints what streamed sweeps take beside bare passes of the whole model.
 
-A bare forward pass has the same windows, one by one, through the blocks; a bare pass with gradients goes forward twice
-and back once, to the inputs, as a streamed one does. What the sums of second moments take is told apart: a sweep that
-measures one small layer of the first and one of the last block goes the same way as one that measures all.
+A bare forward pass has the same windows, in the same batches, through the blocks; a bare pass with gradients goes
+forward twice and back once, to the inputs, window by window, as a streamed one does. What the sums of second moments
+take is told apart: a sweep that measures one small layer of the first and one of the last block goes the same way as
+one that measures all.
 """
 
 from svdexp.runtime.interruption import interruptible
@@ -50,6 +51,7 @@ def show(folder: Path, precision: str) -> None:
     from svdexp.calibration.dense import forward, forward_and_backward
     from svdexp.checkpoints.loading import load_model
     from svdexp.checkpoints.loading_streamed import load_streamed
+    from svdexp.data.windows import batches
     from svdexp.factorisation import InputMoment, TwoSided, needs_of
     from svdexp.models.behaviour import frozen
     from svdexp.models.structure import Targets, find_matrices
@@ -63,11 +65,11 @@ def show(folder: Path, precision: str) -> None:
     few = [layer for layer in layers if layer.name.endswith(SMALLEST)]
 
     def bare(gradients: bool) -> None:
-        for window in windows:
-            forward(whole.base_model, window[None])
+        for _, batch in batches(windows, 1 if gradients else None):
+            forward(whole.base_model, batch)
             if gradients:
                 with frozen(whole):
-                    forward_and_backward(whole, window[None])
+                    forward_and_backward(whole, batch)
 
     for name, weighting in (("forward", InputMoment()), ("with gradients", TwoSided())):
         for what, measured in (("few layers measured", [few[0], few[-1]]), ("all layers measured", layers)):
