@@ -192,3 +192,21 @@ def one_of_two(rank: int, port: int, folder: Path, windows: torch.Tensor) -> Non
 def test_two_processes_take_the_statistics_of_one(windows: torch.Tensor, tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "model")
     in_two(one_of_two, tmp_path, windows[:3])
+
+
+def one_of_two_forward(rank: int, port: int, folder: Path, windows: torch.Tensor, batch: int) -> None:
+    """Batches are dealt out, of the head's layer too."""
+    join_two(rank, port)
+    data_windows.TOKENS_PER_BATCH = batch * windows.shape[1]
+    model, needs = tiny_model("llama"), ["gram"]
+    found = load_streamed(config_of(folder / "model"), torch.float32, torch.device("cpu"), folder / f"blocks-{rank}")
+    source = DenseStatistics(found, targets_of(model), windows, shelves_in(folder, needs), folder / "states")
+    source.prepare(Processes())
+    assert_close(all_of(source), collect(model, source.layers, windows, needs), needs)
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_batches_are_dealt_out(batch: int, windows: torch.Tensor, tmp_path: Path) -> None:
+    """Three of them; or one, and nothing for the second process."""
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    in_two(one_of_two_forward, tmp_path, windows, batch)
