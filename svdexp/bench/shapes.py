@@ -35,17 +35,20 @@ class Found(NamedTuple):
     factors: dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
-def moment(width: int, tokens: int) -> torch.Tensor:
-    """As activations leave it: of few directions, with a few channels hundreds of times larger than others."""
+def moment(width: int) -> torch.Tensor:
+    """As activations leave it: a few channels are hundreds of times larger than others, and there are tokens enough.
+
+    Of fewer than it is wide, what is lost at ranks beyond their number is less than float32 sums can tell.
+    """
     scales = torch.logspace(0, -3, width)[torch.randperm(width)]
     scales[:3] *= 300
-    x = torch.randn(tokens, width) * scales
-    return (x.T @ x / tokens).add_(1e-3 * scales.square().diag())
+    x = torch.randn(2 * width, width) * scales
+    return x.T @ x / len(x)
 
 
 def problem(m: int, n: int) -> Problem:
     """A random one."""
-    return Problem(torch.randn(m, n) / n**0.5, moment(m, 2048), moment(n, 2048))
+    return Problem(torch.randn(m, n) / n**0.5, moment(m), moment(n))
 
 
 def ranks_of(m: int, n: int) -> list[int]:
