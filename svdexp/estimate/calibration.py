@@ -50,7 +50,7 @@ def dense_passes(workload: Workload, needs: Needs) -> Work:
     """The windows through the dense model, with gradients one by one, else as many as a batch holds."""
     if of_backward(distinct(by_layer(needs, workload.layers))):
         return workload.forward_backward(workload.windows)
-    return workload.forward(workload.windows, batch=together(workload), head=False)
+    return workload.forward(workload.windows, batch=batch_of(workload), head=False)
 
 
 def swept(workload: Workload, needs: Needs) -> Work:
@@ -60,10 +60,10 @@ def swept(workload: Workload, needs: Needs) -> Work:
     """
     if of_backward(distinct(by_layer(needs, workload.layers))):
         return workload.forward(workload.windows + 3, head=False) + workload.forward_backward(workload.windows)
-    return workload.forward(workload.windows + 3, batch=together(workload), head=False)
+    return workload.forward(workload.windows + 3, batch=batch_of(workload), head=False)
 
 
-def together(workload: Workload) -> int:
+def batch_of(workload: Workload) -> int:
     """How many windows go through the model in a batch where no gradients are taken."""
     return min(workload.windows, batch_windows(workload.length))
 
