@@ -15,7 +15,7 @@ from svdexp.calibration.streamed import Sweep
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
-from svdexp.models.pictures import in_short, together
+from svdexp.models.pictures import in_short
 from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -137,8 +137,8 @@ def collect(
         )
     collector = Collector(model, layers, leaders, asked)
     with collector.listen(), frozen(model):
-        # one window at a time where gradients are taken, as Fisher squares each window's own, and of unlike images
-        parts = batches(windows, None if together(windows) and not backward else 1)
+        # one window at a time where gradients are taken, as Fisher squares each window's own
+        parts = batches(windows, 1 if backward else None)
         for collector.window, batch in progress(processes.share(parts) if processes else parts, "calibration"):
             run(body, batch.to(model.device))
     if processes:

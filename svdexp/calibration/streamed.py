@@ -24,11 +24,10 @@ from svdexp.calibration.loss import next_token_loss
 from svdexp.calibration.needs import distinct, of_backward, of_forward, only
 from svdexp.calibration.states import States
 from svdexp.calibration.statistics import pack
-from svdexp.data.windows import batch_windows, batches
+from svdexp.data.windows import at_once
 from svdexp.models.behaviour import frozen
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.path import Replay, first_states
-from svdexp.models.pictures import together
 from svdexp.models.residency import at_hand
 from svdexp.runtime.errors import require
 from svdexp.runtime.processes import Alone, Processes
@@ -85,12 +84,13 @@ class Sweep:
     ):
         self.model, self.shelves, self.needs, self.folder = model, shelves, needs, folder
         self.processes = Alone() if processes is None else processes
-        size = batch_windows(windows.shape[1]) if together(windows) and not of_backward(distinct(needs)) else 1
-        shares = self.processes.share(batches(torch.arange(len(windows)), size))
-        self.mine = [index for _, share in shares for index in share.tolist()]
+        size = 1 if of_backward(distinct(needs)) else at_once(windows)
+        indices = range(len(windows))
+        shares = self.processes.share([indices[start : start + size] for start in indices[::size]])
+        self.mine = [index for share in shares for index in share]
         self.windows = windows[self.mine]
-        self.batches = [slice(start, start + len(batch)) for start, batch in batches(self.windows, size)]
-        self.replay = Replay(model, windows, {min(size, len(self.mine)), len(self.mine) % size})
+        self.batches = [slice(start, start + size) for start in range(0, len(self.mine), size)]
+        self.replay = Replay(model, windows, {len(share) for share in shares})
         self.places = [*self.replay.blocks, EXIT]
         self.members: dict[str, list[Matrix]] = {place: [] for place in self.places}
         for layer in layers:

@@ -22,7 +22,7 @@ from svdexp.data.texts import (
     split_of,
     whole_files,
 )
-from svdexp.data.windows import batch_windows, batches, cut_windows, scored_tokens, tokenize, with_first
+from svdexp.data.windows import at_once, batch_windows, batches, cut_windows, scored_tokens, tokenize, with_first
 
 __all__ = [
     "NAMES",
@@ -33,6 +33,7 @@ __all__ = [
     "Reading",
     "Row",
     "Split",
+    "at_once",
     "batch_windows",
     "batches",
     "characters_of",

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram, WordLevel, WordPiece
 
+from svdexp.models.pictures import together
 from svdexp.runtime.errors import UserError
 
 # Tokens that go through the model at once: enough to keep a device busy, little enough for any memory.
@@ -121,7 +122,12 @@ def batch_windows(length: int) -> int:
     return max(1, TOKENS_PER_BATCH // length)
 
 
+def at_once(windows: torch.Tensor) -> int:
+    """How many windows (N, L) make a batch: what TOKENS_PER_BATCH allows, or one where images lie unlike in them."""
+    return batch_windows(windows.shape[1]) if together(windows) else 1
+
+
 def batches(windows: torch.Tensor, size: int | None = None) -> Sequence[tuple[int, torch.Tensor]]:
-    """(index of first window, windows (b, L)) pairs; `size` defaults to what TOKENS_PER_BATCH allows."""
-    size = size or batch_windows(windows.shape[1])
+    """(index of first window, windows (b, L)) pairs; `size` defaults to `at_once`."""
+    size = size or at_once(windows)
     return [(start, windows[start : start + size]) for start in range(0, len(windows), size)]

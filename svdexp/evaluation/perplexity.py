@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from svdexp.data import batch_windows, batches, scored_tokens
+from svdexp.data import at_once, batches, scored_tokens
 from svdexp.models.path import BlockPath
-from svdexp.models.pictures import is_picture, together
+from svdexp.models.pictures import is_picture
 from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
@@ -92,7 +92,7 @@ def window_losses(
     """
     if residency_of(model):
         return streamed_losses(model, windows, scored, mine, what)
-    size = batch_size or (batch_windows(windows.shape[1]) if together(windows) else 1)
+    size = batch_size or at_once(windows)
     losses: list[float] = []
     while len(losses) < len(mine):
         try:

@@ -30,8 +30,8 @@ class Replay:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = (1,)):
-        """Record how blocks are called for windows (N, L), in batches of each of the `sizes`.
+    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = ()):
+        """Record how blocks are called for windows (N, L), one by one and in batches of each of the `sizes`.
 
         Raises:
             UserError: as `recorded_calls`.
@@ -147,7 +147,7 @@ def block_passes(model: nn.Module, see: Callable[[Pass], object]) -> Iterator[No
 
 
 def recorded_calls(
-    model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = (1,)
+    model: PreTrainedModel, windows: torch.Tensor, sizes: Collection[int] = ()
 ) -> dict[int, dict[str, Call]]:
     """What every block is given and gives besides the hidden states, the same for all windows of one length.
 

@@ -176,17 +176,21 @@ def test_numbers_that_are_not_finite_name_the_window(
 def one_of_two(rank: int, port: int, folder: Path, windows: torch.Tensor) -> None:
     """Rank 0 finds states of an earlier run that rank 1 lacks, so they are made anew."""
     join_two(rank, port)
-    model = tiny_model("llama")
-    layers, processes = targets_of(model), Processes()
-    found = load_streamed(config_of(folder / "model"), torch.float32, torch.device("cpu"), folder / f"blocks-{rank}")
-    source = DenseStatistics(found, layers, windows, shelves_in(folder), folder / "states")
     if rank == 0:
         old = States(folder / "states" / "0-of-2" / "entering", (2, windows.shape[1], 32), torch.float32)
         with old.write("model.layers.1") as filled:
             filled.fill_(torch.nan)
-    source.prepare(processes)
-    assert_close(all_of(source), collect(model, layers, windows, NEEDS))
+    take_part(rank, folder, windows, NEEDS)
     assert not (folder / "states").exists()
+
+
+def take_part(rank: int, folder: Path, windows: torch.Tensor, needs: list[str]) -> None:
+    """Prepare the statistics of the model in `folder`, and hold them against those of one process."""
+    model = tiny_model("llama")
+    found = load_streamed(config_of(folder / "model"), torch.float32, torch.device("cpu"), folder / f"blocks-{rank}")
+    source = DenseStatistics(found, targets_of(model), windows, shelves_in(folder, needs), folder / "states")
+    source.prepare(Processes())
+    assert_close(all_of(source), collect(model, source.layers, windows, needs), needs)
 
 
 def test_two_processes_take_the_statistics_of_one(windows: torch.Tensor, tmp_path: Path) -> None:
@@ -198,11 +202,7 @@ def one_of_two_forward(rank: int, port: int, folder: Path, windows: torch.Tensor
     """Batches are dealt out, of the head's layer too."""
     join_two(rank, port)
     data_windows.TOKENS_PER_BATCH = batch * windows.shape[1]
-    model, needs = tiny_model("llama"), ["gram"]
-    found = load_streamed(config_of(folder / "model"), torch.float32, torch.device("cpu"), folder / f"blocks-{rank}")
-    source = DenseStatistics(found, targets_of(model), windows, shelves_in(folder, needs), folder / "states")
-    source.prepare(Processes())
-    assert_close(all_of(source), collect(model, source.layers, windows, needs), needs)
+    take_part(rank, folder, windows, ["gram"])
 
 
 @pytest.mark.parametrize("batch", [2, 6])

@@ -11,6 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from svdexp.allocation import Uniform
 from svdexp.calibration.dense import collect
 from svdexp.calibration.loss import next_token_loss
+from svdexp.data import batches
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.evaluation import perplexity
@@ -287,6 +288,8 @@ def test_what_goes_together() -> None:
     assert together(torch.stack([alike, same]))
     assert not together(torch.stack([alike, other]))
     assert not together(torch.stack([alike, text]))
+    assert [len(batch) for _, batch in batches(torch.stack([alike, same]))] == [2]
+    assert [len(batch) for _, batch in batches(torch.stack([alike, other]))] == [1, 1]
     assert [row.tolist() for row in representatives(torch.stack([alike, other, same]))] == [same.tolist(), [-2, 5]]
     assert in_short(torch.stack([text, alike]), 1).tolist() == [[4]]
     assert in_short(torch.stack([alike, text]), 1).tolist() == [[-1, 5]]
