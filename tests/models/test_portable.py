@@ -36,6 +36,9 @@ CLASSES = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Model"),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXModel"),
 }
+# The files that travel whatever the storage, without what all their names begin with.
+OPERATORS = ["operator", "code_readers", "coded_operators", "plain_operators", "remapped_operators"]
+ALWAYS = ["base", "bits", "experts", "latent", "products", "serving", *OPERATORS]
 STRANGER = Path(__file__).parents[1] / "support" / "elsewhere.py"
 CASES = [f"{name}-{storage}" for name in CLASSES for storage in STORAGES]
 
@@ -91,8 +94,7 @@ def test_what_travels_is_what_svdexp_runs(folders: Path) -> None:
         found = {path.name: path for path in (folders / f"opt-{format}").glob("*.py")}
         listed = found.pop("svdexp_layers.py").read_text()
         used = {"quantised": ["coded"], "remap": ["coded"]}.get(format, [])
-        names = ["base", "bits", "coded_operators", "experts", "latent", "operator", "plain_operators", "products"]
-        always = ["modeling_svdexp.py", *(f"svdexp_{name}.py" for name in [*names, "serving", *used])]
+        always = ["modeling_svdexp.py", *(f"svdexp_{name}.py" for name in [*ALWAYS, *used])]
         assert sorted(found) == sorted([*always, f"svdexp_{format}.py"])
         for name, path in found.items():
             assert path.read_bytes() == (ours / name).read_bytes()
@@ -112,9 +114,7 @@ def test_a_checkpoint_of_several_formats_has_their_files(tokenizer: Any, windows
     theirs.save_pretrained(tmp_path / "again")
     for folder in (tmp_path / "here", tmp_path / "again"):
         files = sorted(path.stem for path in folder.glob("svdexp_*.py"))
-        names = ["base", "bits", "coded", "coded_operators", "experts", "latent", "layers"]
-        names += ["operator", "pivot", "plain_operators", "products", "quantised", "serving"]
-        assert files == [f"svdexp_{name}" for name in names]
+        assert files == sorted(f"svdexp_{name}" for name in [*ALWAYS, "coded", "layers", "pivot", "quantised"])
         loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert torch.equal(loaded(windows).logits, model(windows).logits)
 

@@ -1,7 +1,7 @@
 """Products of few tokens as compiled operators: built once where a C++ compiler is, and otherwise not there.
 
-`ready()` compiles SOURCE, the text in svdexp_plain_operators.py and svdexp_coded_operators.py, into a file of the
-user's cache, loads it, and compares it with torch's products before it is used. Without a compiler, on Windows, or with
+`ready()` compiles SOURCE, the text in svdexp_code_readers.py and the svdexp_*_operators.py, into a file of the user's
+cache, loads it, and compares it with torch's products before it is used. Without a compiler, on Windows, or with
 SVDEXP_OPERATOR=0 in the environment there are none, and nothing is said. The same text has the same operators: torch
 knows them by a name made of its hash.
 
@@ -26,8 +26,10 @@ from typing import Any
 import torch
 
 from .svdexp_bits import CODE_BITS, packed_bytes, unpack
+from .svdexp_code_readers import READERS
 from .svdexp_coded_operators import CODED
 from .svdexp_plain_operators import PLAIN
+from .svdexp_remapped_operators import REMAPPED
 
 SWITCH = "SVDEXP_OPERATOR"
 OF_NUMBERS = ("linear", "pair", "columns", "rows", "reordered", "reordered_each")
@@ -70,7 +72,7 @@ TORCH_LIBRARY_IMPL(SVDEXP_NAME, CPU, m) {
   m.impl("reordered_each", &reordered_each);
 }
 """
-SOURCE = PLAIN + CODED + REGISTERED
+SOURCE = PLAIN + READERS + CODED + REMAPPED + REGISTERED
 
 OPERATORS: dict[str, Callable[..., torch.Tensor]] = {}  # NAMES of SOURCE, if ready()
 LIBRARIES: list[Any] = []  # what is registered goes with them
