@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import psutil
 import torch
@@ -11,6 +12,7 @@ from svdexp.allocation import Budget, expected_ranks
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import by_group
 from svdexp.estimate.devices import Machine
+from svdexp.estimate.disk import with_disk
 from svdexp.estimate.speed import measure_speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.table import render
@@ -48,6 +50,11 @@ class Forecast:
     def bytes(self) -> float:
         """Of the stage that takes most memory."""
         return max(row.bytes for row in self.rows)
+
+    @property
+    def disk(self) -> float:
+        """Bytes on disk, at most."""
+        return max(row.disk for row in self.rows)
 
     @property
     def text(self) -> str:
@@ -97,9 +104,9 @@ def foreseen(
     judged = None
     if config.ppl is not None and texts:
         judged = texts[config.eval.texts.index(config.ppl_text) if config.ppl_text else 0]
-    return stages(
-        workload, method, config.eval, texts, save=config.save, cached=cached, streamed=streamed, judged=judged
-    )
+    how: dict[str, Any] = {"save": config.save, "cached": cached, "streamed": streamed}
+    rows = stages(workload, method, config.eval, texts, **how, judged=judged)
+    return with_disk(rows, workload, method, **how)
 
 
 def shared_stages(config: Config, method: Method) -> dict[str, str]:

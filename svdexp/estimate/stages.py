@@ -18,7 +18,7 @@ from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload, cost_of
 from svdexp.schema import RATIO_STEPS, EvalConfig, Save, Traversal
-from svdexp.storage import largest_rank
+from svdexp.storage import Storage, largest_rank
 
 # Sizes that a bisection tries, the dense model beside them.
 TRIALS = 1 + math.ceil(math.log2(RATIO_STEPS))
@@ -26,11 +26,19 @@ TRIALS = 1 + math.ceil(math.log2(RATIO_STEPS))
 
 @dataclass(frozen=True)
 class Stage:
-    """One row: `bytes` is the most that the model's device holds during the stage, the model included."""
+    """One row.
+
+    Attributes:
+        name: as of seconds/STAGE.
+        work: what it does.
+        bytes: the most that the model's device holds during the stage, the model included.
+        disk: the most bytes that the run has on disk until its end (disk.py).
+    """
 
     name: str
     work: Work
     bytes: float
+    disk: float = 0.0
 
 
 def stages(
@@ -135,7 +143,7 @@ def factorisation(workload: Workload, method: Method, weighting: Weighting) -> W
     Alive are one block's statistics and components, in float32, and one decomposition in float64.
     """
     work, needs, forms = Work(), method.statistics(workload.layers), method.storage.menu.values()
-    parts = len({form.storage.split for form in forms if form.ranked}) if forms else 1
+    parts = decompositions(method.storage)
     for block in by_group(workload.layers):
         given = {x.name: sides(weighting, needs[x.name]) for x in block}
         solved = sum((decomposition(x.m, x.n, given[x.name], method.numerics) for x in block), Work()) * parts
@@ -152,6 +160,12 @@ def factorisation(workload: Workload, method: Method, weighting: Weighting) -> W
     return work * (2 if twice else 1)
 
 
+def decompositions(storage: Storage) -> int:
+    """How many of every layer there are: one for each part of W that a form with ranks decomposes."""
+    forms = storage.menu.values()
+    return len({form.storage.split for form in forms if form.ranked}) if forms else 1
+
+
 def components_bytes(layers: Sequence[Matrix]) -> float:
     """Of decompositions in float32: (m, k) and (k, n) with k = min(m, n)."""
     return sum(4 * min(x.m, x.n) * (x.m + x.n) for x in layers)
@@ -162,5 +176,10 @@ def truncation_bytes(workload: Workload, save: Save) -> float:
     block = max(components_bytes(block) for block in by_group(workload.layers))
     if save is not Save.elastic:
         return block
+    return block + added_by_elastic(workload)
+
+
+def added_by_elastic(workload: Workload) -> float:
+    """What an elastic checkpoint has beside the compressed model: all components that pay, and the dense matrices."""
     added = sum(largest_rank(x.m, x.n) * (x.m + x.n) + x.m * x.n for x in workload.layers)
-    return block + added * workload.itemsize
+    return float(added * workload.itemsize)

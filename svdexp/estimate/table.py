@@ -36,16 +36,16 @@ def render(stages: Sequence[Stage], machine: Machine, what: str, beside: int = 0
 def rows(stages: Sequence[Stage], machine: Machine) -> str:
     """The rows, their total and their peak as text, and whether they fit `machine`."""
     table, speed = Table(), machine.speed
-    for heading in ("", "TFLOP", "time", "memory"):
+    for heading in ("", "TFLOP", "time", "memory", "disk"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for stage in stages:
-        table.add_row(
-            stage.name, rounded(stage.work.flops / 1e12), duration(speed.seconds(stage.work)), gigabytes(stage.bytes)
-        )
+        done = rounded(stage.work.flops / 1e12), duration(speed.seconds(stage.work))
+        table.add_row(stage.name, *done, gigabytes(stage.bytes), gigabytes(stage.disk))
     table.add_section()
     seconds = sum(speed.seconds(stage.work) for stage in stages)
-    flops, peak = sum(stage.work.flops for stage in stages), max(stage.bytes for stage in stages)
-    table.add_row("total time, peak memory", rounded(flops / 1e12), duration(seconds), gigabytes(peak))
+    flops = sum(stage.work.flops for stage in stages)
+    most = [gigabytes(max(sizes)) for sizes in zip(*((stage.bytes, stage.disk) for stage in stages), strict=True)]
+    table.add_row("total time, peak memory and disk", rounded(flops / 1e12), duration(seconds), *most)
     return f"{printed(table)}{fitting(stages, machine)}"
 
 

@@ -1,6 +1,7 @@
 """One run, top-down: texts → model → dense evaluation → compress → evaluation → save → record."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.result import Compression
 from svdexp.engine.size import NearDense
+from svdexp.estimate.disk import shortage
 from svdexp.estimate.forecast import forecast, this_machine
 from svdexp.evaluation import continuations, evaluate, protocols
 from svdexp.export.origin import copy_texts, origin
@@ -37,6 +39,8 @@ from svdexp.runtime.processes import Processes
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import Config, Save
 from svdexp.tracking import Findings, NoTracker, Telling, commit, layer_rows, narrate, record, show, tracked
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, run_dir: Path) -> Results | None:
@@ -104,6 +108,8 @@ def experiment(
     machine = this_machine(device, model.dtype, layers, config.calibration.seq_len)
     found = forecast(config, method, shapes, layers, budget, fixed, counts, machine, bool(streamed))
     story.expect(found)
+    if lacking := shortage(found.disk, config.cache, run_dir):
+        log.warning("%s", lacking)
 
     with clock("evaluate_dense"):
         dense = evaluate(model, texts, config, cache, "dense", exams, tokenizer, weights, routed=True)

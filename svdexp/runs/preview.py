@@ -18,6 +18,7 @@ from svdexp.data import characters_of
 from svdexp.engine.plan import plan
 from svdexp.estimate.beginning import beginning
 from svdexp.estimate.devices import published_machine
+from svdexp.estimate.disk import shortage
 from svdexp.estimate.forecast import Forecast, forecast, this_machine
 from svdexp.estimate.table import rows
 from svdexp.evaluation import passage, reading_of
@@ -85,6 +86,8 @@ def preview(config: Config, run_dir: Path) -> Forecast:
         other = Residency.whole if streamed else Residency.streamed
         print(f"instead, residency={other.value}:", rows(complete(not streamed).rows, machine), sep="\n")
     print(f"the run itself: {state_of(config, run_dir)}")
+    if here and (lacking := shortage(found.disk, config.cache, run_dir)):
+        print(lacking)
     if here:
         print(in_the_cache(config, method, model, planned.layers))
     return found
@@ -95,8 +98,10 @@ def with_beginning(found: Forecast, config: Config, model: PreTrainedModel, head
     files = weight_files(config, model.dtype)
     first = beginning(files or [], header if files is None else None, stored_bytes(model))
     once = {"start": "one process"} | ({"load": config.model.path} if files is None and config.cache else {})
+    converted = stored_bytes(model) if "load" in once else 0.0
     first = [replace(row, bytes=row.bytes + found.beside) for row in first]
-    return replace(found, rows=[*first, *found.rows], shared={**found.shared, **once})
+    after = [replace(row, disk=row.disk + converted) for row in found.rows]
+    return replace(found, rows=[*first, *after], shared={**found.shared, **once})
 
 
 def format_on(asked: str, config: Config) -> tuple[torch.device, torch.dtype]:

@@ -54,6 +54,14 @@ class UnwritableError(UserError):
         )
 
 
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    found = folder.absolute()
+    while not found.exists() and found != found.parent:
+        found = found.parent
+    return found
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all.
 

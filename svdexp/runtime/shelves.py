@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from svdexp.runtime.disk import READ_ONLY, UnwritableError, whole_file, write_atomically
+from svdexp.runtime.disk import READ_ONLY, UnwritableError, nearest_folder, whole_file, write_atomically
 from svdexp.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -230,10 +230,7 @@ class Cache:
         """Whether this user may put something there; the folder need not be there yet."""
         if self.folder is None:
             return False
-        found = self.folder.absolute()
-        while not found.exists() and found != found.parent:
-            found = found.parent
-        return os.access(found, os.W_OK | os.X_OK)
+        return os.access(nearest_folder(self.folder), os.W_OK | os.X_OK)
 
     def shelf(self, stage: str, **ingredients: Any) -> Shelf:
         """The shelf of a stage; `ingredients` say what its results depend on and are written beside them."""

@@ -197,13 +197,14 @@ def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) 
     assert found.bytes == workload.model_bytes + small + found.work.bytes
 
 
-def test_a_table_adds_times_up_and_keeps_the_largest_memory() -> None:
+def test_a_table_adds_times_up_and_keeps_the_largest_sizes() -> None:
     speed = Speed(model=1e12, float32=1e11, float64=1e10, eigen=1e9)
-    parts = [Stage("one", Work(model=3e12, float32=2e11), 3e9), Stage("two", Work(float64=3e10, eigen=4e9), 2e9)]
+    one = Stage("one", Work(model=3e12, float32=2e11), 3e9, 1e9)
+    parts = [one, Stage("two", Work(float64=3e10, eigen=4e9), 2e9, 5e9)]
     total = next(
-        line for line in render(parts, Machine("it", 1e12, speed, ""), "a run").splitlines() if "total time" in line
+        line for line in render(parts, Machine("it", 1e12, speed, ""), "a run").splitlines() if "total" in line
     )
-    assert total.replace("│", " ").split()[-4:] == ["12", "s", "3.0", "GB"]
+    assert total.replace("│", " ").split()[-6:] == ["12", "s", "3.0", "GB", "5.0", "GB"]
 
 
 def test_statistics_of_one_size_are_made_once(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,21 @@
 """Estimates without weights, without a hub and without the device."""
 
 import json
+import shutil
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from transformers import AutoConfig
 
 from svdexp.cells.guard import config_dir
 from svdexp.checkpoints.architectures import auto_class
-from svdexp.runs.preview import known_config, window_counts
+from svdexp.runs.compression import run
+from svdexp.runs.preview import known_config, preview, window_counts
 from svdexp.runtime.errors import UserError
-from svdexp.schema import CalibrationConfig, Config, EvalConfig, ModelConfig
+from svdexp.schema import CalibrationConfig, Config, EvalConfig, ModelConfig, validate
 
 PRESETS = sorted((Path(config_dir()) / "model").glob("*.yaml"))
 # As published: parameters, tied ones once.
@@ -103,3 +107,32 @@ def test_windows_are_counted_where_the_text_is_and_guessed_where_it_is_not(model
     assert counts(model_folder, texts=["c4"], rows_by_text={"c4": 2000})[0] == [
         100_000_000 * 2000 // 45_576 // 4 // 100
     ]
+
+
+def test_a_disk_too_small_is_said_first(
+    model_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a dry run, and by a run, which goes on: earlier ones may have left most of it in the cache."""
+    words = [f"model.path={model_folder}", "calibration=files", f"calibration.files=[{text_file}]", "tracker=none"]
+    words += ["calibration.samples=4", "calibration.seq_len=16", "eval.texts=[]", "eval.efficiency=null"]
+    words += [f"cache={tmp_path / 'cache'}", "method=svd_llm", "ratio=0.6"]
+    usage = shutil.disk_usage(tmp_path)
+    said = f"cache: the disk of {tmp_path / 'cache'} has < 0.01 GB left, of which the run is estimated to take"
+    ConfigStore.instance().store(name="schema", node=Config)
+    with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+        config = validate(hydra.compose("config", words))
+    preview(config, tmp_path / "run")
+    assert said not in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: usage._replace(free=1000))
+        preview(config, tmp_path / "run")
+        assert said in capsys.readouterr().out
+        with caplog.at_level("WARNING"):
+            run(config, tmp_path / "run")
+    assert said in caplog.text
+    assert (tmp_path / "run" / "results.json").is_file()
