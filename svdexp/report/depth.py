@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from svdexp.report.style import Style, number
-from svdexp.report.vega import Plot, Spec, lines, logarithmic
+from svdexp.report.vega import BLOCKS, Plot, Spec, lines, logarithmic
 
 Layers = Mapping[str, list[dict[str, Any]]]  # a run's folder → the rows of its layers.json
 
@@ -44,11 +44,10 @@ def error_by_depth(rows: pd.DataFrame, layers: Layers, looks: Mapping[str, Style
 
 def _panel(points: list[dict[str, Any]], ratio: float, looks: Mapping[str, Style]) -> Spec:
     heights = [point["y"] for point in points]
-    x = {
-        **{"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False, "padding": 6}},
-        "axis": {"title": "block", "tickMinStep": 1, "format": "d"},
+    place = {
+        "x": {"field": "x"} | BLOCKS,
+        "y": logarithmic(0.8 * min(heights), 1.25 * max(heights), "share of the energy lost (log)"),
     }
-    place = {"x": x, "y": logarithmic(0.8 * min(heights), 1.25 * max(heights), "share of the energy lost (log)")}
     told = [
         {"field": "series", "title": "method"},
         {"field": "x", "title": "block"},

@@ -1,6 +1,6 @@
 """Pictures whose layers the page fills in: of one run, and of the difference of two."""
 
-from svdexp.report.vega import Spec, on_page
+from svdexp.report.vega import BLOCKS, Spec, on_page
 
 DATA = "layers"  # the name under which the page gives them
 ROWS = {"name": DATA}
@@ -24,11 +24,9 @@ def of_two_runs() -> dict[str, Spec]:
 
 
 def _by_block(title: str, key: str, label: str) -> Spec:
-    x = {"field": "block", "type": "quantitative", "scale": {"zero": False, "nice": False, "padding": 6}}
-    x |= {"axis": {"title": "block", "tickMinStep": 1, "format": "d"}}
     legend = {"title": None, "orient": "bottom", "columns": 3, "labelLimit": 110, "symbolType": "circle"}
     place: Spec = {
-        "x": x,
+        "x": {"field": "block"} | BLOCKS,
         "y": {"field": key, "type": "quantitative", "axis": {"title": label, "tickCount": 5, "format": "~g"}},
         "color": {"field": "projection", "type": "nominal", "scale": {"scheme": "tableau10"}, "legend": legend},
     }

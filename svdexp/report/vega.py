@@ -26,6 +26,22 @@ NUMBER = (
 # Of marks and words that have no method's colour: ink and paper. A page that may be dark says what they are.
 PAPER = {"ink": "#222222", "paper": "#ffffff"}
 PAGE = {"ink": "currentColor", "paper": "var(--paper)"}
+GRID, TICK = 0.13, 0.35  # opacity of an axis's lines, and of its ticks
+
+
+# Of a channel of blocks. Between three of them or two Vega's steps are halves, whatever tickMinStep says: these have no
+# words and no line.
+BLOCKS: Spec = {
+    "type": "quantitative",
+    "scale": {"zero": False, "nice": False, "padding": 6},
+    "axis": {
+        **{"title": "block", "tickMinStep": 1, "labelExpr": "datum.value % 1 ? '' : format(datum.value, 'd')"},
+        **{
+            f"{part}Opacity": {"condition": {"test": "datum.value % 1", "value": 0}, "value": opacity}
+            for part, opacity in {"grid": GRID, "tick": TICK}.items()
+        },
+    },
+}
 
 
 # Of what a page shows: all but the lines that its signal `hidden` lists.
@@ -116,7 +132,7 @@ def on_page(panel: Spec, *, height: int = TALL, legend: bool = False) -> Spec:
 
 def look(ink: str, paper: str) -> dict[str, Any]:
     """Vega-Lite's config."""
-    faint = {"domainColor": ink, "domainOpacity": 0.35, "tickColor": ink, "tickOpacity": 0.35}
+    faint = {"domainColor": ink, "domainOpacity": 0.35, "tickColor": ink, "tickOpacity": TICK}
     words = {
         "labelColor": ink,
         "titleColor": ink,
@@ -126,7 +142,7 @@ def look(ink: str, paper: str) -> dict[str, Any]:
     }
     return {
         "font": FONT,
-        "axis": {**faint, **words, "gridColor": ink, "gridOpacity": 0.13, "labelOverlap": "greedy", "labelLimit": 150},
+        "axis": {**faint, **words, "gridColor": ink, "gridOpacity": GRID, "labelOverlap": "greedy", "labelLimit": 150},
         "legend": {**words, "gradientLength": 120},
         "title": {"color": ink, "anchor": "start", "fontSize": 11, "fontWeight": 600, "limit": 0, "offset": 8},
         "view": {"stroke": None},
