@@ -26,9 +26,10 @@ NUMBER = (
 # Of marks and words that have no method's colour: ink and paper. A page that may be dark says what they are.
 PAPER = {"ink": "#222222", "paper": "#ffffff"}
 PAGE = {"ink": "currentColor", "paper": "var(--paper)"}
-GRID, TICK = 0.13, 0.35  # opacity of an axis's lines, and of its ticks
 
 
+# A share of the opacity that the look gives.
+WHOLE = {"condition": {"test": "datum.value % 1", "value": 0}, "value": 1}
 # Of a channel of blocks. Between three of them or two Vega's steps are halves, whatever tickMinStep says: these have no
 # words and no line.
 BLOCKS: Spec = {
@@ -36,10 +37,8 @@ BLOCKS: Spec = {
     "scale": {"zero": False, "nice": False, "padding": 6},
     "axis": {
         **{"title": "block", "tickMinStep": 1, "labelExpr": "datum.value % 1 ? '' : format(datum.value, 'd')"},
-        **{
-            f"{part}Opacity": {"condition": {"test": "datum.value % 1", "value": 0}, "value": opacity}
-            for part, opacity in {"grid": GRID, "tick": TICK}.items()
-        },
+        "gridOpacity": WHOLE,
+        "tickOpacity": WHOLE,
     },
 }
 
@@ -132,7 +131,7 @@ def on_page(panel: Spec, *, height: int = TALL, legend: bool = False) -> Spec:
 
 def look(ink: str, paper: str) -> dict[str, Any]:
     """Vega-Lite's config."""
-    faint = {"domainColor": ink, "domainOpacity": 0.35, "tickColor": ink, "tickOpacity": TICK}
+    faint = {"domainColor": ink, "domainOpacity": 0.35, "tickColor": ink, "tickOpacity": 0.35}
     words = {
         "labelColor": ink,
         "titleColor": ink,
@@ -142,7 +141,7 @@ def look(ink: str, paper: str) -> dict[str, Any]:
     }
     return {
         "font": FONT,
-        "axis": {**faint, **words, "gridColor": ink, "gridOpacity": GRID, "labelOverlap": "greedy", "labelLimit": 150},
+        "axis": {**faint, **words, "gridColor": ink, "gridOpacity": 0.13, "labelOverlap": "greedy", "labelLimit": 150},
         "legend": {**words, "gradientLength": 120},
         "title": {"color": ink, "anchor": "start", "fontSize": 11, "fontWeight": 600, "limit": 0, "offset": 8},
         "view": {"stroke": None},

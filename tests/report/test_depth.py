@@ -16,6 +16,8 @@ def test_every_block_stands_once_below_a_short_model(blocks: int) -> None:
     layers = {"run": [{"block": block, "energy_lost": 0.01 * (block + 1)} for block in range(blocks)]}
     plot = error_by_depth(rows, layers, styles([("kron", "kron")]))
     assert plot is not None
-    below = re.search(r'aria-label="X-axis titled \'block\'.*?>block<', svg(plot), re.DOTALL)
+    drawn = svg(plot)
+    below = re.search(r'aria-label="X-axis titled \'block\'.*?>block<', drawn, re.DOTALL)
     assert below is not None
     assert re.findall(r">(-?\d+)</text>", below[0]) == [str(block) for block in range(blocks)]
+    assert set(re.findall(r'<line [^>]* opacity="([^"]*)"', drawn)) <= {"0", "1"}  # no fainter than the look has lines
