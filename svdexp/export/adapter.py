@@ -56,6 +56,7 @@ def require_corrections(model: PreTrainedModel) -> None:
                 "or use format=hf or format=dense"
             )
         kinds.add(is_transposed(matrix.layer(skeleton)))
+    require(bool(kinds), "format=peft is for corrections, and all layers are dense here: use format=dense")
     require(len(kinds) == 1, "format=peft: an adapter cannot say which matrices are transposed, and here some are")
 
 

@@ -71,6 +71,7 @@ def convert(model: PreTrainedModel) -> str:
         UserError: a layer is no whole matrix in codes, or of a module or in groups that the layout does not know.
     """
     table = model.config.svdexp["layers"]
+    require(bool(table), "format=compressed_tensors is for codes, and all layers are dense here: use format=dense")
     require_codes(table)
     skeleton = empty_model(architecture_of(model), model.config)
     found: dict[Width, list[str]] = {}

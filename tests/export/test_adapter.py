@@ -111,3 +111,14 @@ def test_a_layer_without_a_correction_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^format=peft is for corrections, and \S+_proj has none: compress with stor"):
         export(tmp_path, Format.peft)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", [Format.peft, Format.compressed_tensors])
+def test_a_checkpoint_whose_layers_are_all_dense_has_nothing_for_it(form: Format, tmp_path: Path) -> None:
+    """As a run at ratio=1 leaves it."""
+    model = tiny_model("llama")
+    ranks = dict.fromkeys(matrix.name for matrix in find_matrices(model, Targets()))
+    checkpoint.save(model, None, tmp_path / "run", ranks)
+    with pytest.raises(UserError, match=f"^format={form}.* all layers are dense here: use format=dense$"):
+        publish.publish(ExportConfig(str(tmp_path / "run"), str(tmp_path / "out"), form))
+    assert not (tmp_path / "out").exists()
