@@ -6,7 +6,6 @@ with its blocks "on disk", and what it then knows of their places is taken over.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from svdexp.models.residency import Place, stream
 from svdexp.models.structure import find_blocks, named_blocks
 from svdexp.runtime.errors import require
+from svdexp.runtime.words import quiet
 
 # What accelerate leaves on a model that it dispatched, beside its hooks.
 TRACES = ("hf_device_map", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa")
@@ -64,7 +64,8 @@ def streamed(
     """
     places = device_map(skeleton, device)
     model: PreTrainedModel
-    with silence("accelerate.big_modeling"):  # it says of every such model that some of it is on the meta device
+    # which says of every such model that some of it is on the meta device
+    with quiet("accelerate.big_modeling", logging.ERROR):
         model, report = load(device_map=places, offload_folder=folder, output_loading_info=True, **how)
     check(report)
     found = offloaded(model)
@@ -76,18 +77,6 @@ def streamed(
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     stream(model, named_blocks(skeleton), known, folder)
     return model
-
-
-@contextmanager
-def silence(logger: str) -> Iterator[None]:
-    """Within this context a logger says nothing below an error."""
-    speaker = logging.getLogger(logger)
-    before = speaker.level
-    speaker.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        speaker.setLevel(before)
 
 
 def device_map(model: PreTrainedModel, device: torch.device) -> dict[str, str]:

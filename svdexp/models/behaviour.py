@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.models.hooks import output_hooks
-from svdexp.models.path import Pass, block_passes
+from svdexp.models.path import Pass, block_passes, own_code
 from svdexp.models.structure import find_blocks, named_blocks
 from svdexp.runtime.errors import UserError
+from svdexp.runtime.words import quiet
 
 TOKENS = 16
 # Of the largest gradient: below is what rounding in a convolution by Fourier transforms leaves of a zero.
@@ -112,7 +113,7 @@ def why_not_replayed(model: PreTrainedModel) -> str | None:
     if _is_skeleton(model):
         shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with shapes_only:
+        with shapes_only, quiet("torch._subclasses.fake_tensor"):  # which logs the traceback of what is caught here
             return _find_fault(_passes(model), list(named_blocks(model)))
     except Exception:
         if _is_skeleton(model):
@@ -169,14 +170,8 @@ def _is_skeleton(model: PreTrainedModel) -> bool:
 
 
 def _logits(model: Any) -> torch.Tensor:
-    """Of the model's own code anything may come."""
-    try:
+    with own_code(model, TOKENS):
         logits: torch.Tensor = _run(model, model).logits
-    except (torch.OutOfMemoryError, MemoryError, UserError):
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model: {type(model).__name__} does not run on {TOKENS} tokens: {reason}") from error
     return logits
 
 

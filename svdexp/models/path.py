@@ -208,6 +208,18 @@ def hidden_states(output: Any) -> torch.Tensor:
     return hidden
 
 
+@contextmanager
+def own_code(model: nn.Module, tokens: int) -> Iterator[None]:
+    """Within this context the model's own code runs on so many tokens; of what it raises a UserError is made."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, UserError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model: {type(model).__name__} does not run on {tokens} tokens: {reason}") from error
+
+
 def _past(block: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
     return split_arguments(block, args, kwargs)[0]
 
@@ -222,7 +234,7 @@ def _calls(model: PreTrainedModel, batch: torch.Tensor) -> dict[str, Call]:
     def keep(one: Pass) -> None:
         found[one.block] = Call(one.arguments, one.beside)
 
-    with block_passes(model, keep):
+    with block_passes(model, keep), own_code(model, batch.shape[1]):  # of a streamed model its first run
         _run(model, batch)
     return found
 

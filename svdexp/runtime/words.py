@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 OURS = ("svdexp", "hydra_plugins")  # loggers whose words are for whoever sits there
@@ -35,3 +36,15 @@ class Console(logging.StreamHandler[TextIO]):
         bars = sys.modules.get("tqdm")
         with bars.tqdm.external_write_mode(file=self.stream) if bars else nullcontext():
             super().emit(record)
+
+
+@contextmanager
+def quiet(logger: str, least: int = logging.CRITICAL) -> Iterator[None]:
+    """Within this context another's logger says nothing below the level `least`."""
+    speaker = logging.getLogger(logger)
+    before = speaker.level
+    speaker.setLevel(least)
+    try:
+        yield
+    finally:
+        speaker.setLevel(before)

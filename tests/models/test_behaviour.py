@@ -1,5 +1,6 @@
 """Who looks ahead, and whose blocks run alone: transformers' own architectures, with weights and on shapes alone."""
 
+import logging
 from collections import UserDict
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     Gemma3TextConfig,
     HrmTextConfig,
     LlamaConfig,
+    MixtralConfig,
     OpenAIGPTConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -158,6 +160,18 @@ def test_every_part_that_goes_block_by_block_is_refused_before_calibration(
     assert "traversal" in parts or "traversal" not in str(refusal.value)
     with pytest.raises(UserError, match=knob):
         plan(skeleton(config), method, 0.8, Targets())
+
+
+def test_a_model_that_does_not_run_on_shapes_alone_passes_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """A mixture in float32, of which torch would log a traceback."""
+    config = MixtralConfig(**{**LLAMA_LIKE, "num_hidden_layers": 1}, num_key_value_heads=2, num_local_experts=3)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(caplog.handler)
+    try:
+        assert why_not_replayed(skeleton(config)) is None
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.text == ""
 
 
 def test_what_goes_through_the_whole_model_is_not_refused() -> None:

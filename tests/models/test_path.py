@@ -187,3 +187,14 @@ def test_a_pass_that_fails_leaves_no_hook_behind(llama: PreTrainedModel, windows
         BlockPath(llama, windows)
     handle.remove()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in llama.modules())
+
+
+def test_a_model_that_does_not_run_says_so_in_a_sentence(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """A streamed one runs here first."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("strides should be multiple of 16 bytes\nand more")
+
+    llama.get_submodule(SECOND).register_forward_pre_hook(refuse)
+    with pytest.raises(UserError, match=r"^model: LlamaForCausalLM does not run on 24 tokens: strides .* bytes$"):
+        BlockPath(llama, windows)
