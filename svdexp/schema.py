@@ -410,6 +410,7 @@ class Config:
         dry_device(self.dry_run)
         if self.save is Save.auto:
             self.save = Save.checkpoint
+        self.cache = self.cache or None  # an empty SVDEXP_CACHE names no folder
         if self.bytes is not None:
             parse_size(self.bytes, "bytes")
         require(self.bytes is None or self.ppl is None, "bytes and ppl both say how small the model shall be: give one")
@@ -435,6 +436,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
+        self.cache = self.cache or None
 
 
 @dataclass

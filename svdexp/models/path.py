@@ -213,7 +213,7 @@ def own_code(model: nn.Module, tokens: int) -> Iterator[None]:
     """Within this context the model's own code runs on so many tokens; of what it raises a UserError is made."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, UserError):
+    except (torch.OutOfMemoryError, MemoryError, OSError, UserError):  # the last two of what reads a streamed one
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -60,7 +60,7 @@ def run(config: Config, run_dir: Path) -> Results | None:
     cell = identity_of(config)  # of the files that are read now
     if not Processes().main:
         tracker = NoTracker()
-    skeleton = skeleton_to_stream(config, method, device)
+    skeleton = skeleton_to_stream(config, method, size_of(config), device)
     with tracked(tracker, config, run_dir, cell) as telling, room_for_blocks(run_dir) as blocks, ExitStack() as stack:
         streamed = Streamed(skeleton, blocks) if skeleton else None
         return experiment(config, method, device, run_dir, telling, cell, stack, streamed)

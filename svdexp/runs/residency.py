@@ -15,6 +15,7 @@ from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import load_skeleton, locate, resolve_dtype
 from svdexp.checkpoints.loading_streamed import streamable_files
 from svdexp.engine.plan import Plan, plan
+from svdexp.engine.size import Size
 from svdexp.estimate.forecast import foreseen
 from svdexp.estimate.table import USABLE, gigabytes
 from svdexp.evaluation import Exam
@@ -35,8 +36,8 @@ MOST = 20
 SPREAD = f"device={BALANCED} spreads the whole model over several GPUs"
 
 
-def skeleton_to_stream(config: Config, method: Method, device: torch.device) -> PreTrainedModel | None:
-    """The model without weights where the run streams it; None where it shall be whole.
+def skeleton_to_stream(config: Config, method: Method, size: Size, device: torch.device) -> PreTrainedModel | None:
+    """The model without weights where the run, which compresses it to `size`, streams it; None where it shall be whole.
 
     Raises:
         UserError: `residency=streamed` asks for what cannot be streamed.
@@ -46,7 +47,7 @@ def skeleton_to_stream(config: Config, method: Method, device: torch.device) -> 
     if whole or (config.residency is Residency.auto and agree(fits_surely(config, device))):
         return None
     skeleton = load_skeleton(config.model, resolve_dtype(config.precision, device))
-    planned = plan(skeleton, method, config.ratio, Targets(**vars(config.targets)))
+    planned = plan(skeleton, method, size, Targets(**vars(config.targets)))
     fault = why_not_read(config.model)
     return skeleton if agree(streams(config, method, skeleton, planned, room(device), fault)) else None
 

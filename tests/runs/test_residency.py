@@ -18,6 +18,7 @@ from svdexp.checkpoints import dobi
 from svdexp.evaluation import Exam
 from svdexp.method import build_method
 from svdexp.runs import residency
+from svdexp.runs.inputs import size_of
 from svdexp.runs.residency import evaluation_streams, require_likelihoods, room_for_blocks, skeleton_to_stream
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvaluateConfig, ModelConfig, Residency, validate
@@ -37,11 +38,12 @@ def streams(folder: Path, *words: str) -> bool:
     """Whether a run of these words does; its speed is measured where they choose an evaluation."""
     quiet = [] if any(word.startswith("eval=") for word in words) else ["eval.efficiency=null"]
     config = validate(compose("config", [f"model.path={folder}", *PLAIN, *quiet, *words]))
-    return skeleton_to_stream(config, build_method(config), CPU) is not None
+    return skeleton_to_stream(config, build_method(config), size_of(config), CPU) is not None
 
 
 OBSTACLES = {
     "cache=null": "its statistics wait on disk: set cache=FOLDER",
+    "cache=": "its statistics wait on disk: set cache=FOLDER",  # as an empty SVDEXP_CACHE says
     "device=balanced": "device=balanced spreads the whole model over several GPUs",
     "method/training=distill": r"method.training needs .* leave it out, or take method/training=block_refine",
     "method/training=block_refine method.training.block_refine.stored=true": (
@@ -64,6 +66,14 @@ def test_what_needs_the_whole_model_is_refused_by_its_knob(word: str, model_fold
     sentence = rf"^residency=streamed has one block in memory at a time, but {OBSTACLES[word]}"
     with pytest.raises(UserError, match=sentence):
         streams(model_folder, "residency=streamed", *words)
+
+
+def test_what_a_run_keeps_is_judged_by_the_size_that_it_is_given(model_folder: Path) -> None:
+    """Layers with fixed ranks keep 0.87, which `bytes` has room for, and the default of `ratio` has not."""
+    words = ["residency=streamed", "storage=factors", "+targets.ranks={*.mlp.*:null,*.q_proj:null,*.o_proj:null}"]
+    assert streams(model_folder, *words, "bytes=0.98")
+    with pytest.raises(UserError, match=r"^targets.ranks alone keep 0.8667, which leaves nothing of ratio=0.8$"):
+        streams(model_folder, *words)
 
 
 def test_tasks_whose_answers_are_written_are_refused(tmp_path: Path) -> None:
