@@ -70,6 +70,8 @@ def streamed(
     check(report)
     found = offloaded(model)
     remove_hook_from_module(model, recurse=True)
+    for part in model.modules():
+        forget_own_forward(part)
     for trace in TRACES:
         vars(model).pop(trace, None)
     moved = {name for name, at in found.items() if at.file.parent == folder}
@@ -77,6 +79,16 @@ def streamed(
     model.requires_grad_(False).eval()  # type: ignore[no-untyped-call]
     stream(model, named_blocks(skeleton), known, folder)
     return model
+
+
+def forget_own_forward(module: torch.nn.Module) -> None:
+    """Take from a module the forward of its class, which a hook that was removed leaves on it.
+
+    Layers that have one of their own multiply by the reference: slower, and rounded otherwise than those in memory.
+    """
+    own: Any = vars(module).get("forward")
+    if getattr(own, "__func__", None) is type(module).forward:
+        del module.forward
 
 
 def device_map(model: PreTrainedModel, device: torch.device) -> dict[str, str]:

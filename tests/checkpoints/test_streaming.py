@@ -17,6 +17,8 @@ from svdexp.engine.compress import compress
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.fingerprint import model_fingerprint
+from svdexp.models.portable.svdexp_factors import LowRankLinear
+from svdexp.models.portable.svdexp_products import weight_of
 from svdexp.models.residency import running
 from svdexp.models.spreading import is_spread
 from svdexp.runtime.errors import UserError
@@ -68,6 +70,9 @@ def test_a_compressed_model_is_streamed_from_its_checkpoint(
     with torch.no_grad(), running(found):
         assert torch.equal(found(windows).logits, llama(windows).logits)
     assert all(parameter.is_meta for parameter in found.model.layers.parameters())
+    pairs = [part for part in found.modules() if isinstance(part, LowRankLinear)]
+    assert pairs  # which multiply by the same routes as those in memory
+    assert all(weight_of(child) is not None for part in pairs for child in (part.rank_in, part.rank_out))
 
 
 def cut(folder: Path) -> None:
