@@ -130,9 +130,14 @@ class Result:
         what is known by now: `evaluate` adds to it.
 
         Raises:
-            UserError: the folder holds something else than a model, or cannot be written.
+            UserError: the folder holds something else than a model, or the dense one, or cannot be written.
         """
         target = Path(folder).expanduser()
+        dense = Path(self.config.model.path).expanduser()
+        require(
+            not (target.exists() and dense.exists() and target.samefile(dense)),
+            f"folder={folder} is the dense model's own, which would be lost: name another",
+        )
         free = (
             not target.exists() or (target / "config.json").is_file() or (target.is_dir() and not any(target.iterdir()))
         )

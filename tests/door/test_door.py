@@ -352,6 +352,8 @@ def test_a_result_shows_saves_and_exports_itself(model_folder: Path, text: str, 
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(svdexp.UserError, match="holds no model"):
         result.save(tmp_path / "other")
+    with pytest.raises(svdexp.UserError, match="is the dense model's own, which would be lost: name another"):
+        result.save(f"{model_folder}/")
 
     ids = torch.tensor([tokenizer("the rank of a matrix")["input_ids"]])
     for form in ("hf", "dense"):
