@@ -11,7 +11,7 @@ from svdexp.calibration.collector import Collector, shared_inputs
 from svdexp.calibration.loss import next_token_loss
 from svdexp.calibration.needs import Needs, by_layer, distinct, of_backward, only
 from svdexp.calibration.statistics import Statistics, pack, unpack
-from svdexp.calibration.streamed import Sweep
+from svdexp.calibration.streamed import Sweep, discard
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
@@ -83,6 +83,14 @@ class DenseStatistics:
         if processes.main:
             self._put(missing, results)
         processes.wait()
+
+    def forget_states(self) -> None:
+        """Remove what a sweep that was killed left, when its statistics have come about in another way.
+
+        Gradients may be those of a run that wants them, where this one does not.
+        """
+        if self.states is not None and (of_backward(self.shelves) or not any(self.states.rglob("gradients"))):
+            discard(self.states)
 
     def _collect_missing(self) -> None:
         if not all(layer.is_dense(self.model) for layer in self.layers):

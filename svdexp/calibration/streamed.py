@@ -12,7 +12,7 @@ that it was at.
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ EXIT = "exit"
 def alone(folder: Path) -> Iterator[None]:
     """Within this context no other run is at what waits in `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    lock = lock_of(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -54,6 +54,18 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def lock_of(folder: Path) -> FileLock:
+    """What a run holds that is at what waits in `folder`."""
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
+
+
+def discard(folder: Path) -> None:
+    """Remove the states that a killed run left in `folder`, unless another run is at them."""
+    if folder.is_dir():
+        with suppress(OSError), lock_of(folder).acquire(timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Sweep:

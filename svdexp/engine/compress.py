@@ -103,6 +103,8 @@ def compress(
             for group in progress(to_decompose(job, bench), "decomposition"):
                 bench.decompose(group)
         dense = decomposed(job, benches, source)
+        if Processes().main:
+            source.forget_states()
     if isinstance(ratio, NearDense):
         assert perplexity is not None, "a size near the dense model's wants what measures it"
         with clock("search"):

@@ -132,6 +132,23 @@ def test_a_killed_sweep_goes_on_where_it_was(
     assert sum(times > 1 for times in runs.values()) <= 1
 
 
+def test_states_that_nobody_goes_on_from_are_removed(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    """A whole run took what the killed sweep was for."""
+    folder = tmp_path / "states"
+    layers = targets_of(llama)
+    for needs, gone in ((["gram"], False), (["gram", "grad_gram"], True)):
+        (folder / "gradients").mkdir(parents=True, exist_ok=True)
+        source = DenseStatistics(llama, layers, windows, shelves_in(tmp_path, needs), folder)
+        all_of(source)
+        with module.alone(folder):
+            source.forget_states()
+            assert folder.exists()
+        source.forget_states()
+        assert folder.exists() is not gone
+
+
 def test_a_state_that_was_cut_short_is_not_read(tmp_path: Path) -> None:
     states = States(tmp_path, (2, 3), torch.float32)
     with states.write("a") as filled:
