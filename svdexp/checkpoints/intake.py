@@ -84,11 +84,18 @@ def at_most(tensors: int, what: str) -> Iterator[None]:
 
 
 def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:
-    """The shapes of all tensors in safetensors files, by name."""
+    """The shapes of all tensors in safetensors files, by name.
+
+    Raises:
+        UserError: a file is damaged.
+    """
     shapes: dict[str, torch.Size] = {}
     for path in paths:
-        with safe_open(path, "pt") as file:
-            shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path.name} is damaged or cut short: {error}") from error
     return shapes
 
 

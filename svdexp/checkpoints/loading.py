@@ -269,7 +269,11 @@ def _in_package(uri: str) -> Path:
 def _sized(config: ModelConfig, source: Source) -> AbstractContextManager[None]:
     """Where a local folder's safetensors say how many tensors there are, no model of far more is made."""
     weights = sorted(Path(source.location).glob("*.safetensors")) if source.gguf_file is None else []
-    return at_most(len(header_shapes(weights)), f"model.path={config.path}") if weights else nullcontext()
+    knob = f"model.path={config.path}"
+    try:
+        return at_most(len(header_shapes(weights)), knob) if weights else nullcontext()
+    except UserError as error:
+        raise UserError(f"{knob}: {error}") from error
 
 
 def require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:

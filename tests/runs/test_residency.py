@@ -76,6 +76,16 @@ def test_what_a_run_keeps_is_judged_by_the_size_that_it_is_given(model_folder: P
         streams(model_folder, *words)
 
 
+def test_a_file_that_was_cut_short_is_named(model_folder: Path, tmp_path: Path) -> None:
+    """Headers are looked at before there is a skeleton."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    sentence = rf"^model.path={folder}: model.safetensors is damaged or cut short: "
+    with pytest.raises(UserError, match=sentence):
+        streams(folder, "residency=streamed")
+
+
 def test_tasks_whose_answers_are_written_are_refused(tmp_path: Path) -> None:
     exam = Exam("gsm8k", {"gsm8k": SimpleNamespace(OUTPUT_TYPE="generate_until")}, {"gsm8k": [0]}, 1, 0, 0, "hub")
     with pytest.raises(UserError, match=r"^eval.tasks: answers to gsm8k are written, .* leave it out, or set resid"):
