@@ -5,7 +5,7 @@ recorded once and replayed, after a check that they do not depend on the window.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from svdexp.models.hooks import call_hooks, output_hooks
 from svdexp.models.pictures import representatives
-from svdexp.models.residency import at_hand, blocks_of, instead, running
+from svdexp.models.residency import at_hand, blocks_of, instead, residency_of, running
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.progress import progress
 
@@ -234,7 +234,8 @@ def _calls(model: PreTrainedModel, batch: torch.Tensor) -> dict[str, Call]:
     def keep(one: Pass) -> None:
         found[one.block] = Call(one.arguments, one.beside)
 
-    with block_passes(model, keep), own_code(model, batch.shape[1]):  # of a streamed model its first run
+    first_run = residency_of(model) is not None  # whole ones were tried out
+    with block_passes(model, keep), own_code(model, batch.shape[1]) if first_run else nullcontext():
         _run(model, batch)
     return found
 

@@ -3,6 +3,7 @@
 import copy
 from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from svdexp.models.path import BlockPath, Pass, block_passes, recorded_calls
 from svdexp.models.structure import named_blocks
 from svdexp.runtime.errors import UserError
 from tests.conftest import tiny_model
+from tests.support.streaming import streamed
 
 SECOND, THIRD = "model.layers.1", "model.layers.2"
 
@@ -189,12 +191,15 @@ def test_a_pass_that_fails_leaves_no_hook_behind(llama: PreTrainedModel, windows
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in llama.modules())
 
 
-def test_a_model_that_does_not_run_says_so_in_a_sentence(llama: PreTrainedModel, windows: torch.Tensor) -> None:
-    """A streamed one runs here first."""
+def test_a_streamed_model_that_does_not_run_says_so_in_a_sentence(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    """It runs here first."""
+    found = streamed(llama, tmp_path)
 
     def refuse(*_: object) -> None:
         raise RuntimeError("strides should be multiple of 16 bytes\nand more")
 
-    llama.get_submodule(SECOND).register_forward_pre_hook(refuse)
+    found.get_submodule(SECOND).register_forward_pre_hook(refuse)
     with pytest.raises(UserError, match=r"^model: LlamaForCausalLM does not run on 24 tokens: strides .* bytes$"):
-        BlockPath(llama, windows)
+        BlockPath(found, windows)
