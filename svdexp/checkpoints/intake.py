@@ -87,15 +87,17 @@ def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:
     """The shapes of all tensors in safetensors files, by name.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, or cannot be read.
     """
     shapes: dict[str, torch.Size] = {}
     for path in paths:
         try:
             with safe_open(path, "pt") as file:
                 shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise UserError(f"{path.name} is damaged or cut short: {error}") from error
+        except OSError as error:
+            raise UserError(f"{path.name} cannot be read: {error}") from error
     return shapes
 
 
