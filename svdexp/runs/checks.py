@@ -19,6 +19,8 @@ from svdexp.evaluation import check_tasks, check_texts, reading_of, require_cont
 from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.positions import positions_of
+from svdexp.record import place
+from svdexp.record.results import ACHIEVED_RATIO, LATENCY, PPL, SPEED
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import COLLECTED, IMAGES, Config, EvalConfig, ModelConfig
 
@@ -45,6 +47,25 @@ def check_inputs(config: Config, method: Method, found: Any = None) -> None:
         target_text(config)
         require_searchable(method)
     check_windows(config, method)
+    check_objective(config)
+
+
+def check_objective(config: Config) -> None:
+    """Raise UserError where `objective` names what no results.json of this run will have."""
+    if (key := config.objective) is None:
+        return
+    found, texts = place(key), config.eval.texts
+    example = PPL.at(texts[0]) if texts else ACHIEVED_RATIO.name
+    numeric = found is not None and found.entry.kind.fits(1)
+    require(
+        numeric, f"objective={key} is no figure of results.json, as {example} is (svdexp/record/results.py lists them)"
+    )
+    assert found is not None
+    if found.entry is PPL:
+        text = key.partition("/")[2]
+        require(text in texts, f"objective={key}: eval.texts has no {text}, only {', '.join(texts) or 'none'}")
+    if found.entry in (SPEED, LATENCY):
+        require(config.eval.efficiency is not None, f"objective={key} wants eval.efficiency, which is null")
 
 
 def refuse_learning_images(config: Config, method: Method) -> None:

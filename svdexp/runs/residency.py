@@ -118,6 +118,9 @@ def obstacle(config: Config, method: Method, model: PreTrainedModel) -> str | No
         ),
         f"method.training.block_refine.stored=true {whole}; leave it out": bool(method.trains_stored),
         f"method.update={type(method.update).__name__} {whole}; use method.update=null": method.update is not None,
+        f"storage=forms {whole}; choose another method, or another storage and method/allocation": bool(
+            method.storage.menu
+        ),
         f"method.allocation={allocation.__name__} {whole}; choose another method/allocation": allocation not in known,
         "method.traversal=blockwise changes blocks on the way; use method.traversal=dense": method.traversal
         is Traversal.blockwise,

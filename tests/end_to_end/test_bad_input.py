@@ -41,6 +41,7 @@ def assert_one_sentence(result: Any, *fragments: str) -> None:
             ["eval=ppl", "eval.efficiency.prompt=8"],
             ["eval.efficiency is null here, so there is no eval.efficiency.prompt"],
         ),
+        (["objective=ppl/pydok"], ["objective=ppl/pydok: eval.texts has no pydok, only pydoc"]),
         (["calibration.chat=true"], ["calibration.chat=true", "pydoc", "alpaca"]),
     ],
 )

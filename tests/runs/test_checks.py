@@ -9,9 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Learned, Uniform
-from svdexp.runs.checks import check_ids, check_lengths, check_windows, prompt_ids, prompt_lengths, window_lengths
+from svdexp.runs.checks import (
+    check_ids,
+    check_lengths,
+    check_objective,
+    check_windows,
+    prompt_ids,
+    prompt_lengths,
+    window_lengths,
+)
 from svdexp.runtime.errors import UserError
-from svdexp.schema import CalibrationConfig, Config, EvalConfig
+from svdexp.schema import CalibrationConfig, Config, EfficiencyConfig, EvalConfig
 from svdexp.training import BlockRefine, Distill, SequentialLora, Training
 from tests.allocation.test_foreseen import method_of
 from tests.conftest import tiny_model
@@ -96,3 +104,26 @@ def test_prompts_need_positions_for_what_they_are_continued_by(tokenizer: Any) -
     assert list(lengths.values()) == [len(tokenizer("the " * 50)["input_ids"]) + 20]
     with pytest.raises(UserError, match=r"eval\.prompts .* 64 positions"):
         check_lengths(tiny_model("gpt2"), lengths)
+
+
+@pytest.mark.parametrize("key", [None, "ppl/pydoc", "ppl_dense/pydoc", "bytes", "acc/piqa", "latency_ms/p50"])
+def test_an_objective_that_a_run_will_have_passes(key: str | None) -> None:
+    config = replace(config_of(texts=["pydoc"]), objective=key)
+    config.eval.efficiency = EfficiencyConfig()
+    check_objective(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("perplexity", r"^objective=perplexity is no figure of results\.json, as ppl/pydoc is"),
+        ("method", r"^objective=method is no figure"),
+        ("ppl/wikitext2", r"^objective=ppl/wikitext2: eval\.texts has no wikitext2, only pydoc$"),
+        ("tokens_per_second/decode", r"^objective=tokens_per_second/decode wants eval\.efficiency, which is null$"),
+    ],
+)
+def test_an_objective_that_no_run_has_is_refused_before_one(key: str, sentence: str) -> None:
+    config = replace(config_of(texts=["pydoc"]), objective=key)
+    config.eval.efficiency = None
+    with pytest.raises(UserError, match=sentence):
+        check_objective(config)

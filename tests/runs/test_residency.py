@@ -43,6 +43,7 @@ def streams(folder: Path, *words: str) -> bool:
 
 OBSTACLES = {
     "cache=null": "its statistics wait on disk: set cache=FOLDER",
+    "method=mixed": "storage=forms needs the whole model; choose another method, or another storage and method/alloc",
     "cache=": "its statistics wait on disk: set cache=FOLDER",  # as an empty SVDEXP_CACHE says
     "device=balanced": "device=balanced spreads the whole model over several GPUs",
     "method/training=distill": r"method.training needs .* leave it out, or take method/training=block_refine",
