@@ -102,6 +102,9 @@ def test_every_cell_forgets_the_peak_of_the_one_before(module: Any, monkeypatch:
         model=None,
         residency=Residency.whole,
         eval=SimpleNamespace(prompts=[]),
+        ratio=0.5,
+        bytes=None,
+        ppl=None,
     )
     with pytest.raises(ForgottenError):
         module.run(config, Path())
