@@ -37,12 +37,16 @@ def locate(config: ModelConfig) -> Source:
     """Resolve `model.path`; local paths are checked, hub ids are not.
 
     Raises:
-        UserError: a package, file or folder that is not there.
+        UserError: a package, file or folder that is not there, or one that is and has a revision.
     """
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if config.revision is not None:
         options["revision"] = config.revision
     path = _in_package(config.path) if config.path.startswith("pkg://") else Path(config.path).expanduser()
+    require(
+        config.revision is None or not path.exists(),
+        f"model.revision={config.revision} is for models of a hub, and model.path={config.path} lies here",
+    )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model.path={config.path} is not a file")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
-from svdexp.checkpoints.loading import load_config, load_model, load_skeleton
+from svdexp.checkpoints.loading import load_config, load_model, load_skeleton, locate
 from svdexp.engine.compress import compress
 from svdexp.runs.evaluation import load
 from svdexp.runtime.errors import UserError
@@ -142,3 +143,12 @@ def test_a_million_layers_are_refused_at_once(reader: Any, model_folder: Path, t
     arguments = [CPU] if reader is load_model else []
     with pytest.raises(UserError, match=r"promises more than \d+ tensors, but the files hold 29"):
         reader(ModelConfig("tiny", str(tmp_path)), torch.float32, *arguments)
+
+
+def test_a_folder_has_no_revisions(model_folder: Path) -> None:
+    config = ModelConfig("tiny", str(model_folder))
+    assert locate(config).location == str(model_folder)
+    sentence = f"^model.revision=abc is for models of a hub, and model.path={model_folder} lies here$"
+    with pytest.raises(UserError, match=sentence):
+        locate(replace(config, revision="abc"))
+    assert locate(ModelConfig("gpt2", "somebody/gpt2", revision="abc")).options["revision"] == "abc"
