@@ -48,7 +48,7 @@ def calibration(workload: Workload, method: Method, streamed: bool = False) -> W
 
 def dense_passes(workload: Workload, needs: Needs) -> Work:
     """The windows through the dense model, with gradients one by one, else as many as a batch holds."""
-    if of_backward(distinct(by_layer(needs, workload.layers))):
+    if takes_gradients(needs, workload):
         return workload.forward_backward(workload.windows)
     return workload.forward(workload.windows, batch=batch_of(workload), head=False)
 
@@ -58,9 +58,14 @@ def swept(workload: Workload, needs: Needs) -> Work:
 
     In each block one window more shows which layers share an input; two record the blocks' arguments.
     """
-    if of_backward(distinct(by_layer(needs, workload.layers))):
+    if takes_gradients(needs, workload):
         return workload.forward(workload.windows + 3, head=False) + workload.forward_backward(workload.windows)
     return workload.forward(workload.windows + 3, batch=batch_of(workload), head=False)
+
+
+def takes_gradients(needs: Needs, workload: Workload) -> bool:
+    """Whether a layer wants what a backward pass yields."""
+    return bool(of_backward(distinct(by_layer(needs, workload.layers))))
 
 
 def batch_of(workload: Workload) -> int:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from svdexp.calibration.needs import by_layer, distinct, of_backward
-from svdexp.estimate.calibration import measures_dense, statistics_bytes
+from svdexp.estimate.calibration import measures_dense, statistics_bytes, takes_gradients
 from svdexp.estimate.stages import Stage, added_by_elastic, components_bytes, decompositions
 from svdexp.estimate.table import gigabytes
 from svdexp.method import Method
@@ -41,11 +40,11 @@ def cache_bytes(workload: Workload, method: Method) -> dict[str, float]:
         found["calibration"] += statistics_bytes(layers, method.statistics(layers), workload)
         found["factorisation"] += components_bytes(layers) * decompositions(method.storage)
     if method.traversal is Traversal.blockwise:
-        found["factorisation"] += sum(4 * components(workload, layer) * (layer.m + layer.n) for layer in layers)
+        found["factorisation"] += sum(4 * kept_components(workload, layer) * (layer.m + layer.n) for layer in layers)
     return found
 
 
-def components(workload: Workload, layer: Matrix) -> int:
+def kept_components(workload: Workload, layer: Matrix) -> int:
     """How many of a layer's are kept where its rank is known before."""
     rank = workload.ranks[layer.name]
     return min(layer.m, layer.n) if rank is None else rank
@@ -63,7 +62,7 @@ def checkpoint_bytes(workload: Workload, save: Save, streamed: bool) -> dict[str
 def states_bytes(workload: Workload, method: Method) -> float:
     """Hidden states of all windows: those that enter and leave a block or, for gradients, enter all of them."""
     one = workload.tokens * workload.width * workload.itemsize
-    backward = of_backward(distinct(by_layer(method.statistics(workload.layers), workload.layers)))
+    backward = takes_gradients(method.statistics(workload.layers), workload)
     return float(one * (workload.blocks + 2 if backward else 2))
 
 

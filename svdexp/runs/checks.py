@@ -56,11 +56,10 @@ def check_objective(config: Config) -> None:
         return
     found, texts = place(key), config.eval.texts
     example = PPL.at(texts[0]) if texts else ACHIEVED_RATIO.name
-    numeric = found is not None and found.entry.kind.fits(1)
-    require(
-        numeric, f"objective={key} is no figure of results.json, as {example} is (svdexp/record/results.py lists them)"
-    )
-    assert found is not None
+    if found is None or not found.entry.kind.fits(1):  # a number
+        raise UserError(
+            f"objective={key} is no figure of results.json, as {example} is (svdexp/record/results.py lists them)"
+        )
     if found.entry is PPL:
         text = key.partition("/")[2]
         require(text in texts, f"objective={key}: eval.texts has no {text}, only {', '.join(texts) or 'none'}")

@@ -86,9 +86,9 @@ def preview(config: Config, run_dir: Path) -> Forecast:
         other = Residency.whole if streamed else Residency.streamed
         print(f"instead, residency={other.value}:", rows(complete(not streamed).rows, machine), sep="\n")
     print(f"the run itself: {state_of(config, run_dir)}")
-    if here and (lacking := shortage(found.disk, config.cache, run_dir)):
-        print(lacking)
     if here:
+        if lacking := shortage(found.disk, config.cache, run_dir):
+            print(lacking)
         print(in_the_cache(config, method, model, planned.layers))
     return found
 

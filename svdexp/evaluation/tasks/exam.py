@@ -14,6 +14,7 @@ from typing import Any
 from svdexp.evaluation.tasks.library import definitions, library
 from svdexp.evaluation.tasks.local import find_file, local_parts
 from svdexp.evaluation.tasks.names import TASKS, expand, own_tasks
+from svdexp.runtime import words
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import EvalConfig
 
@@ -273,13 +274,8 @@ def loading(name: str, whence: str = "") -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without lm-eval's remarks, and without its progress bars where nobody watches."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     with ExitStack() as stack:
+        stack.enter_context(words.quiet("lm_eval", logging.ERROR))
         if not sys.stderr.isatty():
             stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w"))))
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+        yield
