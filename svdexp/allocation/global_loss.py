@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import torch
 
-from svdexp.allocation.budget import Budget, SpectralEvidence
+from svdexp.allocation.budget import Budget, Ladder, SpectralEvidence
 from svdexp.allocation.measured import Measured
 from svdexp.allocation.spectra import tails
 from svdexp.models.matrices import Ranks
@@ -26,7 +26,7 @@ from svdexp.models.matrices import Ranks
 
 @dataclass(frozen=True)
 class Trade:
-    """What all layers of one shape lose and cost at each rung of their ladder.
+    """What all layers with one ladder lose and cost at each rung of it.
 
     Attributes:
         names: G layers.
@@ -55,13 +55,12 @@ class GlobalLoss(Measured):
 
 
 def trades_of(budget: Budget, spectra: Mapping[str, torch.Tensor]) -> list[Trade]:
-    """One table per shape."""
-    groups: dict[tuple[int, int], list[str]] = {}
-    for name, shape in budget.shapes.items():
-        groups.setdefault(shape, []).append(name)
+    """One table per ladder: of one shape there are several where experts pay for what they keep together."""
+    groups: dict[Ladder, list[str]] = {}
+    for name in budget.shapes:
+        groups.setdefault(budget.ladder(name), []).append(name)
     trades = []
-    for names in groups.values():
-        ladder = budget.ladder(names[0])
+    for ladder, names in groups.items():
         ranks = torch.tensor(ladder.ranks[:-1], dtype=torch.int64)
         losses = torch.zeros(len(names), len(ladder.bits), dtype=torch.float64)
         for row, name in zip(losses, names, strict=True):

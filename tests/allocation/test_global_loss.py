@@ -39,12 +39,13 @@ def enumerated(budget: Budget, limit: float, sigma: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
-def test_against_enumeration(storage: Storage, ratio: float, seed: int) -> None:
+@pytest.mark.parametrize("beside", [{}, {"c": 100}])  # of two layers of one shape, one is an expert
+def test_against_enumeration(beside: dict[str, int], storage: Storage, ratio: float, seed: int) -> None:
     """The priced choice is exactly optimal for the bits it spends; the whole is never worse than that choice.
 
     And the whole lies between the optimum at the budget and the optimum at what the priced choice spends.
     """
-    sigma, budget = spectra(seed), Budget(ratio, SHAPES, storage)
+    sigma, budget = spectra(seed), Budget(ratio, SHAPES, storage, beside=beside)
     trades = trades_of(budget, sigma)
     rungs = {
         name: int(rung)
