@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from svdexp.allocation import Uniform
+from svdexp.allocation import EffectiveRank, Uniform
 from svdexp.calibration import Statistics
 from svdexp.cells.guard import config_dir
-from svdexp.factorisation import Metric
+from svdexp.factorisation import Identity, Metric
 from svdexp.method import Method, build_method
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvalConfig, EvaluateConfig, validate, validate_evaluation
@@ -110,6 +110,13 @@ def test_every_yaml_composes_and_binds(group: str, choice: str) -> None:
     if group == "calibration":
         assert config.calibration.text == choice.removesuffix("_chat")
         assert config.calibration.chat == choice.endswith("_chat")
+
+
+@pytest.mark.parametrize("method", [choice for group, choice in CHOICES if group == "method"])
+def test_parts_named_beside_a_method_are_the_methods_and_as_their_files_say(method: str) -> None:
+    parts = ["method/weighting=identity", "method/allocation=effective_rank", "storage=factors"]
+    found = build_method(validate(compose("config", [f"method={method}", *parts])))
+    assert (found.weighting, found.allocation, found.storage) == (Identity(), EffectiveRank(), FactorStorage())
 
 
 def test_the_default_is_the_documented_main_job() -> None:
