@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Collector:
         self._layers = layers
         self.leaders = {layer.name: leaders[layer.name] for layer in layers}
         self.window = 0
-        device = {name: next(layer.parameters()).device for name, layer in modules.items()}
+        device = {name: next(chain(layer.parameters(), layer.buffers())).device for name, layer in modules.items()}
         widths = {layer.name: layer.n for layer in layers}
         together = {  # what the layers that share an input want of it
             leader: distinct({name: asked[name] for name in widths if self.leaders[name] == leader})

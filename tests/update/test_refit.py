@@ -12,6 +12,7 @@ from svdexp.engine.compress import compress
 from svdexp.models.factors import Factors
 from svdexp.models.families import LINEAR
 from svdexp.models.structure import Targets, find_matrices
+from svdexp.storage import ResidualStorage, Storage
 from svdexp.update import RefitOutput
 from svdexp.update.refit import Refit, refit
 from tests.calibration.test_statistics import recorded_moments
@@ -52,9 +53,14 @@ def module_weight(model: PreTrainedModel, name: str) -> torch.Tensor:
     return LINEAR.weight(model.get_submodule(name))
 
 
-def test_ranks_and_size_stay_what_they_were(windows: torch.Tensor) -> None:
-    plain = compress(tiny_model("opt"), windows, WHITENED, 0.5)
-    refitted = compress(tiny_model("opt"), windows, replace(WHITENED, update=RefitOutput()), 0.5)
+@pytest.mark.parametrize(
+    ("name", "storage"),
+    [("opt", WHITENED.storage), ("llama", ResidualStorage(3, 8))],  # whose layers are buffers and nothing else
+)
+def test_ranks_and_size_stay_what_they_were(name: str, storage: Storage, windows: torch.Tensor) -> None:
+    method = replace(WHITENED, storage=storage)
+    plain = compress(tiny_model(name), windows, method, 0.5)
+    refitted = compress(tiny_model(name), windows, replace(method, update=RefitOutput()), 0.5)
     assert plain.ranks == refitted.ranks
     assert plain.bits == refitted.bits
 
