@@ -369,9 +369,14 @@ class Budget:
         return Ladder(ranks, bits_of)
 
 
-def by_type(names: Sequence[str]) -> dict[str, list[str]]:
-    """Layers grouped by the last component of their name: all q_proj, all up_proj, …"""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name.rpartition(".")[2], []).append(name)
-    return groups
+def by_type(shapes: Mapping[str, tuple[int, int]]) -> list[list[str]]:
+    """Layers, of which the shapes are given, grouped by the last component of their name: all q_proj, all up_proj, …
+
+    Where that is a number, as that of an expert in a stack, by the one before it and the shape.
+    """
+    groups: dict[tuple[str, tuple[int, int] | None], list[str]] = {}
+    for name, shape in shapes.items():
+        before, _, last = name.rpartition(".")
+        key = (before.rpartition(".")[2], shape) if last.isdecimal() else (last, None)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())

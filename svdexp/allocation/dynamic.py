@@ -92,7 +92,7 @@ def wanted_ranks(
 ) -> dict[str, float]:
     """k_i = δ k̄ + b s_i / Σ s per type."""
     wanted: dict[str, float] = {}
-    for names in by_type(list(budget.shapes)).values():
+    for names in by_type(budget.shapes):
         scores = {n: importance[n] ** alpha * math.log(math.e + errors[n]) ** (1 - alpha) for n in names}
         uniform = {name: budget.uniform_rank(name) for name in names}
         left = (1 - delta) * sum(uniform.values())

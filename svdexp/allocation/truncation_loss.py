@@ -32,7 +32,7 @@ class TruncationLoss(Measured):
         budget = budget.aligned(self.rank_align)
         errors = uniform_errors(budget, evidence)
         wanted: dict[str, float] = {}
-        for names in by_type(list(budget.shapes)).values():
+        for names in by_type(budget.shapes):
             losses = {name: errors[name] for name in names}
             for name, removed in removed_ratios(losses, 1 - budget.ratio).items():
                 ladder, dense = budget.ladder(name), budget.dense(name)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget, Dynamic, EffectiveRank, Evidence, TruncationLoss, dynamic
+from svdexp.allocation.budget import by_type
 from svdexp.allocation.dynamic import block_importance, layer_importance, wanted_ranks
 from svdexp.allocation.effective_rank import move_ranks
 from svdexp.allocation.spectra import effective_rank, stable_rank, tails, uniform_errors
@@ -40,6 +41,14 @@ def test_effective_rank_counts_equal_components() -> None:
 
 def test_stable_rank() -> None:
     assert stable_rank(torch.tensor([2.0, 1.0, 1.0])) == pytest.approx(1.5)
+
+
+def test_a_type_is_what_a_matrix_does_and_no_experts_number() -> None:
+    """Of a stack all experts' are one; linear layers of an nn.Sequential are told apart by their shapes."""
+    shapes = {"0.q_proj": (4, 4), "1.q_proj": (6, 4), "0.up.0": (8, 4), "0.up.1": (8, 4), "1.up.0": (8, 4)}
+    shapes |= {"0.down.0": (4, 8), "0.mlp.0": (8, 4), "0.mlp.2": (4, 8)}
+    types = [["0.q_proj", "1.q_proj"], ["0.up.0", "0.up.1", "1.up.0"], ["0.down.0"], ["0.mlp.0"], ["0.mlp.2"]]
+    assert by_type(shapes) == types
 
 
 def test_drank_follows_the_square_root() -> None:
