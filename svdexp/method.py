@@ -139,6 +139,11 @@ class Method:
         return found | ({"moments": "both sides"} if self.measures else {})
 
     @property
+    def follows_compressed(self) -> bool:
+        """Whether blocks are compressed after what those before them give that are compressed already."""
+        return self.update is not None or (self.weighting is not None and self.traversal is Traversal.blockwise)
+
+    @property
     def replay(self) -> tuple[str, str] | None:
         """The first part that runs the blocks one by one, each on its own, and what to do instead; None: none does."""
         if self.weighting is not None and self.traversal is Traversal.blockwise:

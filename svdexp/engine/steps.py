@@ -109,7 +109,8 @@ def place(
         matrix = next(matrix for matrix in dense if matrix.name == name)
         W, bias = matrix.family.weight(dense[matrix]), matrix.family.bias(dense[matrix])
         if job.method.trains_factors:
-            layer: nn.Module = low_rank_layer(factors, bias, W.float())
+            # float32 to be trained, but in a block of another format only that format runs
+            layer: nn.Module = low_rank_layer(factors, bias, W if job.method.follows_compressed else W.float())
         else:
             layer = stored_layer(job.storage(name), factors, bias, W, kept.get(name), trial=trial)
         matrix.put(job.model, layer)
@@ -146,6 +147,8 @@ def extra_components(
 
 def train(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> dict[str, Trained]:
     """Gradient descent on the plain factors in place of `dense`, which are then put into the method's storage."""
+    for matrix in dense if job.method.follows_compressed else ():
+        matrix.put(job.model, matrix.layer(job.model).float())
     student = Student(job.model, dense, job.teacher)
     trained = taught(job, student, ranks, job.method.trains_factors)
     with job.clock("storage"):

@@ -22,9 +22,11 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices, named_blocks
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
+from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
 from svdexp.training.block_refine import Paths, mean_error
+from svdexp.update import IPCA, RefitOutput
 from tests.conftest import VOCABULARY, tiny_model
 
 DISTILL = Distill(steps=30, batch=3, seq_len=12, lr=3e-3, check_every=10)
@@ -206,10 +208,21 @@ def test_what_is_not_in_a_block_stays(llama: PreTrainedModel) -> None:
     assert not torch.equal(llama.model.layers[0].input_layernorm.weight, norm), "all parameters of a block are refined"
 
 
-@pytest.mark.parametrize("storage", [PivotStorage(), RemapStorage(), GPTQStorage(8, None)])
-def test_half_precision_models_train_in_float32(windows: torch.Tensor, storage: Storage) -> None:
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"storage": PivotStorage()},
+        {"storage": RemapStorage()},
+        {"storage": GPTQStorage(8, None)},
+        {"update": RefitOutput()},
+        {"update": IPCA(), "weighting": None},
+        {"traversal": Traversal.blockwise},
+    ],
+    ids=["pivot", "remap", "gptq", "refit", "ipca", "blockwise"],
+)
+def test_half_precision_models_train_in_float32(windows: torch.Tensor, parts: dict[str, Any]) -> None:
     model = tiny_model("llama_gqa").to(torch.bfloat16)
-    trained = replace(method_of(block_refine=REFINE, distill=DISTILL), storage=storage)
+    trained = replace(method_of(block_refine=REFINE, distill=DISTILL), **parts)
     done = compress(model, windows, trained, 0.4)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     losses = [entry[1] for entry in done.training["distill"].curve[1:]]
