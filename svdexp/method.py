@@ -158,6 +158,7 @@ class Method:
         return None
 
     def __post_init__(self) -> None:
+        self._refuse_plain_words()
         self._refuse_idle_knobs()
         self._require_all_of_the_weights()
         self._require_a_choice_of_forms()
@@ -177,6 +178,16 @@ class Method:
                     f"method.traversal=blockwise runs no backward pass, but {part} needs {gradients[0]}; "
                     "use method.traversal=dense"
                 )
+
+    def _refuse_plain_words(self) -> None:
+        """Raise UserError for a word in the place of a member of a closed list, which is none where members are
+        compared: only objects that Python made can hold one."""
+        for knob, part in {"method": self, **self.parts}.items():
+            for option in fields(part) if is_dataclass(part) else ():
+                kind, value = option.type, getattr(part, option.name)
+                if isinstance(kind, type) and issubclass(kind, StrEnum) and not isinstance(value, kind):
+                    members = " or ".join(f"{kind.__name__}.{member.name}" for member in kind)
+                    raise UserError(f"{knob}.{option.name}={value!r} is a plain word: give {members}")
 
     def _refuse_idle_knobs(self) -> None:
         """Raise UserError for an option that this method's other parts leave without effect."""

@@ -3,18 +3,20 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from svdexp.allocation import Budget, Evidence, GlobalLoss, Uniform
+from svdexp.allocation import Budget, Evidence, GlobalLoss, Sensitivity, Uniform
 from svdexp.engine.compress import compress
-from svdexp.factorisation import Identity
+from svdexp.factorisation import Diagonal, Identity
 from svdexp.method import Method
 from svdexp.models.structure import Targets
+from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import SigmaFuse
-from svdexp.storage import FactorStorage, GPTQStorage
+from svdexp.storage import FactorStorage, GPTQStorage, ResidualStorage
 from svdexp.training import BlockRefine
 from svdexp.update import RefitOutput
 from tests.conftest import tiny_model
@@ -53,6 +55,22 @@ def test_the_singular_values_go_where_sigma_fuse_says(windows: torch.Tensor) -> 
     right = tensors(windows, replace(PLAIN, sigma_fuse=SigmaFuse.V))["rank_out.weight"].T
     for vectors in (left, right):
         torch.testing.assert_close(vectors @ vectors.T, torch.eye(len(vectors)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("knob", "part", "option", "member"),
+    [
+        ("method.weighting", Diagonal(), "scale", "ChannelScale.fisher"),
+        ("method.allocation", Sensitivity(), "metric", "SensitivityMetric.ppl"),
+        ("storage", ResidualStorage(), "rounding", "Rounding.gptq"),
+        ("method", PLAIN, "traversal", "Traversal.blockwise"),
+    ],
+)
+def test_a_word_in_the_place_of_a_member_is_refused(knob: str, part: Any, option: str, member: str) -> None:
+    """`is` would take it for the other choice, without a word."""
+    word = member.partition(".")[2]
+    with pytest.raises(UserError, match=rf"^{knob}\.{option}='{word}' is a plain word: give .*{member}"):
+        replace(PLAIN, **{knob.rpartition(".")[2]: replace(part, **{option: word})})
 
 
 def test_a_training_belongs_to_its_seed(windows: torch.Tensor, tmp_path: Path) -> None:
