@@ -1,7 +1,7 @@
 """What an allocation may look at, and the ranks and forms that it chooses."""
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import nn
@@ -42,9 +42,8 @@ def evidence(
         kept = bench.kept(matrix.group, name) if bench else None
         return method.storage.layer(factors, matrix.bias(job.model), matrix.weight(job.model), kept)
 
-    shelf = partial(job.cache.shelf, source=job.source)
     values = {name: part.spectrum for name, part in found.items()}
-    return Evidence(job.model, job.windows, values, truncated, made_with, shelf, job.seed, losses)
+    return Evidence(job.model, job.windows, values, truncated, made_with, job.measured, job.seed, losses)
 
 
 class Allocated(NamedTuple):

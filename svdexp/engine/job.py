@@ -16,7 +16,7 @@ from svdexp.models.residency import twin
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Processes
-from svdexp.runtime.shelves import Cache
+from svdexp.runtime.shelves import Cache, Shelf, identity
 from svdexp.storage import Storage
 
 
@@ -28,6 +28,8 @@ class Job:
         source: what every result depends on, taken while the model is dense.
         teacher: the dense model, where trainings need it and `model` is streamed.
         storages: of each layer, where the allocation chose that; the method's says which there are.
+        measurements: shelves of what allocations measure, by their identities: a search asks one allocation again and
+            again, also where the cache keeps nothing.
     """
 
     model: PreTrainedModel
@@ -42,10 +44,18 @@ class Job:
     source: Mapping[str, Any]
     teacher: PreTrainedModel | None
     storages: Mapping[str, Storage] = field(default_factory=dict)
+    measurements: dict[str, Shelf] = field(default_factory=dict)
 
     def storage(self, name: str) -> Storage:
         """What keeps the layer called `name`."""
         return self.storages.get(name, self.method.storage)
+
+    def measured(self, stage: str, **options: Any) -> Shelf:
+        """The shelf of what an allocation measures."""
+        key = identity(stage=stage, **options)
+        if key not in self.measurements:
+            self.measurements[key] = self.cache.shelf(stage, **options, source=self.source)
+        return self.measurements[key]
 
     def choosing(self, forms: Mapping[str, str]) -> "Job":
         """The job once layers have `forms`, by their words."""

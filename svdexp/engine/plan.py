@@ -7,7 +7,8 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Aligned, Budget, Foreseen, Whole, fixed_ranks
-from svdexp.engine.size import NearDense, Size, ratio_of
+from svdexp.engine.search import refuse_target
+from svdexp.engine.size import NearDense, Size, WholeModel, ratio_of
 from svdexp.method import Method
 from svdexp.models.behaviour import require_next_token, require_replayable
 from svdexp.models.matrices import Matrix, Ranks
@@ -62,6 +63,8 @@ def plan(model: PreTrainedModel, method: Method, ratio: Size, targets: Targets) 
     """
     if hasattr(model.config, "svdexp"):
         raise UserError("model: it is compressed already; export it with format=dense first, or load the dense one")
+    if isinstance(ratio, WholeModel):
+        refuse_target(method, "bytes")
     layers = find_matrices(model, targets)
     method.storage.require_use(layers)
     require_next_token(model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from svdexp.allocation import FromFile, Learned, Whole
+from svdexp.allocation import FormsFromFile, FromFile, Learned, Sensitivity, Whole
 from svdexp.engine.size import NearDense
 from svdexp.evaluation import NotFiniteError
 from svdexp.method import Method
@@ -52,13 +52,21 @@ class Search:
 def require_searchable(method: Method) -> None:
     """Raise UserError for a method that has but one size, or would train anew for every size that is tried."""
     allocation = type(method.allocation)
+    refuse_target(method, "ppl")
     require(
-        allocation not in (FromFile, Whole),
+        allocation not in (FromFile, FormsFromFile, Whole),
         f"ppl has no sizes to choose from, because method.allocation={allocation.__name__} fixes it; leave it out",
     )
     anew = "ppl tries several sizes and would train for each anew; find the ratio without it, then give ratio"
     require(not method.training, f"method.training: {anew}")
     require(allocation is not Learned, f"method.allocation=Learned: {anew}")
+
+
+def refuse_target(method: Method, knob: str) -> None:
+    """Raise UserError where the allocation goes by a perplexity of its own, and `knob` says how small the model shall
+    be."""
+    free = not isinstance(method.allocation, Sensitivity) or method.allocation.ppl_target is None
+    require(free, f"{knob} and method.allocation.ppl_target both say how small the model shall be: give one of them")
 
 
 def search(

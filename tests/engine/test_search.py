@@ -1,7 +1,7 @@
 """The smallest size at which a model is nearly as good as the dense one."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import FromFile, GlobalLoss, Learned, Uniform, Whole
+from svdexp.allocation import FormsFromFile, FromFile, GlobalLoss, Learned, Sensitivity, Uniform, Whole, measured
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.search import Measure, TooSmallError, Trial, search
@@ -21,7 +21,7 @@ from svdexp.models.structure import Targets
 from svdexp.runtime.clock import StageClock
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Traversal
-from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RTNStorage
+from svdexp.storage import FactorStorage, FormStorage, GPTQStorage, PivotStorage, RTNStorage
 from svdexp.training import Distill
 from svdexp.update import RefitOutput
 from tests.conftest import tiny_model
@@ -133,6 +133,24 @@ def test_it_is_what_a_run_at_that_ratio_gives(name: str, windows: torch.Tensor) 
     assert "search" in clock.seconds
 
 
+def test_what_an_allocation_measures_is_measured_once(windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without a folder: what is measured serves every ratio."""
+    counts: list[int] = []
+    real = measured.measure_missing
+
+    def counted(meter: Any, layers: Mapping[str, Any], shelf: Any) -> None:
+        counts.append(len(layers))
+        real(meter, layers, shelf)
+
+    monkeypatch.setattr(measured, "measure_missing", counted)
+    model = tiny_model("llama")
+    method = Method("scaled", InputMoment(), GlobalLoss(measured=0.2), FactorStorage())
+    found = compress(model, windows, method, NearDense(1.15, "windows"), perplexity=unlikeness(model, windows))
+    assert found.search
+    assert len(found.search.trials) > 1
+    assert counts == [len(found.layers)]
+
+
 def test_trials_leave_no_trace_where_none_is_near_enough(windows: torch.Tensor) -> None:
     model = tiny_model("llama")
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -148,14 +166,16 @@ def test_trials_leave_no_trace_where_none_is_near_enough(windows: torch.Tensor) 
     ("method", "message"),
     [
         (Method("fixed", InputMoment(), FromFile("ranks.json"), FactorStorage()), "no sizes to choose from"),
+        (Method("forms", InputMoment(), FormsFromFile("forms.json"), FormStorage()), "no sizes to choose from"),
         (Method("quantise", None, Whole(), RTNStorage(code_bits=4)), "no sizes to choose from"),
+        (Method("target", InputMoment(), Sensitivity(ppl_target=9.0), FactorStorage()), "ppl_target both say"),
         (Method("learned", InputMoment(), Learned(), FactorStorage()), "would train for each anew"),
         (
             Method("trained", InputMoment(), Uniform(), FactorStorage(), training={"distill": Distill()}),
             "would train for each anew",
         ),
     ],
-    ids=["file", "whole", "learned", "trained"],
+    ids=["file", "forms", "whole", "target", "learned", "trained"],
 )
 def test_methods_without_sizes_to_try_are_refused(method: Method, message: str, windows: torch.Tensor) -> None:
     model = tiny_model("llama")

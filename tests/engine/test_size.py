@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.allocation import Uniform
+from svdexp.allocation import Sensitivity, Uniform
 from svdexp.engine.compress import compress
 from svdexp.engine.plan import plan
 from svdexp.engine.size import WholeModel, ratio_of
@@ -39,6 +39,13 @@ def test_sizes_that_cannot_be_had(llama: PreTrainedModel) -> None:
         WholeModel(9999e6).ratio(llama, layers)
     with pytest.raises(UserError, match=r"^bytes=1\.0 kB is less than what is not compressed takes alone, \d+\.\d kB"):
         plan(llama, method(FactorStorage()), WholeModel(1000), Targets())
+
+
+def test_bytes_beside_a_target_that_would_ignore_them_are_refused(llama: PreTrainedModel) -> None:
+    until = Method("asvd", InputMoment(), Sensitivity(ppl_target=9.0), FactorStorage())
+    plan(llama, until, 0.8, Targets())  # conf/ always has a ratio
+    with pytest.raises(UserError, match=r"^bytes and method\.allocation\.ppl_target both say"):
+        plan(llama, until, WholeModel(0.8), Targets())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
