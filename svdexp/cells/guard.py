@@ -189,7 +189,7 @@ def cli(main: Callable[[], object], schema: type) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of the hub and transformers, which fill log files
     logging.captureWarnings(True)  # Python's warnings, too, go where logs go
     logging.raiseExceptions = False  # a log on a full disk loses lines, and prints no tracebacks
-    sys.argv[1:] = [without_plus(word) for word in sys.argv[1:]]
+    sys.argv[1:] = sweep_first([without_plus(word) for word in sys.argv[1:]])
     if sibling():
         sys.argv += ["hydra.run.dir=.", "hydra/job_logging=disabled"]
     return interruptible(lambda: explained(lambda: tell(sys.argv[1:], CONFIGS[schema]) or main()))
@@ -214,6 +214,11 @@ def tell(words: Sequence[str], config: str) -> bool:
 def without_plus(word: str) -> str:
     """`+experiment=NAME`, as older commands have it, as `experiment=NAME`: the group is in the defaults now."""
     return word.removeprefix("+") if word.startswith("+experiment=") else word
+
+
+def sweep_first(words: Sequence[str]) -> list[str]:
+    """`-m` before all else: among the overrides Hydra's parser does not take it, and prints its usage."""
+    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
 def explained(main: Callable[[], object]) -> int:

@@ -51,6 +51,12 @@ def test_an_experiment_needs_no_plus(word: str, tmp_path: Path) -> None:
     assert ("RemapStorage" in kept) == ("best" in word)
 
 
+def test_a_sweep_may_be_asked_for_among_the_overrides(tmp_path: Path) -> None:
+    done = toy(tmp_path, "seed=0,1", "-m", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.output
+    assert len(list(tmp_path.glob("sweep/*/.hydra"))) == 2
+
+
 def test_the_environment_may_name_the_cache(tmp_path: Path) -> None:
     done = run(tmp_path, ["--cfg", "job", "--resolve"], SVDEXP_CACHE="/scratch/stages")
     assert "cache: /scratch/stages\n" in done.output
