@@ -21,10 +21,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from svdexp.checkpoints import asvd, dobi
 from svdexp.checkpoints.architectures import auto_class, auto_class_of, auto_classes_of
 from svdexp.checkpoints.elastic import Elastic, read_recipe, resize
-from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, weight_files
+from svdexp.checkpoints.intake import at_most, header_shapes, refuse_pickle, require_shapes, tensor_files, weight_files
 from svdexp.checkpoints.processor import copy_processor
 from svdexp.checkpoints.shards import write_streamed
-from svdexp.checkpoints.streaming import streamed, tensor_files
+from svdexp.checkpoints.streaming import streamed
 from svdexp.models.hooks import submodules
 from svdexp.models.matrices import Ranks, found_in
 from svdexp.models.portable.modeling_svdexp import (

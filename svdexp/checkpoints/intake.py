@@ -1,8 +1,9 @@
 """What is looked at in a checkpoint before transformers reads it, for it may come from anywhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,12 +45,30 @@ def weight_files(folder: Path) -> list[Path]:
     require(not (folder / "adapter_config.json").exists(), f"checkpoint {folder} holds an adapter; merge it first")
     for path in weights:
         require(path.is_file(), f"checkpoint {folder}: {INDEX} names {path.name}, which is not there")
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"checkpoint {folder}: {path.name} is damaged or cut short: {error}") from error
+        with opened(path, f"checkpoint {folder}: {path.name}"):
+            pass
     return weights
+
+
+def has_safetensors(folder: Path) -> bool:
+    """Whether transformers would read the model in `folder` from safetensors files."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[Any]:
+    """A safetensors file whose header is whole, and no shorter than that says; `what` it is called in a sentence.
+
+    Raises:
+        UserError: it is damaged, or cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{what} is damaged or cut short: {error}") from error
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error}") from error
 
 
 def require_shapes(folder: Path, found: Mapping[str, torch.Size], expected: Mapping[str, torch.Tensor]) -> None:
@@ -83,22 +102,33 @@ def at_most(tensors: int, what: str) -> Iterator[None]:
         yield
 
 
-def header_shapes(paths: Sequence[Path]) -> dict[str, torch.Size]:
+def header_shapes(paths: Iterable[Path]) -> dict[str, torch.Size]:
     """The shapes of all tensors in safetensors files, by name.
 
     Raises:
-        UserError: a file is damaged, or cannot be read.
+        UserError: a file is damaged, or cannot be read; or two hold one tensor.
     """
-    shapes: dict[str, torch.Size] = {}
+    return {name: shape for name, (_, shape) in _headers(paths).items()}
+
+
+def tensor_files(paths: Iterable[Path]) -> dict[str, Path]:
+    """Which safetensors file holds which tensor, by their headers; an index may say something else.
+
+    Raises:
+        UserError: as `header_shapes`.
+    """
+    return {name: path for name, (path, _) in _headers(paths).items()}
+
+
+def _headers(paths: Iterable[Path]) -> dict[str, tuple[Path, torch.Size]]:
+    found: dict[str, tuple[Path, torch.Size]] = {}
     for path in paths:
-        try:
-            with safe_open(path, "pt") as file:
-                shapes |= {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{path.name} is damaged or cut short: {error}") from error
-        except OSError as error:
-            raise UserError(f"{path.name} cannot be read: {error}") from error
-    return shapes
+        with opened(path, path.name) as file:
+            for name in file.keys():  # noqa: SIM118
+                if name in found:
+                    raise UserError(f"{name} is in two files, {found[name][0]} and {path}")
+                found[name] = path, torch.Size(file.get_slice(name).get_shape())
+    return found
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Load a dense model and its tokenizer from the hub, a folder, a GGUF file, or an installed package."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,11 +18,13 @@ from svdexp.checkpoints.checkpoint import is_compressed, names_compressed
 from svdexp.checkpoints.gguf_rope import Scaling, amend_config, scaling_in
 from svdexp.checkpoints.gguf_tokenizer import amend_tokenizer
 from svdexp.checkpoints.hub import out_of_reach
-from svdexp.checkpoints.intake import at_most, header_shapes
+from svdexp.checkpoints.intake import at_most, has_safetensors, tensor_files, weight_files
 from svdexp.checkpoints.prequantised import as_numbers
 from svdexp.models.spreading import BALANCED
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import ModelConfig, Precision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,13 +172,13 @@ def load_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) ->
     else:
         found = dense_config(config)  # refuses what is no decoder, or compressed
         options |= (codes := as_numbers(found))
-    # Mismatched shapes are told by `require_whole`, in one sentence.
+    # Mismatched shapes are told by `require_weights`, in one sentence.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with readable_errors(config, "model"), _sized(config, source):
         loaded: Any = auto_class(found).from_pretrained(source.location, **options)
     model: PreTrainedModel
     model, report = loaded
-    require_whole(config, report)
+    require_weights(config, report)
     believe_weights(model)
     if codes:
         model.to(dtype)  # type: ignore[arg-type]  # of fp8, transformers leaves some in bfloat16
@@ -272,18 +275,19 @@ def _in_package(uri: str) -> Path:
 
 def _sized(config: ModelConfig, source: Source) -> AbstractContextManager[None]:
     """Where a local folder's safetensors say how many tensors there are, no model of far more is made."""
-    weights = sorted(Path(source.location).glob("*.safetensors")) if source.gguf_file is None else []
-    knob = f"model.path={config.path}"
+    folder, knob = Path(source.location), f"model.path={config.path}"
+    if source.gguf_file is not None or not has_safetensors(folder):
+        return nullcontext()
     try:
-        return at_most(len(header_shapes(weights)), knob) if weights else nullcontext()
+        return at_most(len(tensor_files(weight_files(folder))), knob)
     except UserError as error:
         raise UserError(f"{knob}: {error}") from error
 
 
-def require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
+def require_weights(config: ModelConfig, report: Mapping[str, Any]) -> None:
     """Raise UserError for tensors that the model has and its files do not, which transformers fills at random.
 
-    Those that it finds elsewhere, tied or made of others, are not among them, and a file may hold more.
+    Those that it finds elsewhere, tied or made of others, are not among them. A file may hold more: a line says so.
     """
     missing, surplus = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
@@ -294,6 +298,9 @@ def require_whole(config: ModelConfig, report: Mapping[str, Any]) -> None:
         raise UserError(
             f"model.path={config.path}: {name} has shape {tuple(found)}, but the model of config.json {tuple(expected)}"
         )
+    if surplus:
+        left = f"{len(surplus)} tensors that the model of config.json has no place for, first {surplus[0]}"
+        log.warning("model.path=%s: the files hold %s; they are left out", config.path, left)
 
 
 def believe_weights(model: Any) -> None:

@@ -7,10 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from svdexp.checkpoints.architectures import auto_class
-from svdexp.checkpoints.intake import INDEX, weight_files
-from svdexp.checkpoints.loading import believe_weights, load_skeleton, locate, readable_errors, require_whole
+from svdexp.checkpoints.intake import INDEX, tensor_files, weight_files
+from svdexp.checkpoints.loading import believe_weights, load_skeleton, locate, readable_errors, require_weights
 from svdexp.checkpoints.prequantised import scheme_of
-from svdexp.checkpoints.streaming import streamed, tensor_files
+from svdexp.checkpoints.streaming import streamed
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
 from svdexp.schema import ModelConfig
@@ -38,7 +38,7 @@ def load_streamed(config: ModelConfig, dtype: torch.dtype, device: torch.device,
     how["pretrained_model_name_or_path"] = locate(config).location
     with readable_errors(config, "model"):
         load = auto_class(skeleton.config).from_pretrained
-        check = partial(require_whole, config)
+        check = partial(require_weights, config)
         model = streamed(load, how, skeleton, device, folder, tensor_files(files), check)
     believe_weights(model)
     return model

@@ -5,38 +5,21 @@ with its blocks "on disk", and what it then knows of their places is taken over.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook, remove_hook_from_module
 from accelerate.utils import OffloadedWeightsLoader
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from svdexp.models.residency import Place, stream
 from svdexp.models.structure import find_blocks, named_blocks
-from svdexp.runtime.errors import require
 from svdexp.runtime.words import quiet
 
 # What accelerate leaves on a model that it dispatched, beside its hooks.
 TRACES = ("hf_device_map", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa")
-
-
-def tensor_files(files: Iterable[Path]) -> dict[str, Path]:
-    """Which file holds which tensor, by the headers; an index may say something else.
-
-    Raises:
-        UserError: two hold one.
-    """
-    found: dict[str, Path] = {}
-    for path in files:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                require(name not in found, f"{name} is in two files, {found.get(name)} and {path}")
-                found[name] = path
-    return found
 
 
 def streamed(

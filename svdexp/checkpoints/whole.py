@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from svdexp.checkpoints.elastic import FOLDER
-from svdexp.checkpoints.intake import INDEX, WEIGHTS, header_shapes, weight_files
+from svdexp.checkpoints.intake import INDEX, WEIGHTS, header_shapes, opened, weight_files
 from svdexp.models.portable import modeling_svdexp
 from svdexp.runtime.errors import UserError, require
 from svdexp.runtime.reading import read_object
@@ -27,7 +26,8 @@ def require_whole(folder: Path) -> None:
         if not path.is_file():
             raise UserError(f"checkpoint {folder} lacks {path.relative_to(folder)}")
         if path.suffix == ".safetensors":
-            _require_size(path)
+            with opened(path, str(path)):
+                pass
 
 
 def has_lower_ratios(folder: Path) -> bool:
@@ -64,11 +64,3 @@ def _recipe(config: dict[str, object]) -> Any:
     """What config.json says of lower ratios; None where the checkpoint has one size."""
     table = config.get("svdexp")
     return table.get("elastic") if isinstance(table, dict) else None
-
-
-def _require_size(path: Path) -> None:
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or cut short: {error}") from error

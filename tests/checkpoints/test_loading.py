@@ -85,7 +85,9 @@ def test_a_shape_that_is_another_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["file", "bin"])
-def test_tied_heads_and_surplus_tensors_are_no_fault(form: str, windows: torch.Tensor, tmp_path: Path) -> None:
+def test_tied_heads_and_surplus_tensors_are_no_fault(
+    form: str, windows: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def change(state: State) -> State:
         assert "lm_head.weight" not in state
         return state | {
@@ -95,6 +97,11 @@ def test_tied_heads_and_surplus_tensors_are_no_fault(form: str, windows: torch.T
 
     model = read(written(tmp_path / "model", "llama_gqa", change, form))
     assert torch.equal(model(windows).logits, tiny_model("llama_gqa")(windows).logits)
+    # of rotary_emb transformers knows that older models had it
+    assert (
+        "the files hold 1 tensors that the model of config.json has no place for, first value_head.weight"
+        in caplog.text
+    )
 
 
 @torch.no_grad()

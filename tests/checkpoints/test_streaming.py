@@ -140,6 +140,13 @@ def test_damaged_files_are_refused(folder: Path, tmp_path: Path, damage: Callabl
         load_streamed(config_of(folder), torch.float32, CPU, tmp_path / "blocks")
 
 
+@pytest.mark.parametrize("damage", [cut, without_a_shard, named_twice, twice], ids=lambda damage: damage.__name__)
+def test_a_whole_model_refuses_the_same_files(folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=SENTENCES[damage]):
+        load_model(config_of(folder), torch.float32, CPU)
+
+
 def test_a_single_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
     tiny_model("llama_gqa").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
