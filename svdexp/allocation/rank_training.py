@@ -104,11 +104,12 @@ class RankTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate(step, self.steps)
         self.optimizer.step()
-        self.history.append([perplexity, float(ratio.detach()), *self.gamma.tolist()])
+        gamma = self.gamma.detach()
+        self.history.append([perplexity, float(ratio.detach()), *gamma.tolist()])
         log.info(
             "learned ranks, step %d of %d: perplexity %.4g, ratio %.4f, γ %.0f to %.0f, mean %.0f",
             *(step + 1, self.steps, perplexity, float(ratio.detach())),
-            *(float(self.gamma.min()), float(self.gamma.max()), float(self.gamma.mean())),
+            *(float(gamma.min()), float(gamma.max()), float(gamma.mean())),
         )
 
     def batch(self, step: int) -> list[int]:

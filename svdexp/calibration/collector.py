@@ -18,6 +18,7 @@ from svdexp.calibration.statistics import (
     OUTPUT_STATISTICS,
     Statistics,
 )
+from svdexp.calibration.sums import Sums
 from svdexp.models.hooks import Modules, gradient_hooks, input_gradient_hooks, input_hooks, output_hooks
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.runtime.errors import UserError
@@ -97,10 +98,20 @@ class Collector:
 
     def pool(self, processes: Processes) -> None:
         """Add to every statistic what the other processes have seen; all of them must call this."""
-        for accumulators in (self._inputs, self._outputs, self._gradients, self._input_gradients):
-            for group in accumulators.values():
-                for statistic in group.values():
-                    statistic.pool(processes)
+        for _, _, statistic in self._statistics():
+            statistic.pool(processes)
+
+    def sums(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the statistics are made of so far, by block, by name; not copies."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for block, name, statistic in self._statistics():
+            found.setdefault(block, {}).update({f"{name}/{part}": x for part, x in statistic.sums().items()})
+        return found
+
+    def resume(self, sums: Sums) -> None:
+        """Go on from what `sums` gave."""
+        for block, name, statistic in self._statistics():
+            statistic.resume({part: sums[block][f"{name}/{part}"] for part in statistic.sums()})
 
     def results(self) -> dict[str, Statistics]:
         """Statistics per layer, once; layers that share an input share the tensors of its statistics."""
@@ -113,6 +124,13 @@ class Collector:
                 own |= _emptied(accumulators.get(name, {}))
             found[name] = {need: own[need] for need in self._needs[name]}
         return found
+
+    def _statistics(self) -> Iterator[tuple[str, str, Any]]:
+        """Each with its block, and a name that no other has."""
+        blocks = {layer.name: layer.group for layer in self._layers}
+        for accumulators in (self._inputs, self._outputs, self._gradients, self._input_gradients):
+            for layer, group in accumulators.items():
+                yield from ((blocks[layer], f"{layer}/{need}", statistic) for need, statistic in group.items())
 
     def _see_input(self, name: str, x: torch.Tensor) -> None:
         self._require_finite(x, f"the input of {name}")

@@ -1,5 +1,6 @@
 """All statistics from the dense model, in one pass over the calibration windows."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,15 +13,18 @@ from svdexp.calibration.loss import next_token_loss
 from svdexp.calibration.needs import Needs, by_layer, distinct, of_backward, only
 from svdexp.calibration.statistics import Statistics, pack, unpack
 from svdexp.calibration.streamed import Sweep, discard
+from svdexp.calibration.sums import KeptSums
 from svdexp.data.windows import batches
 from svdexp.models.behaviour import frozen, gradients_from_embeddings
 from svdexp.models.matrices import Matrix, layers_of
 from svdexp.models.pictures import in_short
 from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
-from svdexp.runtime.processes import Processes
+from svdexp.runtime.processes import Alone, Processes
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Shelf
+
+log = logging.getLogger(__name__)
 
 
 class StatisticsSource(Protocol):
@@ -34,7 +38,8 @@ class DenseStatistics:
     """Every statistic from the model as it is when the first one is asked for.
 
     `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is
-    collected, all of it in one pass. Of a streamed model that takes sweeps, whose states wait in the folder `states`.
+    collected, all of it in one pass, for which `collect` is given `sums`. Of a streamed model that takes sweeps, whose
+    states wait in the folder `states`.
     `needs` says which layers want which; by default all want what there are shelves for.
     """
 
@@ -46,8 +51,9 @@ class DenseStatistics:
         shelves: Mapping[str, Shelf],
         states: Path | None = None,
         needs: Needs | None = None,
+        sums: Path | None = None,
     ):
-        self.model, self.layers, self.windows, self.shelves = model, layers, windows, shelves
+        self.model, self.layers, self.windows, self.shelves, self.sums = model, layers, windows, shelves, sums
         self.states, self.needs = states, by_layer(list(shelves) if needs is None else needs, layers)
 
     def statistics(self, group: str) -> dict[str, Statistics]:
@@ -78,10 +84,7 @@ class DenseStatistics:
         if residency_of(self.model):
             self._sweep(processes)
             return
-        missing = processes.agree(self._missing())
-        results = collect(self.model, self.layers, self.windows, only(self.needs, missing), processes)
-        if processes.main:
-            self._put(missing, results)
+        self._collect(processes.agree(self._missing()), processes)
         processes.wait()
 
     def forget_states(self) -> None:
@@ -98,8 +101,13 @@ class DenseStatistics:
         if residency_of(self.model):
             self._sweep()
             return
-        missing = self._missing()
-        self._put(missing, collect(self.model, self.layers, self.windows, only(self.needs, missing)))
+        self._collect(self._missing(), Alone())
+
+    def _collect(self, missing: Sequence[str], processes: Processes) -> None:
+        needs = only(self.needs, missing)
+        results = collect(self.model, self.layers, self.windows, needs, processes, self.sums)
+        if processes.main:
+            self._put(missing, results)
 
     def _sweep(self, processes: Processes | None = None) -> None:
         assert self.states is not None, "a streamed model's statistics need a folder"
@@ -126,15 +134,17 @@ def collect(
     windows: torch.Tensor,
     needs: Needs,
     processes: Processes | None = None,
+    sums: Path | None = None,
 ) -> dict[str, Statistics]:
     """Run all windows (N, L) through the model once and return of each layer the statistics that it `needs`.
 
-    Given `processes`, all of them must call this: each runs its share of the windows.
+    Given `processes`, all of them must call this: each runs its share of the windows. Given `sums`, a folder whose name
+    stands for model, layers and windows, one that was killed on the way goes on from what it left beside that.
 
     Raises:
         UserError: an activation or a gradient is not finite.
     """
-    asked = by_layer(needs, layers)
+    asked, processes = by_layer(needs, layers), processes or Alone()
     if not any(asked.values()):
         return {layer.name: {} for layer in layers}
     backward = bool(of_backward(distinct(asked)))
@@ -144,13 +154,20 @@ def collect(
             layers_of(model, layers), lambda: body(in_short(windows, 16).to(model.device), use_cache=False)
         )
     collector = Collector(model, layers, leaders, asked)
+    # one window at a time where gradients are taken, as Fisher squares each window's own
+    parts = processes.share(batches(windows, 1 if backward else None))
+    kept = KeptSums(sums and sums.with_name(f"{sums.name}-{processes.index}-of-{processes.count}"))
+    seen, found = kept.read(collector.sums())
+    if seen:
+        log.info("calibration: goes on behind %d of %d batches of windows", seen, len(parts))
+        collector.resume(found)
     with collector.listen(), frozen(model):
-        # one window at a time where gradients are taken, as Fisher squares each window's own
-        parts = batches(windows, 1 if backward else None)
-        for collector.window, batch in progress(processes.share(parts) if processes else parts, "calibration"):
+        for collector.window, batch in progress(parts[seen:], "calibration"):
             run(body, batch.to(model.device))
-    if processes:
-        collector.pool(processes)
+            seen += 1
+            kept.keep(seen, collector.sums)
+    collector.pool(processes)
+    kept.discard()
     return collector.results()
 
 

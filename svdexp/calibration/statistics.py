@@ -26,6 +26,12 @@ class Statistic(Protocol):
     def pool(self, processes: Processes) -> None:
         """Account for what the other processes added."""
 
+    def sums(self) -> dict[str, torch.Tensor]:
+        """What there is of it so far, by name."""
+
+    def resume(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go on from such `sums`."""
+
     def result(self) -> torch.Tensor:
         """The statistic over everything added."""
 
@@ -69,6 +75,14 @@ class Mean:
         """Add what the other processes added."""
         self.total = processes.add_up(self.total)
         self.count = int(processes.add_up(torch.tensor(self.count)))
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The sum, and the count."""
+        return {"total": self.total, "count": torch.tensor(self.count)}
+
+    def resume(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go on from them."""
+        self.total, self.count = sums["total"].to(self.total.device), int(sums["count"])
 
     def result(self) -> torch.Tensor:
         """The mean, or zeros where nothing arrived (an expert that no token was routed to)."""
@@ -159,6 +173,14 @@ class AbsMax:
         """Keep the largest of all processes."""
         self.largest = processes.largest(self.largest)
 
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The maximum so far."""
+        return {"largest": self.largest}
+
+    def resume(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go on from it."""
+        self.largest = sums["largest"].to(self.largest.device)
+
     def result(self) -> torch.Tensor:
         """The maximum."""
         return self.largest
@@ -184,6 +206,14 @@ class GradGram:
     def pool(self, processes: Processes) -> None:
         """Pool the moment."""
         self.moment.pool(processes)
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """Those of the moment."""
+        return self.moment.sums()
+
+    def resume(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go on from them."""
+        self.moment.resume(sums)
 
     def result(self) -> torch.Tensor:
         """The mean over tokens."""

@@ -24,13 +24,18 @@ def states_folder(job: Job) -> Path | None:
     return job.cache.folder and shelf_folder(job.cache.folder, "states", **job.source)
 
 
+def sums_folder(job: Job) -> Path | None:
+    """After what sums over the first windows are named; None: they are not kept."""
+    return shelf_folder(job.cache.folder, "sums", **job.source) if job.cache.folder and job.cache.may_write() else None
+
+
 def dense_statistics(job: Job) -> DenseStatistics:
     """The dense model's statistics, of which each is shared between all methods that want it of the same layers."""
     needs = job.method.statistics(job.layers)
     shelves = {
         need: job.cache.shelf("statistics", **about, **job.source) for need, about in statistics_in(needs).items()
     }
-    return DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job), needs)
+    return DenseStatistics(job.model, job.layers, job.windows, shelves, states_folder(job), needs, sums_folder(job))
 
 
 def dense_benches(job: Job, weighting: Weighting, source: DenseStatistics) -> Benches:
