@@ -15,9 +15,11 @@ from svdexp.engine.benches import Benches
 from svdexp.engine.job import Job
 from svdexp.factorisation import Decomposition
 from svdexp.models.factors import Factors, factors_of, low_rank_layer
+from svdexp.models.fingerprint import model_fingerprint
 from svdexp.models.matrices import Matrix, Ranks, layers_of
 from svdexp.models.residency import at_hand
 from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Shelf
 from svdexp.storage import Kept, Storage, bits_of, largest_rank, parts_of, stored_bits
 from svdexp.training import Student, Trained, Training, learner, teach
 from svdexp.update import Repair, place_all
@@ -198,10 +200,21 @@ def finish(job: Job, ranks: Ranks) -> None:
                 if whole is not None:
                     matrix.put(job.model, whole)
     storages = {matrix: job.storage(matrix.name) for matrix in job.layers}
-    kinds: dict[type[Storage], None] = dict.fromkeys(type(storage) for storage in storages.values())
+    kinds: dict[type[Storage], None] = dict.fromkeys(type(storage) for storage in storages.values() if storage.waits)
     for kind in kinds:
         mine = {matrix: storage for matrix, storage in storages.items() if type(storage) is kind}
-        kind.finish(job.model, mine, job.windows)
+        kind.finish(job.model, mine, job.windows, finished_blocks(job, mine))
+
+
+def finished_blocks(job: Job, storages: Mapping[Matrix, Storage]) -> Shelf:
+    """Where the blocks of the model as it stands are left when its layers have these `storages`.
+
+    However it came about, its weights say what becomes of it.
+    """
+    if job.cache.folder is None:  # which spares the hash
+        return Shelf()
+    how = {matrix.name: described(storage) for matrix, storage in storages.items()}
+    return job.cache.shelf("finished", model=model_fingerprint(job.model), windows=job.source["windows"], storages=how)
 
 
 def stored(job: Job) -> dict[str, int]:

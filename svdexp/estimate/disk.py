@@ -13,6 +13,7 @@ from svdexp.models.matrices import Matrix
 from svdexp.models.work import Workload
 from svdexp.runtime.disk import nearest_folder
 from svdexp.schema import Save, Traversal
+from svdexp.storage import NUMBER_BITS, Storage
 
 
 def with_disk(
@@ -25,6 +26,8 @@ def with_disk(
     kept = checkpoint_bytes(workload, save, streamed)
     if cached and method.weighting is not None:
         kept |= cache_bytes(workload, method)
+    if cached:
+        kept["storage"] = kept.get("storage", 0.0) + finished_bytes(workload, method.storage)
     passing = {"calibration": states_bytes(workload, method) if streamed and method.weighting else 0.0}
     found, held = [], 0.0
     for row in rows:
@@ -42,6 +45,12 @@ def cache_bytes(workload: Workload, method: Method) -> dict[str, float]:
     if method.traversal is Traversal.blockwise:
         found["factorisation"] += sum(4 * kept_components(workload, layer) * (layer.m + layer.n) for layer in layers)
     return found
+
+
+def finished_bytes(workload: Workload, storage: Storage) -> float:
+    """What blocks leave there that wait for the finished model; of several forms all might."""
+    waits = storage.waits or any(form.storage.waits for form in storage.menu.values())
+    return workload.kept_share * workload.entries * NUMBER_BITS / 8 if waits else 0.0
 
 
 def kept_components(workload: Workload, layer: Matrix) -> int:

@@ -23,6 +23,7 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require_positive
+from svdexp.runtime.shelves import Shelf
 from svdexp.storage.base import NUMBER_BITS, Kept, Storage
 from svdexp.storage.quantised import RTNStorage, block_by_block, coded, in_turn, unit_columns
 from svdexp.storage.rounding import Grid, Rounded, to_nearest
@@ -105,9 +106,11 @@ class AWQStorage(Storage):
         return self.nearest.layer(factors, bias, like)
 
     @staticmethod
-    def finish(model: PreTrainedModel, storages: Mapping[Matrix, "AWQStorage"], windows: torch.Tensor) -> None:
+    def finish(
+        model: PreTrainedModel, storages: Mapping[Matrix, "AWQStorage"], windows: torch.Tensor, finished: Shelf
+    ) -> None:
         """Quantise the layers of `storages` in `model`, factors and dense ones, in place and in model order."""
-        block_by_block(model, storages, windows, "AWQ")
+        block_by_block(model, storages, windows, finished, "AWQ")
 
     def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds what `matrix` is in `model`, factors or whole, given the second moment C of its inputs.

@@ -15,6 +15,7 @@ from svdexp.data.reads import described
 from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix, stacks
 from svdexp.models.work import Work, Workload
+from svdexp.runtime.shelves import Shelf
 
 # Sizes are those of a checkpoint in a 16-bit format, whatever format a run computes in: `ratio` then means the same
 # everywhere, and formats of their own width, such as int8, compare with the dense matrix that people ship.
@@ -147,10 +148,14 @@ class Storage(ABC):
         yield from ((index, None) for index, _ in enumerate(storages))
 
     @staticmethod  # noqa: B027
-    def finish(model: PreTrainedModel, storages: Mapping[Matrix, Any], windows: torch.Tensor) -> None:
-        """The last step, when all else is done to all layers of `model`; calibration `windows` are (N, L).
+    def finish(model: PreTrainedModel, storages: Mapping[Matrix, Any], windows: torch.Tensor, finished: Shelf) -> None:
+        """The last step, when all else is done to all layers of `model`, of classes that wait for it.
 
-        `storages` has all matrices whose storage is of this class, and that.
+        Args:
+            model: with plain factors, or dense layers, in the places of `storages`.
+            storages: all matrices whose storage is of this class, and that.
+            windows: calibration tokens (N, L).
+            finished: where blocks are left for a run that comes to the same model, and found.
         """
 
     def cost(self, workload: Workload) -> Work:

@@ -31,6 +31,7 @@ from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import UserError, require, require_positive
 from svdexp.runtime.finite import all_finite
 from svdexp.runtime.progress import progress
+from svdexp.runtime.shelves import Shelf
 from svdexp.storage.base import NUMBER_BITS, Errors, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
 from svdexp.storage.rounding import Grid, Inputs, Rounded, gptq, to_nearest, walk
@@ -212,9 +213,11 @@ class GPTQStorage(Storage):
                 yield from zip(indices, done.errors(W), strict=True)
 
     @staticmethod
-    def finish(model: PreTrainedModel, storages: Mapping[Matrix, "GPTQStorage"], windows: torch.Tensor) -> None:
+    def finish(
+        model: PreTrainedModel, storages: Mapping[Matrix, "GPTQStorage"], windows: torch.Tensor, finished: Shelf
+    ) -> None:
         """Quantise the layers of `storages` in `model`, factors and dense ones, in place and in model order."""
-        block_by_block(model, storages, windows, "GPTQ")
+        block_by_block(model, storages, windows, finished, "GPTQ")
 
     def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
         """The layer that holds what `matrix` is in `model`, factors or whole, given the second moment C of its inputs.
@@ -266,29 +269,49 @@ class Calibrated(Protocol):
     def samples(self) -> int:
         """Calibration windows used, at most."""
 
+    @property
+    def nearest(self) -> RTNStorage:
+        """The same codes to the nearest."""
+
     def stored(self, model: PreTrainedModel, matrix: Matrix, C: torch.Tensor) -> QuantisedLinear:
         """The layer for what `matrix` is in `model`, given the second moment C of its inputs."""
 
 
 def block_by_block(
-    model: PreTrainedModel, storages: Mapping[Matrix, Calibrated], windows: torch.Tensor, what: str
+    model: PreTrainedModel, storages: Mapping[Matrix, Calibrated], windows: torch.Tensor, finished: Shelf, what: str
 ) -> None:
     """Put the layers of `storages` in `model`, in model order, behind a progress bar that says `what`.
 
-    Layers fed by one tensor share a second moment, as the model computes it at that moment.
+    Layers fed by one tensor share a second moment, as the model computes it at that moment. Blocks that are `finished`
+    are put there as they are, and the windows come through them only if one behind them is not.
     """
     layers = list(storages)
     samples = max(storage.samples for storage in storages.values())
     path = BlockwiseStatistics(model, layers, windows[:samples], ("gram",))
     for group in progress(list(dict.fromkeys(layer.group for layer in layers)), what):
+        members = [matrix for matrix in layers if matrix.group == group]
+        if (kept := finished.get(group)) is not None:
+            for matrix in members:
+                matrix.put(model, again(model, matrix, storages[matrix].nearest.grid, kept))
+            continue
         with ExitStack() as decoded:  # the windows come through a block as often as it has inputs
             for names in path.sharing(group):
                 statistics = path.statistics(group, names)
-                for matrix in (matrix for matrix in layers if matrix.name in names):
+                for matrix in (matrix for matrix in members if matrix.name in names):
                     layer = storages[matrix].stored(model, matrix, statistics[matrix.name]["gram"])
                     matrix.put(model, layer)
                     decoded.enter_context(instead(layer, numbers_of(layer)))
             path.leave(group)
+        states = {matrix.name: matrix.layer(model).state_dict() for matrix in members}
+        finished.put(group, {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()})
+
+
+def again(model: PreTrainedModel, matrix: Matrix, grid: Grid, kept: Mapping[str, torch.Tensor]) -> QuantisedLinear:
+    """The layer of `matrix`, which is dense or plain factors in `model`, of what was `kept` of its block."""
+    plain, mine = matrix.layer(model), f"{matrix.name}/"
+    like = plain.rank_in.weight if isinstance(plain, LowRankLinear) else matrix.weight(model)
+    state = {key.removeprefix(mine): tensor for key, tensor in kept.items() if key.startswith(mine)}
+    return of_state(grid, matrix.m, matrix.n, state, like)
 
 
 def coded(
@@ -307,11 +330,10 @@ def coded(
         UserError: a scale is beyond float16.
     """
     m, n = len(A.codes), (B or A).codes.shape[1]
-    rank = len(B.codes) if B else None
     state = {} if bias is None else {"bias": bias.detach()}
     for side, part in [("out", A)] if B is None else [("in", B), ("out", A)]:
         if not all(all_finite(x) for x in [part.scale, *([columns[side]] if columns else [])]):
-            at = "" if rank is None else f" at rank {rank}"
+            at = f" at rank {len(B.codes)}" if B else ""
             raise UserError(
                 f"quantised storage cannot hold a matrix of shape {(m, n)}{at}: its numbers are not finite or "
                 "beyond float16; use storage=factors"
@@ -322,13 +344,19 @@ def coded(
         state[f"{side}_scale"] = part.scale.view(torch.int16)
         if part.zero is not None:
             state[f"{side}_zero"] = pack(part.zero.flatten(), grid.bits)
+    return of_state(grid, m, n, state, like)
+
+
+def of_state(grid: Grid, m: int, n: int, state: Mapping[str, torch.Tensor], like: torch.Tensor) -> QuantisedLinear:
+    """The layer of a matrix (m, n) that holds `state`, codes on `grid` and what belongs to them."""
     shape: dict[str, Any] = {
         "code_bits": grid.bits,
         "group_size": grid.group_size,
         "zero_points": grid.zero_points,
     }
-    kind = ScaledLinear if columns else QuantisedLinear
-    layer = kind(n, rank, m, bias is not None, **shape, dtype=like.dtype, device="meta")
+    kind = ScaledLinear if "out_columns" in state else QuantisedLinear
+    rank = len(state["in_scale"]) if "in_scale" in state else None
+    layer = kind(n, rank, m, "bias" in state, **shape, dtype=like.dtype, device="meta")
     return filled(layer, state, like)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from svdexp.allocation import Uniform
+from svdexp.allocation import Uniform, Whole
 from svdexp.checkpoints import checkpoint
 from svdexp.engine.compress import compress
 from svdexp.estimate.disk import cache_bytes, shortage, states_bytes, with_disk
@@ -20,7 +20,7 @@ from svdexp.models.structure import stored_bytes
 from svdexp.models.work import Workload
 from svdexp.runtime.shelves import Cache
 from svdexp.schema import EfficiencyConfig, EvalConfig, Save, Traversal
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, GPTQStorage
 from tests.conftest import tiny_model
 from tests.estimate.workloads import workload_at
 
@@ -69,6 +69,27 @@ def test_as_much_as_a_run_leaves(method: Method, workload: Workload, windows: to
     saved = tensors(tmp_path / "checkpoint")
     assert levels["save"].disk - levels["evaluate"].disk == pytest.approx(saved, rel=0.02)
     assert saved < stored_bytes(tiny_model("llama_gqa"))
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio"),
+    [
+        (Method("quantise", None, Whole(), GPTQStorage(4, 16, samples=2)), 0.4),
+        (replace(ONE_SIDED, storage=GPTQStorage(4, 16, samples=2)), 0.25),
+    ],
+    ids=["whole", "factors"],
+)
+def test_codes_of_finished_blocks_are_counted(
+    method: Method, ratio: float, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    size = {"windows": len(windows), "length": windows.shape[1]}
+    parts: Any = {"storage": method.storage, "allocation": method.allocation}
+    workload = workload_at(tiny_model("llama_gqa"), ratio, **size, **parts)
+    compress(tiny_model("llama_gqa"), windows, method, ratio, cache=Cache(tmp_path))
+    left = tensors(tmp_path / "finished")
+    found, uncached = rows(workload, method), rows(workload, method, cached=False)
+    assert found["storage"].disk - found["allocation"].disk == pytest.approx(left, rel=0.02)
+    assert uncached["storage"].disk == 0
 
 
 def test_what_is_saved_is_counted_where_it_is_written(workload: Workload) -> None:

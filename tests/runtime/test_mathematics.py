@@ -49,10 +49,12 @@ def test_every_numerics_finds_the_recorded_decompositions(
     assert not unlike(found, expected), f"raise FORMAT in svdexp/runtime/shelves.py {ANEW}"
 
 
-def test_every_statistic_weighting_and_training_is_recorded() -> None:
+def test_every_statistic_weighting_training_and_finish_is_recorded() -> None:
     figures = recorded()["figures"]
     for statistic in STATISTICS:
         assert any(key.endswith(f"statistics/{statistic}") for key in figures), statistic
+    for stored in ("gptq", "gptq_fitted", "awq"):
+        assert f"{stored}/finished/out_codes" in figures
     recipes = list(METHODS.values())
     parts = [part for method in recipes for part in (method.weighting, *method.training.values())]
     choices = [path for folder in ("weighting", "training") for path in (CONF / folder).glob("*.yaml")]

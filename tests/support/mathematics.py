@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from svdexp.allocation import Dynamic, GlobalLoss, Learned, Sensitivity, Uniform
+from svdexp.allocation import Dynamic, GlobalLoss, Learned, Sensitivity, Uniform, Whole
 from svdexp.calibration import Statistics
 from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams, perplexity
@@ -26,7 +26,7 @@ from svdexp.factorisation.weighting import ChannelScale
 from svdexp.method import Method
 from svdexp.runtime.shelves import FORMAT, Cache
 from svdexp.schema import EvalConfig, Traversal
-from svdexp.storage import FactorStorage
+from svdexp.storage import AWQStorage, FactorStorage, GPTQStorage
 from svdexp.training import BlockRefine, Distill, SequentialLora
 from tests.conftest import tiny_tokenizer
 
@@ -74,6 +74,9 @@ METHODS: dict[str, Method] = {
     "sensitivity": replace(WHITENED, allocation=Sensitivity(candidates=[0.3, 0.6], windows=2)),
     "measured": replace(WHITENED, allocation=GlobalLoss(measured=0.3, windows=2, length=8)),
     "learned": replace(WHITENED, allocation=RANKS),
+    "gptq": Method("quantise", None, Whole(), GPTQStorage(3, 8)),
+    "gptq_fitted": replace(WHITENED, storage=GPTQStorage(4, 8, zero_points=True, fit=True)),
+    "awq": Method("quantise", None, Whole(), AWQStorage(4, 8)),
     "block_refine": replace(WHITENED, training={"block_refine": BlockRefine(**STEPS)}),
     "distill": replace(WHITENED, training={"distill": Distill(**STEPS, seq_len=16)}),
     "sequential_lora": replace(
