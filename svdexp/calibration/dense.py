@@ -22,7 +22,7 @@ from svdexp.models.residency import residency_of
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Alone, Processes
 from svdexp.runtime.progress import progress
-from svdexp.runtime.shelves import Shelf
+from svdexp.runtime.shelves import Shelf, identity
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def collect(
     """Run all windows (N, L) through the model once and return of each layer the statistics that it `needs`.
 
     Given `processes`, all of them must call this: each runs its share of the windows. Given `sums`, a folder whose name
-    stands for model, layers and windows, one that was killed on the way goes on from what it left beside that.
+    stands for model, layers and windows, one that was killed on the way goes on from what it left there.
 
     Raises:
         UserError: an activation or a gradient is not finite.
@@ -156,7 +156,7 @@ def collect(
     collector = Collector(model, layers, leaders, asked)
     # one window at a time where gradients are taken, as Fisher squares each window's own
     parts = processes.share(batches(windows, 1 if backward else None))
-    kept = KeptSums(sums and sums.with_name(f"{sums.name}-{processes.index}-of-{processes.count}"))
+    kept = KeptSums(sums and sums / identity(needs=asked, process=[processes.index, processes.count]))
     seen, found = kept.read(collector.sums())
     if seen:
         log.info("calibration: goes on behind %d of %d batches of windows", seen, len(parts))

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ class KeptSums:
     """A folder with the sums of one set of layers, one file a block; it is there whole or not at all.
 
     Args:
-        folder: where; None: nothing is kept. Its name stands for the model, its layers, the windows and who runs which.
+        folder: where; None: nothing is kept. Its name stands for all that the sums are of: model, windows, statistics.
     """
 
     def __init__(self, folder: Path | None = None):
@@ -36,7 +37,7 @@ class KeptSums:
     def read(self, like: Sums) -> tuple[int, Sums]:
         """How many batches were seen, and the sums over them.
 
-        Of none where nothing was kept, or other sums than those `like` these: then these are given back.
+        Of none where nothing was kept, or not of all blocks as often: then `like` is given back, the sums over none.
         """
         if self.folder is None:
             return 0, like
@@ -44,7 +45,7 @@ class KeptSums:
         kept = {block: shelf.get(block) for block in like}
         found = {block: tensors for block, tensors in kept.items() if tensors is not None}
         counts = {int(tensors.pop(SEEN)) for tensors in found.values()}
-        if len(counts) != 1 or _shapes(found) != _shapes(like):
+        if len(counts) != 1 or found.keys() != like.keys():
             return 0, like
         return counts.pop(), found
 
@@ -66,10 +67,8 @@ class KeptSums:
         self._next = end + max(PERIOD, PATIENCE * (end - start))
 
     def discard(self) -> None:
-        """Remove what was kept."""
+        """Remove what was kept, and the folder above if nothing else is in it."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _shapes(sums: Sums) -> dict[str, dict[str, torch.Size]]:
-    return {block: {name: tensor.shape for name, tensor in tensors.items()} for block, tensors in sums.items()}
+            with suppress(OSError):
+                self.folder.parent.rmdir()

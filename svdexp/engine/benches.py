@@ -25,7 +25,7 @@ def states_folder(job: Job) -> Path | None:
 
 
 def sums_folder(job: Job) -> Path | None:
-    """After what sums over the first windows are named; None: they are not kept."""
+    """Where sums over the first windows are kept; None: nowhere."""
     return shelf_folder(job.cache.folder, "sums", **job.source) if job.cache.folder and job.cache.may_write() else None
 
 

@@ -117,14 +117,14 @@ def test_a_share_of_the_windows_is_not_another(windows: torch.Tensor, tmp_path: 
         killed_after(1, patch)
         with pytest.raises(Killed):
             collect(model, layers, windows[:4], ["grad_gram"], Second(), tmp_path / "sums")
-    assert [path.name for path in tmp_path.iterdir()] == ["sums-1-of-2"]
+    assert len(list((tmp_path / "sums").iterdir())) == 1
     assert seen_windows(model, windows[:4], tmp_path / "sums", ["grad_gram"])[1] == [0, 1, 2, 3]
 
 
 def test_damaged_ones_are_summed_again(windows: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("llama_gqa")
     run_until(model, windows[:3], tmp_path / "sums", ["gram", "grad_gram"], 2)
-    path = tmp_path / "sums-0-of-1" / "model.layers.1.safetensors"
+    (path,) = tmp_path.glob("sums/*/model.layers.1.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     assert seen_windows(model, windows[:3], tmp_path / "sums", ["gram", "grad_gram"])[1] == [0, 1, 2]
     assert "is damaged" in caplog.text
@@ -133,9 +133,9 @@ def test_damaged_ones_are_summed_again(windows: torch.Tensor, tmp_path: Path, ca
 def test_blocks_of_several_moments_are_not_mixed(windows: torch.Tensor, tmp_path: Path) -> None:
     model = tiny_model("llama_gqa")
     run_until(model, windows[:3], tmp_path / "sums", ["grad_gram"], 2)
-    path = tmp_path / "sums-0-of-1" / "model.layers.1.safetensors"
     run_until(model, windows[:3], tmp_path / "other", ["grad_gram"], 1)
-    path.write_bytes((tmp_path / "other-0-of-1" / path.name).read_bytes())
+    (path,), (other,) = (tmp_path.glob(f"{name}/*/model.layers.1.safetensors") for name in ("sums", "other"))
+    path.write_bytes(other.read_bytes())
     assert seen_windows(model, windows[:3], tmp_path / "sums", ["grad_gram"])[1] == [0, 1, 2]
 
 
