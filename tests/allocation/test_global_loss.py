@@ -61,6 +61,16 @@ def test_against_enumeration(beside: dict[str, int], storage: Storage, ratio: fl
     assert enumerated(budget, budget.total, sigma) - 1e-9 <= loss(ranks, sigma) <= loss(priced, sigma) + 1e-9
 
 
+@pytest.mark.parametrize("names", ["ace", "eca"])
+def test_what_experts_pay_beside_is_paid_by_nobody_else(names: str) -> None:
+    """a has the experts' shape and pays nothing beside its factors, whether it comes first or last."""
+    sigma = dict.fromkeys(names, spectra(0)["a"])
+    budget = Budget(0.9, dict.fromkeys(names, (8, 6)), FactorStorage(), beside={"c": 300, "e": 299})
+    ranks = GlobalLoss()(budget, Evidence(None, None, sigma, None))  # type: ignore[arg-type]
+    assert budget.spent(ranks) <= budget.total
+    assert loss(ranks, sigma) == pytest.approx(enumerated(budget, budget.total, sigma))
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("storage", [FactorStorage(), PivotStorage()])
 def test_no_other_price_does_better(storage: Storage, ratio: float) -> None:
