@@ -7,7 +7,7 @@ The second moment of an expert with few tokens is lent some of the others'. As i
 
 with N the tokens that the expert saw, d the width of the moment, and C̄ that of all tokens of all experts of the layer:
 the mean counts as d tokens, so it matters to an expert that saw fewer than it takes to know a moment of this width, and
-hardly to one that saw many. G is lent the same way. An expert that saw no token has the others' mean.
+hardly to one that saw many. G is lent the same way, clipped or not. An expert that saw no token has the others' mean.
 
 C also counts by the share of the text's tokens that the expert saw, N + 1 of them: the loss sums over tokens, so one
 price for all matrices takes more from an expert that is seldom asked. G, next to it in that sum, is a mean over the
@@ -58,9 +58,9 @@ def pool(moments: Iterable[SecondMoment]) -> None:
 
 
 def _of(kind: Any, layers: Iterable[Matrix], accumulators: Accumulators) -> dict[str, Any]:
-    """The accumulators of one kind, by layer."""
+    """The accumulators of one kind, clipped gradients' among those of gradients, by layer."""
     found = {layer.name: accumulators.get(layer.name, {}) for layer in layers}
-    return {name: one for name, group in found.items() for one in group.values() if type(one) is kind}
+    return {name: one for name, group in found.items() for one in group.values() if isinstance(one, kind)}
 
 
 def _tell(unseen: Sequence[str]) -> None:

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 import svdexp
 from svdexp.calibration.dense import forward_and_backward
-from svdexp.calibration.experts import pool
-from svdexp.calibration.statistics import SecondMoment
+from svdexp.calibration.experts import lend, pool
+from svdexp.calibration.statistics import GRADIENT_STATISTICS, Gram, SecondMoment
 from svdexp.models.behaviour import frozen
 from svdexp.models.hooks import gradient_hooks
 from svdexp.models.matrices import Matrix, layers_of
+from svdexp.models.structure import Targets, find_matrices
 from tests.support.experts import EXPERTS, experts_in, tiny_experts
 
 Rows = dict[str, list[torch.Tensor]]
@@ -82,6 +83,37 @@ def test_few_vectors_lean_on_the_mean_and_many_do_not() -> None:
     torch.testing.assert_close(none, mean)
     torch.testing.assert_close(few, (2 * own[1] + 4 * mean) / 6)
     torch.testing.assert_close(many, own[2], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("need", ["grad_gram", "clipped_grad_gram"])
+def test_gradients_are_lent_clipped_or_not(need: str) -> None:
+    """Of two experts one saw 16 tokens: their mean is its own, and what the other one gets."""
+    layers = experts_in(tiny_experts("gpt_oss"))[:2]
+    assert layers[0].rivals == layers[1].rivals
+    moments = [GRADIENT_STATISTICS[need](4, 4, torch.device("cpu")) for _ in layers]
+    moments[0].add(None, torch.randn(1, 16, 4, generator=torch.Generator().manual_seed(0)))
+    own = moments[0].result()
+    lend(layers, {}, {layer.name: {need: moment} for layer, moment in zip(layers, moments, strict=True)})
+    for moment in moments:
+        torch.testing.assert_close(moment.result(), own)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_expert_counts_by_the_share_of_the_tokens_that_it_saw(alone: bool) -> None:
+    """Of 24 tokens, each of which went to two experts, 10 and 38 times: against a layer that saw all 24, or alone."""
+    model = tiny_experts("gpt_oss")
+    experts, every = experts_in(model)[:2], find_matrices(model, Targets(include=["*.0.self_attn.q_proj"]))
+    rows = [torch.randn(count, 4, generator=torch.Generator().manual_seed(count)) for count in (10, 38, 24)]
+    moments = [Gram(4, torch.device("cpu")) for _ in rows]
+    for moment, part in zip(moments, rows, strict=True):
+        moment.add(part)
+    layers = experts if alone else [*experts, *every]
+    lend(layers, {layer.name: {"gram": one} for layer, one in zip(layers, moments, strict=False)}, {})
+    mean, tokens = torch.cat(rows[:2]), 48 if alone else 24
+    for part, moment in zip(rows[:2], moments, strict=False):
+        expected = (part.T @ part + 4 * mean.T @ mean / 48) / (len(part) + 4) * min(1, (len(part) + 1) / tokens)
+        torch.testing.assert_close(moment.result(), expected)
+    torch.testing.assert_close(moments[2].result(), rows[2].T @ rows[2] / 24)
 
 
 def test_an_expert_without_tokens_is_named_and_compressed(
