@@ -128,6 +128,11 @@ def test_what_is_left_goes_where_a_bit_helps_most() -> None:
     assert spent(40, a=([3.0, 0], [10.0, 20]), b=([4.0, 0], [10.0, 50])) == {"a": 1, "b": 0}
 
 
+def test_what_is_lost_all_the_same_buys_nothing() -> None:
+    """4 less of b's 4 before 1 less of a's 9."""
+    assert spent(10, a=([9.0, 8], [10.0, 20]), b=([4.0, 0], [10.0, 20])) == {"a": 0, "b": 1}
+
+
 def test_a_climb_may_skip_a_rung_that_alone_helps_little() -> None:
     assert spent(25, a=([5.0, 5, 0], [10.0, 30, 35])) == {"a": 2}
 

@@ -220,6 +220,8 @@ def test_two_processes_share_the_sequences_of_a_step(windows: torch.Tensor, tmp_
         ({"lr": math.nan}, "lr must be positive"),
         ({"penalty": {}}, "penalty maps kept ratios"),
         ({"penalty": {4.0: 1.0}}, "penalty maps kept ratios"),
+        ({"penalty": {0.0: 1.0}}, "penalty maps kept ratios"),
+        ({"penalty": {0.5: -1.0}}, "penalty maps kept ratios"),
     ],
 )
 def test_bad_options_are_refused(change: dict[str, Any], sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -87,6 +88,15 @@ def test_what_cannot_be_measured_is_scaled_as_the_others_are() -> None:
         "whole": 1.0,
     }
     assert scales({}, {}, ["whole"]) == {"whole": 1.0}
+
+
+def test_a_matrix_that_stays_whole_at_the_share_is_not_measured(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """(16, 32) has no multiple of 11 that is cheaper; its scale is what the median of the others is."""
+    some = Targets(include=["*.0.self_attn.k_proj", "*.mlp.*"])
+    _, evidence = seen(llama, windows, Spy(measured=0.9, rank_align=11), targets=some)
+    alone = evidence.scales.pop("model.layers.0.self_attn.k_proj")
+    assert len(evidence.scales) == 9
+    assert alone == median(evidence.scales.values())
 
 
 def test_fixed_layers_are_not_measured(llama: PreTrainedModel, windows: torch.Tensor) -> None:
