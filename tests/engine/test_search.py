@@ -102,8 +102,10 @@ def test_an_error_that_is_about_something_else_ends_the_search() -> None:
 
 
 def test_where_all_bits_are_not_enough() -> None:
+    tried: list[float] = []
     with pytest.raises(UserError, match=r"^ppl=1\.05x: even at ratio=1 perplexity on prose is above 1\.05 times"):
-        searched(lambda ratio: 10.51)
+        searched(lambda ratio: tried.append(ratio) or 10.51)
+    assert max(tried) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)

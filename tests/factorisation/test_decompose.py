@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from svdexp.factorisation import Decomposition, Metric, decompose
+from svdexp.factorisation.moments import definite
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Numerics, SigmaFuse
 
@@ -149,6 +150,16 @@ def test_damping_is_zero_for_a_definite_moment_and_reported_for_a_deficient_one(
     assert few is not None
     assert left == 0
     assert 0 < right <= 1e-9 * float(few.diagonal().mean())
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_damping_grows_tenfold_until_there_is_a_root(diagonal: bool) -> None:
+    """2e-9 of the mean is missing, so of 1e-12, 1e-11, … it takes 1e-8."""
+    values = torch.tensor([1.0, 2.0, 3.0, -3e-9], dtype=torch.float64)
+    moment = values if diagonal else values.diag()
+    damped, _, damping = definite(moment)
+    assert damping == pytest.approx(1e-8 * float(values.mean()), rel=1e-9)
+    torch.testing.assert_close(damped, values + damping if diagonal else (values + damping).diag(), rtol=0, atol=0)
 
 
 def test_no_tokens_means_plain_svd() -> None:

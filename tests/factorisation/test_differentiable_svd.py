@@ -59,6 +59,17 @@ def test_triplets_are_those_of_the_full_svd(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_triplets_beyond_the_rank_are_zero_but_for_the_nearer_side(shape: tuple[int, ...]) -> None:
+    """Not rounding errors, whose inverses would be large: the vectors on the larger side are zero as well."""
+    U, S, V = singular_triplets(random_matrix(*shape, rank=2), 4)
+    near, far = (U, V) if shape[-2] <= shape[-1] else (V, U)
+    assert bool((S[..., :2] > 0).all())
+    assert not bool(S[..., 2:].any())
+    assert not bool(far[..., 2:].any())
+    torch.testing.assert_close(near.mT @ near, torch.eye(4, dtype=near.dtype).expand(*shape[:-2], 4, 4))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> None:
     A = random_matrix(*shape).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda A: use_of(*ours(A)), (A,), atol=1e-6)
