@@ -57,6 +57,7 @@ PARTS = [
     "storage=factors save=elastic",
     "storage=remap",
     "storage=gptq4",
+    "storage=awq_int4",
     "cache=null",
     "save=none eval.texts=[] eval.efficiency=null",
     "targets.include=['*.q_proj']",

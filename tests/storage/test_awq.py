@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import svdexp
 from svdexp.allocation import Whole
@@ -23,6 +24,7 @@ from svdexp.storage.awq import RUNGS, awq
 from svdexp.storage.quantised import numbers_of
 from svdexp.storage.rounding import Grid, to_nearest
 from tests.conftest import tiny_model
+from tests.estimate.workloads import workload_at
 from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import correlated, drawn
 from tests.test_compress import WHITENED
@@ -99,3 +101,28 @@ def test_saved_and_loaded(method: Method, windows: torch.Tensor, tmp_path: Path)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="its scales are not finite"):
         svdexp.load(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_its_cost_is_what_torch_counts_of_the_ladder(rank: int | None) -> None:
+    model = tiny_model("llama_gqa")
+    workload = replace(workload_at(model, 0.5, windows=0, length=24), ranks=dict.fromkeys(names_of(model), rank))
+    storage = AWQStorage(4, 8)
+    for matrix in workload.layers:
+        if rank is not None:
+            W = matrix.weight(model)
+            matrix.put(model, low_rank_layer(random_factors(matrix.m, matrix.n, rank), matrix.bias(model), W))
+        with FlopCounterMode(display=False) as counter:
+            storage.stored(model, matrix, torch.eye(matrix.n))
+        expected = storage.cost(replace(workload, layers=(matrix,))).float32
+        # of factors, once more what the rounded B makes of C, which the ladder of A is for
+        assert expected == pytest.approx(counter.get_total_flops(), rel=1e-9 if rank is None else 0.1)
+
+
+def names_of(model: PreTrainedModel) -> list[str]:
+    return [matrix.name for matrix in find_matrices(model, Targets())]
+
+
+def test_samples_are_positive() -> None:
+    with pytest.raises(UserError, match=r"storage\.samples must be"):
+        AWQStorage(samples=0)
