@@ -161,6 +161,7 @@ def collect(
     if seen:
         log.info("calibration: goes on behind %d of %d batches of windows", seen, len(parts))
         collector.resume(found)
+    del found  # a sum is let go when its result is made
     with collector.listen(), frozen(model):
         for collector.window, batch in progress(parts[seen:], "calibration"):
             run(body, batch.to(model.device))

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from svdexp.calibration import STATISTICS, dense, sums
 from svdexp.calibration.collector import Collector
 from svdexp.calibration.dense import collect
-from svdexp.calibration.statistics import Statistics
+from svdexp.calibration.statistics import Gram, Statistics
 from svdexp.calibration.sums import KeptSums
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.runtime.processes import Alone
@@ -161,6 +162,27 @@ def test_they_are_kept_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for seen, expected in enumerate([0, 1, 1, 3]):
         kept.keep(seen, lambda: given)
         assert kept.read(given)[0] == expected
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_sums_are_let_go_when_their_results_are_made(
+    killed: bool, windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all layers take as much again as the results."""
+    model, totals, alive = tiny_model("llama_gqa"), list[Any](), list[int]()
+    if killed:
+        run_until(model, windows[:3], tmp_path / "sums", ["gram"], 2)
+    result = Gram.result
+
+    def seen(self: Gram) -> torch.Tensor:
+        totals.append(ref(self.total))
+        alive.append(sum(total() is not None for total in totals))
+        return result(self)
+
+    monkeypatch.setattr(Gram, "result", seen)
+    run(model, windows[:3], tmp_path / "sums", ["gram"])
+    assert len(totals) == 12
+    assert set(alive) == {1}
 
 
 def test_what_a_collector_sums_up_has_names_of_its_own(windows: torch.Tensor) -> None:
