@@ -59,6 +59,7 @@ class BlockwiseStatistics:
     def leave(self, group: str) -> None:
         """Take the windows through the block as it is now, unless none comes behind it."""
         if group in self.blocks and group != self.path.waiting[-1]:
+            self.path.reach(group)
             self.path.advance()
 
     @torch.no_grad()

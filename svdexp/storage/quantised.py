@@ -293,22 +293,35 @@ def block_by_block(
     layers = list(storages)
     samples = max(storage.samples for storage in storages.values())
     path = BlockwiseStatistics(model, layers, windows[:samples], ("gram",))
+    passed: list[list[Matrix]] = []  # finished blocks that the windows have not come through
     for group in progress(list(dict.fromkeys(layer.group for layer in layers)), what):
         members = [matrix for matrix in layers if matrix.group == group]
         if (kept := finished.get(group)) is not None:
             for matrix in members:
                 matrix.put(model, again(model, matrix, storages[matrix].nearest.grid, kept))
+            passed.append(members)
             continue
+        while passed and group in path.blocks:
+            with ExitStack() as decoded:
+                for matrix in (earlier := passed.pop(0)):
+                    decode(matrix.layer(model), decoded)
+                path.leave(earlier[0].group)
         with ExitStack() as decoded:  # the windows come through a block as often as it has inputs
             for names in path.sharing(group):
                 statistics = path.statistics(group, names)
                 for matrix in (matrix for matrix in members if matrix.name in names):
                     layer = storages[matrix].stored(model, matrix, statistics[matrix.name]["gram"])
                     matrix.put(model, layer)
-                    decoded.enter_context(instead(layer, numbers_of(layer)))
+                    decode(layer, decoded)
             path.leave(group)
         states = {matrix.name: matrix.layer(model).state_dict() for matrix in members}
         finished.put(group, {f"{name}/{key}": x for name, state in states.items() for key, x in state.items()})
+
+
+def decode(layer: nn.Module, context: ExitStack) -> None:
+    """Let `layer` multiply by numbers in this context: of few tokens its own products round in another way."""
+    assert isinstance(layer, QuantisedLinear)
+    context.enter_context(instead(layer, numbers_of(layer)))
 
 
 def again(model: PreTrainedModel, matrix: Matrix, grid: Grid, kept: Mapping[str, torch.Tensor]) -> QuantisedLinear:

@@ -13,6 +13,7 @@ from svdexp.allocation import Whole
 from svdexp.calibration import BlockwiseStatistics
 from svdexp.engine.compress import compress
 from svdexp.method import Method
+from svdexp.models.portable.svdexp_quantised import QuantisedLinear
 from svdexp.runtime.shelves import Cache
 from svdexp.storage import AWQStorage, GPTQStorage
 from svdexp.storage import quantised as finishing
@@ -81,6 +82,25 @@ def test_it_goes_on_behind_the_blocks_that_are_there(method: Method, windows: to
         blocks = asked(patch)
         assert_same(run(tiny_model("gpt2"), method, windows, cache), expected)
         assert not blocks
+
+
+def test_windows_come_through_finished_blocks_as_through_new_ones(
+    windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = QuantisedLinear._product
+
+    def rounded(self: QuantisedLinear, side: str, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As that of a compiled operator, which has its own order of additions."""
+        return product(self, side, x, bias) * 1.01
+
+    method, cache = METHODS["gptq of factors"], Cache(tmp_path)
+    monkeypatch.setattr(QuantisedLinear, "_product", rounded)
+    expected = run(tiny_model("llama_gqa"), method, windows, None)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after(1, patch)
+        with pytest.raises(Killed):
+            run(tiny_model("llama_gqa"), method, windows, cache)
+    assert_same(run(tiny_model("llama_gqa"), method, windows, cache), expected)
 
 
 def test_experts_are_found_again(windows: torch.Tensor, tmp_path: Path) -> None:
