@@ -1,6 +1,7 @@
 """Mixtures of experts: matrices of their own while the model computes what it did."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,7 @@ def test_plain_transformers_loads_what_was_saved(name: str, tmp_path: Path) -> N
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
         torch.testing.assert_close(again(TOKENS).logits, before)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(again))(TOKENS).logits, before)
     assert stored_bytes(again) == size
 
 

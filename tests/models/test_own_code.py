@@ -1,6 +1,7 @@
 """Models with code of their own: compressed, saved and loaded again, here and where svdexp is not."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_it_comes_back(saved: Path, model: PreTrainedModel, windows: torch.Tenso
         theirs = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
     assert torch.equal(theirs(windows).logits, model(windows).logits)
     ours, words = svdexp.load(saved, trust_remote_code=True)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(windows).logits, model(windows).logits)
     ours.save_pretrained(tmp_path / "again")
     words.save_pretrained(tmp_path / "again")
     again, _ = svdexp.load(tmp_path / "again", trust_remote_code=True)

@@ -77,6 +77,7 @@ def test_a_stranger_gets_the_same_model(case: str, folders: Path, reports: dict[
         "class": f"LowRank{name}",
         "logits": True,
         "generated": True,
+        "pickled": True,
         "body": True,
         "words": words,
         "learns": True,

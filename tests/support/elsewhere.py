@@ -5,6 +5,7 @@
 """
 
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def visit(folder: Path) -> dict[str, Any]:
     found = {"class": type(model).__name__, "logits": torch.equal(logits(model, tokens), expected["logits"])}
     generated = model.generate(tokens[:1], max_new_tokens=20, do_sample=False, eos_token_id=None)
     found["generated"] = torch.equal(generated, expected["generated"])
+    found["pickled"] = torch.equal(logits(pickle.loads(pickle.dumps(model)), tokens), expected["logits"])
     body = load(folder, AutoModel)
     with torch.no_grad():
         inner, outer = body(tokens)[0], model.base_model(tokens)[0]

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
+from .svdexp_base import blank
 from .svdexp_experts import ExpertList, split_named
 from .svdexp_latent import LatentCache
 from .svdexp_layers import LAYERS
@@ -88,7 +89,12 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         """A fresh cache that keeps less: model.generate(tokens, past_key_values=model.latent_cache())."""
         return LatentCache(self)
 
+    def reduce(self: Any) -> tuple[Any, ...]:
+        """For pickles: made of the dense class, and then filled."""
+        return blank, (low_rank, architecture), self.__dict__
+
     members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained, "latent_cache": latent_cache}
+    members |= {"__reduce__": reduce}
     members |= {"from_pretrained": classmethod(from_pretrained)}
     members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
     # transformers would copy this file and what it imports by name; `save_pretrained` knows the formats, and the config

@@ -12,6 +12,15 @@ def is_untouched(layer: Any, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
 
 
+def blank(like: Callable[[type[Any]], type[Any]], dense: type[Any]) -> Any:
+    """An object, yet without contents, of the class that `like` makes of `dense`.
+
+    Pickles name this in the place of such classes, which stand in no module.
+    """
+    kind = like(dense)
+    return kind.__new__(kind)
+
+
 class _Undrawn(nn.Linear):
     def reset_parameters(self) -> None:
         pass

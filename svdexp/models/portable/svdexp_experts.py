@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .svdexp_base import is_untouched
+from .svdexp_base import blank, is_untouched
 from .svdexp_operator import ready
 from .svdexp_products import FEW, is_open, reordered_each
 
@@ -450,6 +450,10 @@ class Experts(nn.Module):
         """Methods of the dense class, too."""
         method = None if name in STACKS else getattr(type(self)._dense_class, name, None)
         return MethodType(method, self) if isfunction(method) else super().__getattr__(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickles: made of the dense class, and then filled."""
+        return blank, (_experts_like, type(self)._dense_class), self.__dict__
 
 
 @cache
