@@ -55,6 +55,8 @@ def require_corrections(model: PreTrainedModel) -> None:
                 f"format=peft is for corrections, and {matrix.name} has none: compress with storage=residual, "
                 "or use format=hf or format=dense"
             )
+        # peft would read the adapter and leave out, with a warning, what it finds no module for
+        require(not matrix.rivals, f"format=peft has no experts, but {matrix.name} is one's: use format=dense")
         kinds.add(is_transposed(matrix.layer(skeleton)))
     require(bool(kinds), "format=peft is for corrections, and all layers are dense here: use format=dense")
     require(len(kinds) == 1, "format=peft: an adapter cannot say which matrices are transposed, and here some are")

@@ -19,6 +19,7 @@ from svdexp.storage import FactorStorage, ResidualStorage, Storage
 from svdexp.storage.residual import Rounding
 from tests.conftest import tiny_model
 from tests.export.test_autogptq import unpacked, wide_model
+from tests.support.experts import tiny_experts
 from tests.support.shrunk import truncated
 
 WINDOWS = torch.arange(96).view(4, 24)
@@ -109,6 +110,14 @@ def test_an_adapter_holds_the_numbers_of_the_run(form: Format, bits: int, kept: 
 def test_a_layer_without_a_correction_is_named(tmp_path: Path) -> None:
     corrected(wide_model(), tmp_path / "run", FactorStorage())
     with pytest.raises(UserError, match=r"^format=peft is for corrections, and \S+_proj has none: compress with stor"):
+        export(tmp_path, Format.peft)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_is_named(tmp_path: Path) -> None:
+    """transformers keeps the dense base's experts in stacks, where an adapter by names of layers finds nothing."""
+    corrected(tiny_experts("mixtral"), tmp_path / "run", residual(), (8,))
+    with pytest.raises(UserError, match=r"^format=peft has no experts, but \S+\.0 is one's: use format=dense$"):
         export(tmp_path, Format.peft)
     assert not (tmp_path / "out").exists()
 
