@@ -17,7 +17,7 @@ def blank(like: Callable[[type[Any]], type[Any]], dense: type[Any]) -> Any:
 
     Pickles name this in the place of such classes, which stand in no module.
     """
-    kind = like(dense)
+    kind: Any = like(dense)
     return kind.__new__(kind)
 
 
