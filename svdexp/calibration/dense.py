@@ -38,8 +38,8 @@ class DenseStatistics:
     """Every statistic from the model as it is when the first one is asked for.
 
     `shelves` maps each needed statistic to where it is kept: only what no earlier run left there is
-    collected, all of it in one pass, for which `collect` is given `sums`. Of a streamed model that takes sweeps, whose
-    states wait in the folder `states`.
+    collected, all of it in one pass, whose sums are kept in the folder `sums` until it is on the shelves. Of a streamed
+    model that takes sweeps, whose states wait in the folder `states`.
     `needs` says which layers want which; by default all want what there are shelves for.
     """
 
@@ -84,8 +84,9 @@ class DenseStatistics:
         if residency_of(self.model):
             self._sweep(processes)
             return
-        self._collect(processes.agree(self._missing()), processes)
+        kept = self._collect(processes.agree(self._missing()), processes)
         processes.wait()
+        kept.discard()
 
     def forget_states(self) -> None:
         """Remove what a sweep that was killed left, when its statistics have come about in another way.
@@ -101,13 +102,16 @@ class DenseStatistics:
         if residency_of(self.model):
             self._sweep()
             return
-        self._collect(self._missing(), Alone())
+        self._collect(self._missing(), Alone()).discard()
 
-    def _collect(self, missing: Sequence[str], processes: Processes) -> None:
+    def _collect(self, missing: Sequence[str], processes: Processes) -> KeptSums:
         needs = only(self.needs, missing)
-        results = collect(self.model, self.layers, self.windows, needs, processes, self.sums)
+        mine = {"needs": needs, "process": [processes.index, processes.count]}
+        kept = KeptSums(self.sums and self.sums / identity(**mine))
+        results = collect(self.model, self.layers, self.windows, needs, processes, kept)
         if processes.main:
             self._put(missing, results)
+        return kept
 
     def _sweep(self, processes: Processes | None = None) -> None:
         assert self.states is not None, "a streamed model's statistics need a folder"
@@ -134,17 +138,17 @@ def collect(
     windows: torch.Tensor,
     needs: Needs,
     processes: Processes | None = None,
-    sums: Path | None = None,
+    kept: KeptSums | None = None,
 ) -> dict[str, Statistics]:
     """Run all windows (N, L) through the model once and return of each layer the statistics that it `needs`.
 
-    Given `processes`, all of them must call this: each runs its share of the windows. Given `sums`, a folder whose name
-    stands for model, layers and windows, one that was killed on the way goes on from what it left there.
+    Given `processes`, all of them must call this: each runs its share of the windows. One that was killed goes on from
+    the sums that it had `kept`.
 
     Raises:
         UserError: an activation or a gradient is not finite.
     """
-    asked, processes = by_layer(needs, layers), processes or Alone()
+    asked, processes, kept = by_layer(needs, layers), processes or Alone(), kept or KeptSums()
     if not any(asked.values()):
         return {layer.name: {} for layer in layers}
     backward = bool(of_backward(distinct(asked)))
@@ -156,7 +160,6 @@ def collect(
     collector = Collector(model, layers, leaders, asked)
     # one window at a time where gradients are taken, as Fisher squares each window's own
     parts = processes.share(batches(windows, 1 if backward else None))
-    kept = KeptSums(sums and sums / identity(needs=asked, process=[processes.index, processes.count]))
     seen, found = kept.read(collector.sums())
     if seen:
         log.info("calibration: goes on behind %d of %d batches of windows", seen, len(parts))
@@ -168,7 +171,6 @@ def collect(
             seen += 1
             kept.keep(seen, collector.sums)
     collector.pool(processes)
-    kept.discard()
     return collector.results()
 
 

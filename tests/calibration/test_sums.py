@@ -10,13 +10,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from svdexp.calibration import STATISTICS, dense, sums
+from svdexp.calibration import STATISTICS, DenseStatistics, dense, sums
 from svdexp.calibration.collector import Collector
-from svdexp.calibration.dense import collect
 from svdexp.calibration.statistics import Gram, Statistics
 from svdexp.calibration.sums import KeptSums
+from svdexp.models.matrices import Matrix
 from svdexp.models.structure import Targets, find_matrices
+from svdexp.runtime.errors import UserError
 from svdexp.runtime.processes import Alone
+from svdexp.runtime.shelves import Shelf
 from tests.conftest import tiny_model
 from tests.support.experts import tiny_experts
 
@@ -43,7 +45,19 @@ def killed_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(model: PreTrainedModel, windows: torch.Tensor, folder: Path | None, needs: Sequence[str] = STATISTICS) -> Any:
-    return collect(model, find_matrices(model, Targets()), windows, needs, None, folder)
+    source = source_of(model, windows, folder, needs)
+    return {name: x for group in groups_of(source.layers) for name, x in source.statistics(group).items()}
+
+
+def source_of(
+    model: PreTrainedModel, windows: torch.Tensor, folder: Path | None, needs: Sequence[str]
+) -> DenseStatistics:
+    layers = find_matrices(model, Targets())
+    return DenseStatistics(model, layers, windows, {need: Shelf() for need in needs}, sums=folder)
+
+
+def groups_of(layers: Sequence[Matrix]) -> list[str]:
+    return list(dict.fromkeys(layer.group for layer in layers))
 
 
 def run_until(model: PreTrainedModel, windows: torch.Tensor, folder: Path, needs: Sequence[str], batches: int) -> None:
@@ -112,12 +126,14 @@ def test_a_share_of_the_windows_is_not_another(windows: torch.Tensor, tmp_path: 
             super().__init__()
             self.index, self.count = 1, 2
 
+        def agree(self, value: Any) -> Any:
+            return value
+
     model = tiny_model("llama_gqa")
-    layers = find_matrices(model, Targets())
     with pytest.MonkeyPatch.context() as patch:
         killed_after(1, patch)
         with pytest.raises(Killed):
-            collect(model, layers, windows[:4], ["grad_gram"], Second(), tmp_path / "sums")
+            source_of(model, windows[:4], tmp_path / "sums", ["grad_gram"]).prepare(Second())
     assert len(list((tmp_path / "sums").iterdir())) == 1
     assert seen_windows(model, windows[:4], tmp_path / "sums", ["grad_gram"])[1] == [0, 1, 2, 3]
 
@@ -150,6 +166,20 @@ def test_a_full_disk_ends_nothing(
     model = tiny_model("llama_gqa")
     assert_same(run(model, windows[:3], tmp_path / "sums", ["gram"]), run(model, windows[:3], None, ["gram"]))
     assert caplog.text.count("what was summed so far is not kept") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_they_are_kept_until_the_statistics_are(windows: torch.Tensor, tmp_path: Path) -> None:
+    class Full(Shelf):
+        def put(self, item: str, tensors: dict[str, torch.Tensor]) -> None:
+            raise UserError("the disk is full")
+
+    model, folder = tiny_model("llama_gqa"), tmp_path / "sums"
+    source = source_of(model, windows[:3], folder, ["grad_gram"])
+    source.shelves = {"grad_gram": Full()}
+    with pytest.raises(UserError, match="full"):
+        source.statistics("model.layers.0")
+    assert seen_windows(model, windows[:3], folder, ["grad_gram"])[1] == []
     assert not list(tmp_path.iterdir())
 
 
