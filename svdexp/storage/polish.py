@@ -7,8 +7,6 @@ coordinate descent (QuantEase, arXiv 2309.01885), here from GPTQ's codes. With a
 steps of a row: least squares, ours. Neither step ever makes it larger, C being damped as for GPTQ.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from svdexp.models.portable.svdexp_bits import middle, widened
@@ -22,16 +20,16 @@ RIDGE = 1e-6
 
 def polished(W: torch.Tensor, C: torch.Tensor, grid: Grid, rounded: Rounded, rounds: int) -> Rounded:
     """`rounded`, codes of W (rows, columns) for inputs of the second moment C, after as many rounds of both steps."""
-    H = Inputs.of(C).damped
-    wanted, columns, size = H @ W.mT.double(), W.shape[1], grid.group_size
+    H, V = Inputs.of(C).damped, W.mT.double()
+    columns, size = len(V), grid.group_size
     scale = rounded.scale.mT.double()
     zero = torch.full_like(scale, middle(grid.bits)) if rounded.zero is None else rounded.zero.mT.double()
     zeros = each(zero, columns, size)
     codes = rounded.codes.mT.double() - zeros
     for _ in range(rounds):
-        scale = fitted(wanted, H, codes, scale, size)
+        scale = fitted(V, H, codes, scale, size)
         steps = each(scale, columns, size)
-        codes = descended(wanted - H @ (codes * steps), H, codes, steps, -zeros, grid.highest - zeros)
+        codes = descended(H @ (V - codes * steps), H, codes, steps, -zeros, grid.highest - zeros)
     return Rounded((codes + zeros).mT.int(), scale.mT.half(), rounded.zero)
 
 
@@ -41,38 +39,31 @@ def each(levels: torch.Tensor, columns: int, size: int | None) -> torch.Tensor:
 
 
 def fitted(
-    wanted: torch.Tensor, H: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, size: int | None
+    V: torch.Tensor, H: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, size: int | None
 ) -> torch.Tensor:
     """Steps (groups, rows), float16 numbers, that lose least with these codes; a row that would lose more keeps them.
 
-    Of a row's steps s it is s · A s − 2 s · b that they change.
-
     Args:
-        wanted: H Wᵀ, (columns, rows).
+        V: the matrix, (columns, rows).
         H: second moment of the inputs, positive definite.
         codes: less those of zero, (columns, rows).
         scale: the steps so far, (groups, rows).
         size: columns of a group; None: all.
     """
-    size = size or len(codes)
-    parts = [slice(start, start + size) for start in range(0, len(codes), size)]
-    A = torch.stack([sums_by(parts, (H[:, part] @ codes[part]) * codes) for part in parts], 1)  # (rows, groups, groups)
-    b = sums_by(parts, wanted * codes)
-    drawn = RIDGE * A.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
-    system = A + drawn[:, None, None] * torch.eye(len(parts)).to(A)
-    old = scale.mT
-    new = torch.linalg.solve(system, (b + drawn[:, None] * old)[..., None])[..., 0].half().double()
-
-    def lost(s: torch.Tensor) -> torch.Tensor:
-        return ((A @ s[..., None])[..., 0] * s - 2 * s * b).sum(1)
-
-    better = (lost(new) < lost(old)) & (new > 0).all(1)
-    return torch.where(better[:, None], new, old).mT
-
-
-def sums_by(parts: Sequence[slice], x: torch.Tensor) -> torch.Tensor:
-    """Sums over the columns of each part: (columns, rows) to (rows, groups)."""
-    return torch.stack([x[part].sum(0) for part in parts], 1)
+    columns, count = len(V), len(scale)
+    parts = list(torch.arange(columns, device=V.device).split(size or columns))
+    curvature = V.new_zeros(V.shape[1], count, count)
+    for a, part in enumerate(parts):
+        seen = (H[:, part] @ codes[part]) * codes  # (columns, rows)
+        curvature[:, a] = torch.stack([seen[other].sum(0) for other in parts], 1)
+    wanted = (H @ V) * codes
+    slope = torch.stack([wanted[part].sum(0) for part in parts], 1)
+    drawn = RIDGE * curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+    system = curvature + drawn[:, None, None] * torch.eye(count).to(V)
+    best = torch.linalg.solve(system, (slope + drawn[:, None] * scale.mT)[..., None])[..., 0].mT.half().double()
+    losses = [lost(V - codes * each(levels, columns, size), H) for levels in (scale, best)]
+    better = (losses[1] < losses[0]) & (best > 0).all(0)
+    return torch.where(better, best, scale)
 
 
 def descended(
@@ -103,3 +94,8 @@ def descended(
             errors[i + 1 :].addr_(square[i + 1 :, i], moved[i], alpha=-1)
         E.addmm_(H[:, few], moved, alpha=-1)
     return codes
+
+
+def lost(D: torch.Tensor, H: torch.Tensor) -> torch.Tensor:
+    """Of every row of Δ, whose transpose is D (columns, rows), its part of tr(Δ H Δᵀ)."""
+    return ((H @ D) * D).sum(0)

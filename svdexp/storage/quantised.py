@@ -256,13 +256,13 @@ class GPTQStorage(Storage):
         return polished(W, C, self.grid, rounded, self.polish) if self.polish else rounded
 
     def cost(self, workload: Workload) -> Work:
-        """The inputs, then inverses, and each column's error passed on; a round of polishing is three products."""
+        """The inputs, then inverses, and each column's error passed on; in every round of polishing five products."""
         work = compressed_path(workload, self.samples)
         for layer in workload.layers:
             m, n = layer.m, layer.n
             r = workload.rank(layer)
             rows = r or m  # of what comes first
-            algebra = 2 * (n**3 + r**3) + (1 + 6 * self.polish) * (n * n * rows + m * r * r) + 2 * n * r * (n + r)
+            algebra = 2 * (n**3 + r**3) + (1 + 10 * self.polish) * (n * n * rows + m * r * r) + 2 * n * r * (n + r)
             work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * (rows * n + r * m)))
         return work
 

@@ -53,7 +53,7 @@ def test_every_statistic_weighting_training_and_finish_is_recorded() -> None:
     figures = recorded()["figures"]
     for statistic in STATISTICS:
         assert any(key.endswith(f"statistics/{statistic}") for key in figures), statistic
-    for stored in ("gptq", "gptq_fitted", "gptq_polished", "awq"):
+    for stored in ("gptq", "gptq_fitted", "awq"):
         assert f"{stored}/finished/out_codes" in figures
     recipes = list(METHODS.values())
     parts = [part for method in recipes for part in (method.weighting, *method.training.values())]

@@ -76,7 +76,6 @@ METHODS: dict[str, Method] = {
     "learned": replace(WHITENED, allocation=RANKS),
     "gptq": Method("quantise", None, Whole(), GPTQStorage(3, 8)),
     "gptq_fitted": replace(WHITENED, storage=GPTQStorage(4, 8, zero_points=True, fit=True)),
-    "gptq_polished": Method("quantise", None, Whole(), GPTQStorage(3, 8, polish=2)),
     "awq": Method("quantise", None, Whole(), AWQStorage(4, 8)),
     "block_refine": replace(WHITENED, training={"block_refine": BlockRefine(**STEPS)}),
     "distill": replace(WHITENED, training={"distill": Distill(**STEPS, seq_len=16)}),
