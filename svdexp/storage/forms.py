@@ -44,24 +44,21 @@ class FormStorage(Storage):
     Attributes:
         forms: words as above.
         samples: calibration windows that GPTQ uses at the end, at most.
-        polish: as of GPTQStorage, at the end.
     """
 
     forms: list[str] = field(default_factory=lambda: ["dense"])
     samples: int = 128
-    polish: int = 0
     waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(bool(self.forms), "storage.forms must name a form, such as gptq4-g64")
         require_positive("storage.samples", self.samples)
-        require(self.polish >= 0, f"storage.polish must be at least 0, not {self.polish}")
         _ = self.menu  # which reads the words
 
     @property
     def menu(self) -> dict[str, Form]:
         """The forms by their words."""
-        return {word: form_of(word, self.samples, self.polish) for word in self.forms}
+        return {word: form_of(word, self.samples) for word in self.forms}
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -90,8 +87,8 @@ class FormStorage(Storage):
         return found[0].cost(workload) if found else Work()
 
 
-def form_of(word: str, samples: int, polish: int = 0) -> Form:
-    """The form that `word` names; GPTQ then uses `samples` windows, and rounds of `polish`.
+def form_of(word: str, samples: int) -> Form:
+    """The form that `word` names; GPTQ then uses `samples` windows.
 
     Raises:
         UserError: it names none.
@@ -100,8 +97,7 @@ def form_of(word: str, samples: int, polish: int = 0) -> Form:
         return PLAIN[word]
     if found := CODES.fullmatch(word):
         grid = int(found[2]), _size(found[3]), bool(found[4]), bool(found[5])
-        by_gptq = found[1] == "gptq"
-        return Form(GPTQStorage(*grid, samples, polish=polish) if by_gptq else RTNStorage(*grid), ranked=False)
+        return Form(GPTQStorage(*grid, samples) if found[1] == "gptq" else RTNStorage(*grid), ranked=False)
     if found := FACTORS.fullmatch(word):
         return Form(RTNStorage(int(found[1]), _size(found[2])), ranked=True)
     base, plus, factors = word.partition("+")

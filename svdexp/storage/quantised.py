@@ -34,7 +34,6 @@ from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage.base import NUMBER_BITS, Errors, Kept, Storage
 from svdexp.storage.gptqmodel import by_gptqmodel, require_gptqmodel
-from svdexp.storage.polish import polished
 from svdexp.storage.rounding import Grid, Inputs, Rounded, gptq, to_nearest, walk
 
 # Entries that GPTQ takes on at once, of one matrix on several grids: half a gigabyte of float32.
@@ -143,7 +142,6 @@ class GPTQStorage(Storage):
         code_bits, group_size, zero_points, fit: as of RTNStorage.
         samples: calibration windows used, at most; the paper takes 128.
         solver: who chooses the codes.
-        polish: how often codes and steps are made better in turn afterwards, which is no part of GPTQ (polish.py).
     """
 
     code_bits: int = 4
@@ -152,13 +150,11 @@ class GPTQStorage(Storage):
     fit: bool = False
     samples: int = 128
     solver: Solver = Solver.own
-    polish: int = 0
     waits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self.nearest  # which checks the codes
         require_positive("storage.samples", self.samples)
-        require(self.polish >= 0, f"storage.polish must be at least 0, not {self.polish}")
         if self.solver is Solver.gptqmodel:
             require_gptqmodel()
             require(
@@ -252,17 +248,16 @@ class GPTQStorage(Storage):
         return coded(self.grid, self._solve(W, C), None, bias, W)
 
     def _solve(self, W: torch.Tensor, C: torch.Tensor) -> Rounded:
-        rounded = (by_gptqmodel if self.solver is Solver.gptqmodel else gptq)(W, C, self.grid)
-        return polished(W, C, self.grid, rounded, self.polish) if self.polish else rounded
+        return (by_gptqmodel if self.solver is Solver.gptqmodel else gptq)(W, C, self.grid)
 
     def cost(self, workload: Workload) -> Work:
-        """The inputs, then inverses, and each column's error passed on; in every round of polishing five products."""
+        """The inputs, then inverses, and each column's error passed on."""
         work = compressed_path(workload, self.samples)
         for layer in workload.layers:
             m, n = layer.m, layer.n
             r = workload.rank(layer)
             rows = r or m  # of what comes first
-            algebra = 2 * (n**3 + r**3) + (1 + 10 * self.polish) * (n * n * rows + m * r * r) + 2 * n * r * (n + r)
+            algebra = 2 * (n**3 + r**3) + n * n * rows + m * r * r + 2 * n * r * (n + r)
             work += Work(float64=algebra, bytes=8 * (3 * n * n + 3 * r * r + 3 * (rows * n + r * m)))
         return work
 
