@@ -158,7 +158,12 @@ def _nearest(group: str, target: str, options: Options, chosen: str | None = Non
     }
     if chosen in of_class:
         return chosen
-    return min(of_class, key=lambda name: (len(_differing(of_class[name], options)), len(name), name), default=None)
+    beyond = _beyond(group, _folders())
+
+    def distance(name: str) -> int:
+        return len(_differing(of_class[name], options)) + len(beyond[name] - options.keys())
+
+    return min(of_class, key=lambda name: (distance(name), len(name), name), default=None)
 
 
 def _differing(own: Options, options: Options) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def _folders() -> tuple[Path, ...]:
 @cache
 def _choices(group: str, folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     """The choices of a group that are parts, by their names; of one that builds on another, what both say."""
-    files = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    files = _files(group, folders)
 
     def merged(name: str) -> dict[str, Any]:
         content = _read(files[name])
@@ -198,6 +203,21 @@ def _choices(group: str, folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]
         return {key: value for entry in below for key, value in merged(entry).items()} | content
 
     return {name: values for name in files if "_target_" in (values := merged(name))}
+
+
+@cache
+def _beyond(group: str, folders: tuple[Path, ...]) -> dict[str, frozenset[str]]:
+    """By choice, the options that it says beside the choice that it builds on; nothing of one that builds on none."""
+    contents = {name: _read(path) for name, path in _files(group, folders).items()}
+    derived = {name for name, content in contents.items() if set(content.get("defaults", [])) & contents.keys()}
+    return {
+        name: frozenset(content.keys() - {"defaults"}) if name in derived else frozenset()
+        for name, content in contents.items()
+    }
+
+
+def _files(group: str, folders: tuple[Path, ...]) -> dict[str, Path]:
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -85,6 +85,14 @@ def test_a_class_of_ones_own_keeps_its_name() -> None:
     assert spoken({"storage": "Mine", "storage_options": {"x": 1}}, "storage") == "Mine(x=1)"
 
 
+@pytest.mark.parametrize("words", ["GlobalLoss", "GlobalLoss(rank_align=8)"])
+def test_what_is_not_said_is_not_a_derived_choices(words: str) -> None:
+    """`lems` builds on `global_loss`, has a shorter name, and says rank_align=8, among others."""
+    assert part_in_words("method/allocation", words).name == "global_loss"
+    whole = {"_target_": "svdexp.allocation.GlobalLoss", "measured": 0.1, "depth": 5, "rank_align": 8}
+    assert part_of("method/allocation", whole).name == "lems"
+
+
 def test_records_of_now_are_left_alone() -> None:
     record = {"storage": "factors", "storage_options": {}, "training": {"distill": {"name": "distill", "options": {}}}}
     assert modern(record) == record

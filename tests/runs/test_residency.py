@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_short_is_named(model_folder: Path, tmp_path: Path) 
     folder = shutil.copytree(model_folder, tmp_path / "model")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    sentence = rf"^model.path={folder}: model.safetensors is damaged or cut short: "
+    sentence = rf"^model.path={folder}: checkpoint {folder}: model.safetensors is damaged or cut short: "
     with pytest.raises(UserError, match=sentence):
         streams(folder, "residency=streamed")
 
