@@ -195,29 +195,34 @@ def _folders() -> tuple[Path, ...]:
 @cache
 def _choices(group: str, folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     """The choices of a group that are parts, by their names; of one that builds on another, what both say."""
-    files = _files(group, folders)
+    contents = _contents(group, folders)
 
     def merged(name: str) -> dict[str, Any]:
-        content = _read(files[name])
-        below = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry in files]
-        return {key: value for entry in below for key, value in merged(entry).items()} | content
+        below = {key: value for entry in _below(name, contents) for key, value in merged(entry).items()}
+        return below | {key: value for key, value in contents[name].items() if key != "defaults"}
 
-    return {name: values for name in files if "_target_" in (values := merged(name))}
+    return {name: values for name in contents if "_target_" in (values := merged(name))}
 
 
 @cache
 def _beyond(group: str, folders: tuple[Path, ...]) -> dict[str, frozenset[str]]:
     """By choice, the options that it says beside the choice that it builds on; nothing of one that builds on none."""
-    contents = {name: _read(path) for name, path in _files(group, folders).items()}
-    derived = {name for name, content in contents.items() if set(content.get("defaults", [])) & contents.keys()}
+    contents = _contents(group, folders)
     return {
-        name: frozenset(content.keys() - {"defaults"}) if name in derived else frozenset()
+        name: frozenset(content.keys() - {"defaults"}) if _below(name, contents) else frozenset()
         for name, content in contents.items()
     }
 
 
-def _files(group: str, folders: tuple[Path, ...]) -> dict[str, Path]:
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+def _below(name: str, contents: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The choices of its group that a choice builds on."""
+    return [entry for entry in contents[name].get("defaults", []) if isinstance(entry, str) and entry in contents]
+
+
+@cache
+def _contents(group: str, folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+    """What the files of a group's choices say, by their names."""
+    return {path.stem: _read(path) for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
 
 def _read(path: Path) -> dict[str, Any]:
