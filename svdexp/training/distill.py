@@ -21,6 +21,7 @@ from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_tokens
 from svdexp.training.base import Lesson
 from svdexp.training.cost import descent, stored_descent
+from svdexp.training.logit_divergence import divergence
 from svdexp.training.student import Student
 
 
@@ -99,14 +100,12 @@ class Distill(Schedule):
                     wanted = self.run(teacher, batch)
             with checkpointed_blocks(student.model) if self.checkpointing else nullcontext():
                 found = self.run(student.model, batch)
-        T, logits = self.temperature, found.logits[0, :-1].float()
-        total: torch.Tensor = logits.new_zeros(())
+        T, logits = self.temperature, found.logits[0, :-1]
+        total = torch.zeros((), device=logits.device)
         if self.labels < 1:
-            p, q = (torch.log_softmax(x[0, :-1].float() / T, -1) for x in (wanted.logits, found.logits))
-            divergence = nn.functional.kl_div(q, p, reduction="sum", log_target=True) / len(p)
-            total = total + (1 - self.labels) * T**2 * divergence
+            total = total + (1 - self.labels) * T**2 * divergence(logits, wanted.logits[0, :-1], T)
         if self.labels > 0:
-            total = total + self.labels * nn.functional.cross_entropy(logits, batch[0, 1:])
+            total = total + self.labels * nn.functional.cross_entropy(logits.float(), batch[0, 1:])
         if self.hidden > 0:
             total = total + self.hidden * hidden_error(found.hidden_states, wanted.hidden_states)
         return total
