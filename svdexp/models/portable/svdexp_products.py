@@ -3,6 +3,7 @@
     reference   the layer's own children, one after the other; whatever others put in their places or hang on them runs
     torch       products of one token by torch's own kernels: oneDNN takes longer for one in 16 bits
     operator    a compiled operator (svdexp_operator.py), where there is one
+    spaced      products of many by torch, written to where the next one best reads them
 
 RULES is the one table. A route computes what the reference does, up to the rounding of the number format, so a wrong
 rule costs time and nothing else. What is traced, trained, on another device or not plainly held goes by the reference.
@@ -20,32 +21,39 @@ from torch import nn
 from .svdexp_base import Replacement, is_untouched
 from .svdexp_operator import OPERATORS, ready
 
-REFERENCE, TORCH, OPERATOR = "reference", "torch", "operator"
+REFERENCE, TORCH, OPERATOR, SPACED = "reference", "torch", "operator", "spaced"
 FORMS = ("linear", "pair", "columns", "rows")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 FEW = 8
+MANY = FEW + 1  # any number above it has the rules of it
+LINE = 128  # bytes; rows of what lies between two products begin at multiples of it,
+WORTH = 1 << 26  # where the second one makes so many products of numbers
 
 
 class Rule(NamedTuple):
-    """The route of `forms` in the number formats `dtypes` for at most `most` tokens, on CPUs."""
+    """The route of `forms` in the number formats `dtypes` for `least` to `most` tokens, on CPUs."""
 
     route: str
     forms: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    least: int
     most: int
 
 
 # The first that fits is taken. Measured by `python -m svdexp.bench.speed`; docs/speed.md has the figures.
 RULES = (
-    Rule(OPERATOR, FORMS, FORMATS, FEW),
-    Rule(TORCH, FORMS, FORMATS, 1),
+    Rule(OPERATOR, FORMS, FORMATS, 1, FEW),
+    Rule(TORCH, FORMS, FORMATS, 1, 1),
+    Rule(SPACED, ("columns",), FORMATS, MANY, MANY),
+    Rule(SPACED, ("pair",), (torch.bfloat16,), MANY, MANY),
 )
 
 
 def fitting(form: str, dtype: torch.dtype, tokens: int, built: bool) -> str:
     """The route that RULES name, with or without compiled operators."""
     for rule in RULES:
-        if form in rule.forms and dtype in rule.dtypes and tokens <= rule.most and (built or rule.route != OPERATOR):
+        fits = form in rule.forms and dtype in rule.dtypes and rule.least <= min(tokens, MANY) <= rule.most
+        if fits and (built or rule.route != OPERATOR):
             return rule.route
     return REFERENCE
 
@@ -53,7 +61,7 @@ def fitting(form: str, dtype: torch.dtype, tokens: int, built: bool) -> str:
 # What is asked at every layer and token: RULES, looked up. No entry: the reference.
 ROUTES = {
     (form, dtype, tokens, built): fitting(form, dtype, tokens, built)
-    for form, dtype, tokens, built in product(FORMS, FORMATS, range(1, FEW + 1), (False, True))
+    for form, dtype, tokens, built in product(FORMS, FORMATS, range(1, MANY + 1), (False, True))
 }
 
 
@@ -66,10 +74,10 @@ def route(form: str, x: torch.Tensor, bias: torch.Tensor | None, *weights: Any) 
         return REFERENCE
     width = x.shape[-1]
     size = x.numel()
-    if size > FEW * width or size == 0:
+    if size == 0:
         return REFERENCE
-    found = ROUTES.get((form, x.dtype, size // width, ready()), REFERENCE)
-    return REFERENCE if found == TORCH and torch.compiler.is_compiling() else found
+    found = ROUTES.get((form, x.dtype, min(size // width, MANY), ready()), REFERENCE)
+    return REFERENCE if found != OPERATOR and torch.compiler.is_compiling() else found
 
 
 def is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
@@ -106,12 +114,16 @@ def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 def pair(inner: Any, outer: Any, x: torch.Tensor) -> torch.Tensor:
     """A (B x) + b, with B of `inner` and A and b of `outer`: (…, n) → (…, m)."""
-    B, A, b = weight_of(inner), weight_of(outer), outer._parameters.get("bias")
+    B: Any = weight_of(inner)
+    A: Any = weight_of(outer)
+    b = outer._parameters.get("bias")
     how = route("pair", x, b, B, A)
     if how == OPERATOR:
         return OPERATORS["pair"](x, B, A, b)
     if how == TORCH:
         return without_onednn(_pair, x, B, A, b)
+    if how == SPACED:
+        return nn.functional.linear(narrow(x, B, len(A)), A, b)
     y: torch.Tensor = outer(inner(x))
     return y
 
@@ -124,11 +136,10 @@ def columns(order: Any, coefficients: Any, pivots: Any, x: torch.Tensor) -> torc
         return OPERATORS["columns"](x, order, C, P, b)
     if how == TORCH:
         return without_onednn(_columns, x, order, C, P, b)
+    if how == SPACED:
+        return row_by_row(_spaced_columns, x, order, C, P, b)
     first, others = torch.split(reordered(x, order), [pivots.in_features, coefficients.in_features], dim=-1)
-    h: torch.Tensor = coefficients(others)
-    # into what nobody else holds: memory that comes and goes costs up to a tenth of a prompt's product
-    h = h.add_(first) if C is not None and is_open(x, C) else first + h
-    y: torch.Tensor = pivots(h)
+    y: torch.Tensor = pivots(first + coefficients(others))
     return y
 
 
@@ -169,6 +180,40 @@ def _columns(
 def _rows(x: torch.Tensor, P: torch.Tensor, C: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     first = _linear(x, P, None)
     return torch.cat([first, _linear(first, C, None)], dim=-1).index_select(-1, order.int())
+
+
+def row_by_row(work: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any) -> torch.Tensor:
+    """`work`, (tokens, n) → (tokens, m), of x (…, n)."""
+    return work(x.reshape(-1, x.shape[-1]), *args).view(*x.shape[:-1], -1)
+
+
+def narrow(x: torch.Tensor, B: torch.Tensor, m: int) -> torch.Tensor:
+    """B x, (…, n) → (…, r), before a product with (m, r), in rows that lie apart where that one is faster for it."""
+    apart = x.numel() // x.shape[-1] * len(B) * m >= WORTH and ROUTES.get(("pair", x.dtype, MANY, ready())) == SPACED
+    if not apart or not is_open(x, B) or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return nn.functional.linear(x, B)
+    return row_by_row(spaced, x, B)
+
+
+def spaced(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """W x, (tokens, n) → (tokens, m), in rows that begin at multiples of LINE bytes.
+
+    With AMX oneDNN's product of bfloat16 rows that do not, as of odd ranks, takes up to one and a half times as long.
+    It reads beyond the ends of rows and multiplies by zero, so what lies between them has to be a number.
+    """
+    step = LINE // x.element_size()
+    y = x.new_empty(len(x), -(-len(W) // step) * step)
+    y[:, len(W) :] = 0
+    return torch.mm(x, W.t(), out=y[:, : len(W)])
+
+
+def _spaced_columns(
+    x: torch.Tensor, order: torch.Tensor, C: torch.Tensor, P: torch.Tensor, b: torch.Tensor | None
+) -> torch.Tensor:
+    """The sum in the place of its first part: memory that comes and goes costs as much as a tenth of the products."""
+    moved = reordered(x, order)
+    first, others = moved[:, : len(C)], moved[:, len(C) :]
+    return nn.functional.linear(first.addmm_(others, C.t()), P, b)
 
 
 def reordered(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

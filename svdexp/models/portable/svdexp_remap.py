@@ -8,7 +8,7 @@ from torch import nn
 from .svdexp_base import CodedLinear
 from .svdexp_coded import lent
 from .svdexp_operator import OPERATORS, ready
-from .svdexp_products import FEW, FORMATS, is_open
+from .svdexp_products import FEW, FORMATS, is_open, narrow
 
 
 class RemapLinear(CodedLinear):
@@ -59,7 +59,7 @@ class RemapLinear(CodedLinear):
         """(…, n) → (…, r)."""
         if self._few(x):
             return OPERATORS["remapped"](x, *self._kept("in"), True, None)
-        return nn.functional.linear(x, self._numbers("in", x))
+        return narrow(x, self._numbers("in", x), self.out_features)
 
     def rebuilt(self, latent: torch.Tensor) -> torch.Tensor:
         """(…, r) → (…, m)."""
