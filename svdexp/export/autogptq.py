@@ -68,8 +68,14 @@ def quantised_layers(model: PreTrainedModel) -> dict[Matrix, QuantisedLinear]:
             layer = matrix.layer(model)
             if type(layer) is not QuantisedLinear:  # a ScaledLinear is one, and holds what the layout does not
                 raise UserError(
-                    f"format=gptq needs all matrices of the blocks in codes alone, but not so is {matrix.name}"
+                    f"format=gptq needs all matrices of the blocks in codes alone, but not so is {matrix.name}: "
+                    "compress with storage=gptq4 or storage=rtn_int4, or use format=dense"
                 )
+            # stacks, as the layout's readers have experts, hold numbers alone
+            whole_expert = matrix.rivals and "in" not in layer.shapes
+            require(
+                not whole_expert, f"format=gptq has no experts in stacks, but {matrix.name} is one's: use format=dense"
+            )
             found[matrix] = layer
     names = {matrix.name for matrix in found}
     for name in model.config.svdexp["layers"]:
@@ -84,13 +90,19 @@ def common_form(layers: Collection[QuantisedLinear]) -> tuple[int, int | None]:
         UserError: they differ, or the layout has no such codes.
     """
     forms = {(layer.code_bits, layer.group_size) for layer in layers}
+    # first, because several forms may have zero points by a word in storage.forms and not by a switch
+    require(
+        len(forms) == 1,
+        f"format=gptq has codes and groups of one size, but here are {len(forms)}: use format=compressed_tensors, "
+        "which has several, or compress with one, as by method=quantise storage=gptq4",
+    )
     require(
         not any(layer.zero_points for layer in layers),
         "format=gptq has no zero points here: compress with storage.zero_points=false",
     )
-    require(len(forms) == 1, f"format=gptq has codes and groups of one size, but here are {len(forms)}")
     ((bits, group_size),) = forms
-    require(bits in WIDTHS, f"format=gptq has codes of {', '.join(map(str, WIDTHS))} bits, not of {bits}")
+    widths = ", ".join(map(str, WIDTHS))
+    require(bits in WIDTHS, f"format=gptq has codes of {widths} bits, not of {bits}: compress with storage=gptq4")
     return bits, group_size
 
 
@@ -110,6 +122,8 @@ def packed(name: str, layer: QuantisedLinear) -> nn.Module:
 def remedy(layer: QuantisedLinear, unit: int) -> str:
     """What to do about a layer that does not fit, whose rank would fit as a multiple of `unit`."""
     m, n = layer.shapes["out"][0], layer.shapes.get("in", layer.shapes["out"])[1]
+    if n % unit and not (n % WORD or m * layer.code_bits % WORD):
+        return f"compress with storage.group_size={WORD}, of which the layer's inputs, {n}, are a multiple"
     if n % unit or m * layer.code_bits % WORD or min(m, n) < unit:
         return f"no rank makes the layer's own shape {(m, n)} fit, so leave it to format=hf"
     return f"compress with method.allocation.rank_align={unit}"

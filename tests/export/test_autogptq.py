@@ -14,7 +14,7 @@ from svdexp.allocation import GlobalLoss, Whole
 from svdexp.checkpoints import checkpoint
 from svdexp.engine.compress import compress
 from svdexp.export import publish
-from svdexp.export.autogptq import convert, packed
+from svdexp.export.autogptq import common_form, convert, packed
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.portable.svdexp_quantised import QuantisedLinear
@@ -23,6 +23,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.schema import ExportConfig, Format
 from svdexp.storage import FactorStorage, RTNStorage, Storage
 from tests.conftest import LLAMA_LIKE
+from tests.support.experts import tiny_experts
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "attention_bias": True}
 WINDOWS = torch.arange(96).view(4, 24)
@@ -118,13 +119,13 @@ def test_transformers_and_gptqmodel_give_our_logits(factors: bool, tmp_path: Pat
 @pytest.mark.parametrize(
     ("storage", "sentence"),
     [
-        (FactorStorage(), r"all matrices of the blocks in codes alone, but not so is model\.layers\.0\."),
+        (FactorStorage(), r"in codes alone, but not so is model\.layers\.0\..*: compress with storage=gptq4 "),
         (RTNStorage(4, 32, zero_points=True), "has no zero points here"),
-        (RTNStorage(6, None), "has codes of 3, 4, 8 bits, not of 6"),
+        (RTNStorage(6, None), "has codes of 3, 4, 8 bits, not of 6: compress with storage=gptq4"),
         (RTNStorage(4, 32), r"_proj has shape \(\d+, \d+\), but .* of 32 .* method\.allocation\.rank_align=32"),
         (
             RTNStorage(4, 48),
-            r"multiples of 96 and rows in multiples of 8; no rank makes .* shape \(64, 64\)",
+            r"multiples of 96 and rows in multiples of 8; compress with storage\.group_size=32, .* inputs, 64,",
         ),
     ],
     ids=["factors", "zero points", "six bits", "ranks", "groups"],
@@ -145,6 +146,22 @@ def test_another_rank_is_advised_only_where_it_helps(n: int, rank: int, m: int, 
     with pytest.raises(UserError, match="layer has shape") as refusal:
         packed("layer", layer)
     assert ("rank_align" in str(refusal.value)) is helps
+
+
+def test_forms_of_several_widths_are_not_told_to_do_without_zero_points() -> None:
+    """As method=mixed makes them, which has no such switch."""
+    layers = [QuantisedLinear(64, None, 64, False, code_bits=bits, group_size=32, zero_points=True) for bits in (3, 4)]
+    with pytest.raises(UserError, match="here are 2: use format=compressed_tensors"):
+        common_form(layers)
+
+
+def test_experts_in_stacks(tmp_path: Path) -> None:
+    model = tiny_experts("mixtral")
+    ranks = compress(model, WINDOWS, Method("quantise", None, Whole(), RTNStorage()), 0.9).ranks
+    checkpoint.save(model, None, tmp_path / "run", ranks)
+    with pytest.raises(UserError, match=r"has no experts in stacks, but .*experts\..* is one's: use format=dense"):
+        publish.publish(ExportConfig(str(tmp_path / "run"), str(tmp_path / "out"), Format.gptq))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_matrix_left_out(tmp_path: Path, tokenizer: object) -> None:
