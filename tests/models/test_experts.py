@@ -24,7 +24,7 @@ from svdexp.models.portable.svdexp_pivot import PivotLinear
 from svdexp.models.residency import at_hand, running
 from svdexp.models.structure import stored_bytes, stored_tensors
 from svdexp.runtime.shelves import Cache
-from svdexp.storage import FactorStorage, PivotStorage, Storage
+from svdexp.storage import FactorStorage, PivotStorage, RTNStorage, Storage
 from tests.support.experts import EXPERTS, SHAPE, experts_in, tiny_experts
 from tests.support.shrunk import truncated
 from tests.support.streaming import streamed
@@ -143,6 +143,56 @@ def test_few_tokens_go_through_the_layers_of_the_experts_that_they_chose(monkeyp
             found = model(TOKENS[:1, index : index + 1], past_key_values=cache, use_cache=True).logits
         torch.testing.assert_close(found[:, -1].float(), exact[:1, 2], atol=tolerance, rtol=tolerance)
         assert bool(calls) is (dtype == torch.float32)
+
+
+def test_an_exported_graph_is_of_any_tokens(name: str) -> None:
+    """Also of those that choose other experts than the tokens by which it was made."""
+    model = tiny_experts(name)
+    ranks = many_ranks(model)
+    del ranks[next(iter(ranks))]  # stays a stack, or in one
+    put(model, ranks)
+    expected = model(TOKENS[1:]).logits
+    graph = torch.export.export(model, (TOKENS[:1],), {"use_cache": False}).module()
+    torch.testing.assert_close(graph(TOKENS[1:], use_cache=False).logits, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("storage", [FACTORS, RTNStorage(8, None)], ids=["factors", "codes"])
+def test_compiled_by_torch(storage: Storage) -> None:
+    model = tiny_experts("qwen3_moe")
+    put(model, many_ranks(model), storage)
+    expected = model(TOKENS).logits
+    compiled = torch.compile(model, backend="aot_eager")
+    for tokens, logits in ((TOKENS, expected), (TOKENS[:, :5], expected[:, :5])):
+        torch.testing.assert_close(compiled(tokens, use_cache=False).logits, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_torch_func_has_its_derivatives_and_leaves_the_weights_as_they_were(name: str) -> None:
+    model = tiny_experts(name)
+    put(model, many_ranks(model))
+    model.set_attn_implementation("eager")  # others have no forward derivatives
+    before, embedded = model(TOKENS).logits, model.get_input_embeddings()(TOKENS)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(inputs_embeds=x, use_cache=False).logits.square().mean()
+        return found
+
+    backward = torch.func.grad(loss)(embedded)
+    _, forward = torch.func.jvp(loss, (embedded,), (embedded,))
+    torch.testing.assert_close(forward, (backward * embedded).sum(), atol=1e-5, rtol=1e-3)
+    twin = embedded.clone().requires_grad_(True)
+    torch.testing.assert_close(backward, torch.autograd.grad(loss(twin), twin)[0], atol=1e-6, rtol=1e-3)
+    assert torch.equal(model(TOKENS).logits, before)
+
+
+def test_tensors_of_a_state_dict_lie_in_no_other(name: str) -> None:
+    """safetensors takes no views, and accelerate and Trainers save what a state dict gave."""
+    model = tiny_experts(name)
+    put(model, many_ranks(model), PivotStorage())
+    before = model(TOKENS).logits
+    state = model.state_dict()
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    assert sum(tensor.untyped_storage().nbytes() for tensor in state.values()) == stored_bytes(model)
+    torch.testing.assert_close(model(TOKENS).logits, before)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])

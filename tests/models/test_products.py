@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.utils.flop_counter import FlopCounterMode
 
 from svdexp.models.portable import svdexp_operator, svdexp_products
@@ -227,6 +228,20 @@ def test_gradients_are_those_of_the_reference(by: Any, route: str, form: str) ->
     assert set(taken) == {REFERENCE}
     layer(x.detach())
     assert taken[-1] == route
+
+
+@pytest.mark.parametrize("route", [TORCH, pytest.param(OPERATOR, marks=compiled)])
+@pytest.mark.parametrize("form", ["linear", "factors", "pivot"])
+def test_forward_derivatives_are_those_of_the_reference(by: Any, route: str, form: str) -> None:
+    """Operators have none, and torch takes them for zero without a word."""
+    for m, n in ((12, 9), (9, 12)):
+        taken, layer, x = by(route), layer_of(form, m, n, 4), torch.randn(1, n)
+        expected = x @ layer.weight.T  # of a linear map, but for the bias
+        torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,))[1], expected)
+        with dual_level():
+            torch.testing.assert_close(unpack_dual(layer(make_dual(x, x))).tangent, expected)
+        torch.testing.assert_close(torch.func.vmap(layer)(x[None])[0], layer(x))
+        assert taken == [REFERENCE] * 3 + [route]
 
 
 @compiled

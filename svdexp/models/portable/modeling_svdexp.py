@@ -75,9 +75,6 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
     ) -> None:
         if is_main_process:
             kinds = {entry["storage"] for entry in layer_table(self.config).values()}
-            for part in self.modules():
-                if isinstance(part, ExpertList):
-                    part.apart()  # in files every tensor is one of its own
             write_code({architecture, dense_class(type(self.base_model))}, kinds, Path(save_directory))
         # Tensors keep the names that they have here. Those of the original files, to which transformers would turn
         # back, may be of tensors made of several matrices, and now there may be factors in the place of one.

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .svdexp_base import blank, is_untouched
 from .svdexp_operator import ready
-from .svdexp_products import FEW, is_open, reordered_each
+from .svdexp_products import FEW, is_open, is_transformed, reordered_each
 
 STACKS = ("gate_up_proj", "up_proj", "down_proj")
 # Ranks of one tensor are at least this share of its largest: what is filled up costs memory and products.
@@ -85,6 +86,20 @@ def has_no_values(tensor: torch.Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
+def is_traced() -> bool:
+    """Whether what is computed becomes a graph for other tokens, whose choices nobody knows, or a derivative.
+
+    Then every expert's layer is given all rows: a graph has no loop over those that these tokens chose, and to move the
+    tensors of layers would put those of the transform in their places for good.
+    """
+    return (
+        torch.compiler.is_exporting()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or get_proxy_mode() is not None
+        or is_transformed()
+    )
+
+
 def layout_of(module: nn.Module) -> Layout | None:
     """How `module`, dense or with layers, keeps its experts; None: it is no mixture whose kind is known here."""
     known: Any = module
@@ -120,8 +135,8 @@ class ExpertList(nn.ModuleList):
     def forward(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Each row of x (rows, n) through its expert's layer: (rows, m)."""
         base = self._parameters.get("base")
-        few = _few(x) and base is None
-        parts = None if rows.unknown or few or not _has_grouped_product(x) else self._parts()
+        alone = is_traced() or (_few(x) and base is None)
+        parts = None if rows.unknown or alone or not _has_grouped_product(x) else self._parts()
         if parts is None:
             return one_by_one(self, x, rows)
         y = grouped(self._groups(parts), parts, x, rows)
@@ -151,12 +166,13 @@ class ExpertList(nn.ModuleList):
             groups = self.__dict__["groups"] = side_by_side(parts)
         return groups
 
-    def apart(self) -> None:
-        """Give each layer tensors of its own again."""
-        for layer in self.children():
-            for tensor in (*layer.parameters(), *layer.buffers()) if self.__dict__.get("groups") else ():
-                tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-        self.__dict__.pop("groups", None)
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """What is saved are tensors of their own: safetensors takes no views."""
+        if self.__dict__.pop("groups", None):
+            with torch.inference_mode(False), torch.no_grad():
+                for tensor in (*self.parameters(), *self.buffers()):
+                    tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        super()._save_to_state_dict(*args, **kwargs)
 
 
 def heard(layers: Iterable[Any]) -> bool:
@@ -356,6 +372,8 @@ def _product(group: Group, parts: Sequence[Parts], x: torch.Tensor, rows: Rows) 
 
 def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Each row of x (rows, n), sorted by expert, through its expert's layer, (rows, m), one expert after the other."""
+    if is_traced():
+        return _chosen_of_all([layer(x) for layer in layers], rows)
     if rows.unknown:  # nobody knows who gets which, but the shape is that of any
         y: torch.Tensor = next(iter(layers))(x)
         return y
@@ -363,11 +381,25 @@ def one_by_one(layers: Iterable[Any], x: torch.Tensor, rows: Rows) -> torch.Tens
     return torch.cat([layer(part) for layer, part in parts if len(part)])
 
 
+def _chosen_of_all(made: Sequence[torch.Tensor], rows: Rows) -> torch.Tensor:
+    """Of what every expert makes of all rows, (rows, m) each, the rows that chose it."""
+    y = made[0]
+    for expert, one in enumerate(made[1:], start=1):
+        y = torch.where((rows.experts == expert)[:, None], one, y)
+    return y
+
+
 def run(experts: Any, products: Sequence[Any], *args: Any, **kwargs: Any) -> torch.Tensor:
     """What `experts` compute of what they are given, by `products`, one a stack: x (rows, n), rows → (rows, m)."""
     layout = layout_of(experts)
     assert layout is not None
     return (_everywhere if layout.everywhere else _chosen)(experts, layout, products, *args, **kwargs)
+
+
+# A compiled graph would have every expert compute every row, which takes longer than to leave it and come back.
+run_between_graphs = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    run, reason="experts compute outside of compiled graphs: compile without fullgraph=True"
+)
 
 
 def _chosen(
@@ -390,8 +422,9 @@ def _everywhere(experts: Any, layout: Layout, products: Sequence[Any], x: torch.
     flat = x.reshape(-1, x.shape[-1])
     used = flat.any(-1)
     numbers = torch.arange(count, device=x.device).repeat_interleave(len(flat) // count)
-    if has_no_values(x):
-        return _through(experts, layout, products, flat, Rows(numbers, used.view(count, -1).sum(1)))
+    if has_no_values(x) or is_traced():
+        y = _through(experts, layout, products, flat, Rows(numbers, used.view(count, -1).sum(1)))
+        return torch.where(used[:, None], y, 0)
     places = used.nonzero()[:, 0]
     y = _through(experts, layout, products, flat[places], Rows(numbers[places], used.view(count, -1).sum(1)))
     return torch.zeros_like(flat).index_copy(0, places, y.to(flat.dtype))
@@ -421,7 +454,7 @@ def _with_bias(experts: Any, key: str, product: Any, x: torch.Tensor, rows: Rows
 def stacked(stack: torch.Tensor, transposed: bool, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Each row of x (rows, n) times its expert's matrix in a stack that stays one: (rows, m)."""
     matrices = stack.mT if transposed else stack
-    if not rows.unknown and _has_grouped_product(x) and _aligned(stack, *stack.shape[1:]):
+    if not (rows.unknown or is_traced()) and _has_grouped_product(x) and _aligned(stack, *stack.shape[1:]):
         return nn.functional.grouped_mm(x.to(stack.dtype), matrices.mT, offs=rows.counts.cumsum(0, dtype=torch.int32))
     return one_by_one([partial(nn.functional.linear, weight=W) for W in matrices], x, rows)
 
@@ -438,7 +471,9 @@ class Experts(nn.Module):
         """What the dense experts are given → what they give."""
         layout = layout_of(self)
         assert layout is not None
-        return run(self, [self._product(key, layout.transposed) for key in layout.stacks], *args, **kwargs)
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        products = [self._product(key, layout.transposed) for key in layout.stacks]
+        return (run_between_graphs if compiled else run)(self, products, *args, **kwargs)
 
     def _product(self, key: str, transposed: bool) -> Any:
         if key in self._modules:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from .svdexp_base import Replacement, is_untouched
 from .svdexp_operator import OPERATORS, ready
@@ -87,8 +88,14 @@ def is_open(x: torch.Tensor, *others: torch.Tensor | None) -> bool:
         and x.is_cpu
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not is_transformed()
         and not (torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, *others)))
     )
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode derivatives look on: compiled operators would leave tangents out, silently."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def weight_of(child: Any) -> torch.Tensor | None:
