@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from svdexp.evaluation.accuracy import accuracies
+from svdexp.evaluation.accuracy import accuracies, asked
 from svdexp.evaluation.tasks import check_tasks, expand, load_exams, task_files
 from svdexp.evaluation.tasks.exam import lm_eval_tasks
 from svdexp.evaluation.tasks.library import definitions, library, tags
@@ -95,8 +95,8 @@ def answer_rows(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 def figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, part: EvalConfig) -> dict[str, Any]:
     exams = load_exams(part, seed=0)
-    asked = {"batch_size": 2, "cache": Cache(), "weights": "x", "what": "dense"}
-    return accuracies(model, tokenizer, exams, **asked)  # type: ignore[arg-type]
+    how = {"batch_size": 2, "cache": Cache(), "weights": "x", "what": "dense"}
+    return accuracies(model, tokenizer, exams, **how)  # type: ignore[arg-type]
 
 
 def theirs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, own: Path) -> dict[str, Any]:
@@ -137,6 +137,25 @@ def test_rows_are_drawn_and_files_count(tokenizer: PreTrainedTokenizerFast, own:
     assert exam.describe()["source"] == str(own / "writes.yaml")
     names = ["reads.yaml", "rows.jsonl", "writes.yaml"]
     assert task_files(part) == {"writes": [own / name for name in names]}
+
+
+def test_answers_are_kept_only_as_long_as_all_code_beside_the_task_is_the_same(
+    tokenizer: PreTrainedTokenizerFast, own: Path
+) -> None:
+    """What lm-eval says of a function is its source, which does not hold that of what it calls."""
+    (own / "reads.yaml").unlink()
+    scored = GENERATES.replace("DATA", str(own / "rows.jsonl")).partition("metric_list:")[0]
+    metric = "process_results: !function marks.given\nmetric_list:\n  - {metric: marks, aggregation: mean}\n"
+    (own / "writes.yaml").write_text(f"{scored}{metric}metadata: {{version: 1.0}}\n")
+    part, seen = EvalConfig(tasks=["writes"], include_path=str(own)), []
+    for points in (1, 1, 2):
+        code = f"def points():\n    return {points}\n\n\ndef given(doc, results):\n    return {{'marks': points()}}\n"
+        (own / "marks.py").write_text(code)
+        (exam,) = load_exams(part, seed=0)
+        seen.append(asked(exam, tokenizer))
+    assert seen[0] == seen[1]
+    assert seen[1]["recipe"] == seen[2]["recipe"]
+    assert seen[1] != seen[2]
 
 
 def test_rows_of_lm_evals_own_tasks_may_lie_here(tmp_path: Path) -> None:

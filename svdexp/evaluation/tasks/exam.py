@@ -15,7 +15,9 @@ from svdexp.evaluation.tasks.library import definitions, library
 from svdexp.evaluation.tasks.local import find_file, local_parts
 from svdexp.evaluation.tasks.names import TASKS, expand, own_tasks
 from svdexp.runtime import words
+from svdexp.runtime.contents import digest
 from svdexp.runtime.errors import UserError, require
+from svdexp.runtime.shelves import identity
 from svdexp.schema import EvalConfig
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ class Exam:
         source: the file, or "hub".
         recipe: of a task that only lm-eval knows, its configuration; its figures are lm-eval's own.
         groups: lm-eval's groups that it was asked for as a part of and that pool figures.
+        beside: of a task of the user's own, a hash of all files beside its definition: its functions may call others,
+            and read what lies there.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Exam:
     source: str
     recipe: Mapping[str, Any] | None = None
     groups: tuple[Any, ...] = ()
+    beside: str | None = None
 
     @property
     def version(self) -> str:
@@ -98,6 +103,12 @@ def own_files(include_path: str | None) -> list[Path]:
     return sorted(path for path in files if not any(part.startswith(hidden) for part in path.relative_to(folder).parts))
 
 
+def contents_of_own(include_path: str | None) -> str:
+    """A hash of the user's own tasks: of what all files beside them hold."""
+    folder = Path(str(include_path)).expanduser()
+    return identity(files={str(path.relative_to(folder)): digest(path, None) for path in own_files(include_path)})
+
+
 def load_exams(part: EvalConfig, seed: int) -> list[Exam]:
     """The tasks of `eval.tasks`, in order, with the rows that `eval.limit` and the seed leave.
 
@@ -130,6 +141,7 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
     files = source_files(name, part)
     with quiet():
         found, groups = lm_eval_tasks(name, defined, files)
+    beside = contents_of_own(part.include_path) if defined else None
     exams = []
     for key, task in found.items():
         require(not getattr(task, "UNSAFE_CODE", False), f"eval.tasks: {key} runs code that a model writes; not here")
@@ -138,7 +150,7 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
         source = str(files[0] if files else defined or "hub")
         exam = drawn(key, {key: task}, part, seed, shots, source)
         own_groups = tuple(group for group in groups if task in group.get_all_tasks())
-        exams.append(replace(exam, recipe=task.dump_config(), groups=own_groups))
+        exams.append(replace(exam, recipe=task.dump_config(), groups=own_groups, beside=beside))
     return exams
 
 
