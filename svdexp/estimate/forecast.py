@@ -79,7 +79,7 @@ def forecast(
     text is evaluated on.
     """
     beside = beside_tensors(model) if machine.shared else 0
-    rows = foreseen(config, method, model, layers, budget, fixed, texts, streamed)
+    rows = foreseen(config, method, model, layers, budget, fixed, texts, streamed, routed=machine.shared)
     rows = [replace(row, bytes=row.bytes + beside) for row in rows]
     name = str(model.dtype).removeprefix("torch.")
     what = f"{config.model.name}, {method.name}, {name}{', streamed,' if streamed else ''} on {machine.name}"
@@ -95,8 +95,10 @@ def foreseen(
     fixed: Ranks,
     texts: Sequence[int],
     streamed: bool,
+    routed: bool = True,
 ) -> list[Stage]:
-    """The stages of a run, their bytes without what Python and its libraries take; arguments are `forecast`'s."""
+    """The stages of a run, their bytes without what Python and its libraries take; arguments are `forecast`'s and, of
+    `stages`, `routed`."""
     part = config.calibration
     ranks = expected_ranks(method.allocation, budget, fixed)
     workload = workload_of(model, layers, budget, ranks, windows=part.samples, length=part.seq_len)
@@ -105,7 +107,7 @@ def foreseen(
     if config.ppl is not None and texts:
         judged = texts[config.eval.texts.index(config.ppl_text) if config.ppl_text else 0]
     how: dict[str, Any] = {"save": config.save, "cached": cached, "streamed": streamed}
-    rows = stages(workload, method, config.eval, texts, **how, judged=judged)
+    rows = stages(workload, method, config.eval, texts, **how, judged=judged, routed=routed)
     return with_disk(rows, workload, method, **how)
 
 

@@ -7,17 +7,18 @@ runs: the estimate assumes an empty one. What comes before the first of them is 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from svdexp.data import batch_windows
 from svdexp.estimate.calibration import by_group, calibration, measures_dense, statistics_bytes
 from svdexp.estimate.decomposition import decomposition, measured, sides
+from svdexp.evaluation.efficiency import WARM_UP_STEPS
 from svdexp.evaluation.tasks import TASKS, expand
 from svdexp.factorisation import Weighting
 from svdexp.method import Method
 from svdexp.models.matrices import Matrix
 from svdexp.models.work import Work, Workload, cost_of
-from svdexp.schema import RATIO_STEPS, EvalConfig, Save, Traversal
+from svdexp.schema import RATIO_STEPS, EfficiencyConfig, EvalConfig, Save, Traversal
 from svdexp.storage import Storage, largest_rank
 
 # Sizes that a bisection tries, the dense model beside them.
@@ -33,12 +34,14 @@ class Stage:
         work: what it does.
         bytes: the most that the model's device holds during the stage, the model included.
         disk: the most bytes that the run has on disk until its end (disk.py).
+        anew: of `work`, what a run does also where a cache has the stage's results.
     """
 
     name: str
     work: Work
     bytes: float
     disk: float = 0.0
+    anew: Work = field(default_factory=Work)
 
 
 def stages(
@@ -51,6 +54,7 @@ def stages(
     cached: bool,
     streamed: bool = False,
     judged: int | None = None,
+    routed: bool = True,
 ) -> list[Stage]:
     """One row per stage.
 
@@ -63,6 +67,7 @@ def stages(
         cached: whether finished stages go to disk; without a cache they stay in memory.
         streamed: whether one block is in memory at a time, a dense one at most; windows are then evaluated one by one.
         judged: on how many windows sizes are tried; None: the ratio is known.
+        routed: whether the dense model's speed is measured by our routes as well, as it is on a CPU.
     """
     dense, small = float(workload.model_bytes), workload.compressed_bytes
     if streamed:
@@ -79,7 +84,9 @@ def stages(
         rows.append(Stage(name, work, resident + work.bytes))
 
     if evaluates:
-        add("evaluate_dense", evaluate(workload, evaluation, texts, compressed=False), dense)
+        add("evaluate_dense", evaluate(workload, evaluation, texts, compressed=False, routed=routed), dense)
+        if evaluation.efficiency:  # speed is never kept
+            rows[-1] = replace(rows[-1], anew=generation(workload, evaluation.efficiency, routed=routed))
     add("usage", workload.forward_backward(1) if method.needs_gradients else workload.forward(1, head=False), dense)
     if method.weighting:
         if any(method.statistics(workload.layers).values()):
@@ -119,7 +126,9 @@ def of_one_block(workload: Workload) -> Workload:
     return replace(workload, model_bytes=outside + stored // blocks, stored=workload.stored // blocks)
 
 
-def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool) -> Work:
+def evaluate(
+    workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *, compressed: bool, routed: bool = False
+) -> Work:
     """Perplexities, accuracies and the speed measurement of one model; sizes of tasks are those of the hub's data."""
     length, batch = evaluation.seq_len, evaluation.batch_size or batch_windows(evaluation.seq_len)
     work = workload.forward(sum(texts), length=length, batch=batch, compressed=compressed) if texts else Work()
@@ -127,12 +136,18 @@ def evaluate(workload: Workload, evaluation: EvalConfig, texts: Sequence[int], *
         requests = min(evaluation.limit or task.rows, task.rows) * task.passes
         tokens = task.tokens * (1 + (evaluation.num_fewshot or 0))
         work += workload.forward(requests, length=tokens, batch=batch, compressed=compressed)
-    if (shape := evaluation.efficiency) is None:
+    if evaluation.efficiency is None:
         return work
-    prompts = workload.forward((1 + shape.repeats) * shape.batch_size, length=shape.prompt, compressed=compressed)
-    steps = shape.repeats * shape.generate + min(4, shape.generate)
-    decoding = workload.decoding(steps, shape.batch_size, compressed=compressed)
-    return work + (prompts + decoding) * (1 if compressed else 2)  # dense by its own products and by our routes
+    return work + generation(workload, evaluation.efficiency, compressed=compressed, routed=routed)
+
+
+def generation(workload: Workload, shape: EfficiencyConfig, *, compressed: bool = False, routed: bool = False) -> Work:
+    """Measuring the speed of one model; twice where it is `routed`, by its own products and by our routes."""
+    prompts = (shape.warmup + shape.repeats) * shape.batch_size
+    steps = shape.repeats * shape.generate + shape.warmup * min(WARM_UP_STEPS, shape.generate)
+    work = workload.forward(prompts, length=shape.prompt, compressed=compressed)
+    work += workload.decoding(steps, shape.batch_size, compressed=compressed)
+    return work * (2 if routed and not shape.compile else 1)  # what is compiled has no routes
 
 
 def factorisation(workload: Workload, method: Method, weighting: Weighting) -> Work:

@@ -34,8 +34,7 @@ def seconds_with_cache(cells: Mapping[str, Forecast]) -> float:
     for cell in cells.values():
         for row in cell.rows:
             made = (row.name, cell.shared.get(row.name, ""))
-            if made not in found:
-                seconds += cell.machine.speed.seconds(row.work)
+            seconds += cell.machine.speed.seconds(row.anew if made in found else row.work)
             if made[1]:
                 found.add(made)
     return seconds

@@ -24,9 +24,9 @@ from svdexp.checkpoints.loading import load_skeleton
 from svdexp.engine.plan import plan
 from svdexp.estimate.anatomy import workload_of
 from svdexp.estimate.calibration import statistics_bytes
-from svdexp.estimate.decomposition import Sides, decomposition, sides
+from svdexp.estimate.decomposition import Sides, decomposition, measured, sides
 from svdexp.estimate.devices import SHEETS, Machine, published_machine
-from svdexp.estimate.forecast import Forecast, beside_tensors, forecast, shared_stages, this_machine
+from svdexp.estimate.forecast import Forecast, beside_tensors, forecast, foreseen, shared_stages, this_machine
 from svdexp.estimate.speed import Speed, measure_speed
 from svdexp.estimate.stages import Stage, stages
 from svdexp.estimate.stages import evaluate as work_of_evaluation
@@ -38,7 +38,7 @@ from svdexp.models.structure import Targets, find_matrices, stored_bytes
 from svdexp.models.work import Work, Workload, cost_of, eigh_flops, svd_flops
 from svdexp.runtime.errors import UserError
 from svdexp.schema import Config, EvalConfig, Numerics, validate
-from svdexp.storage import FactorStorage
+from svdexp.storage import FactorStorage, FormStorage
 from svdexp.update import RefitOutput
 from tests.conftest import TINY, tiny_model
 from tests.estimate.workloads import workload_at
@@ -181,6 +181,34 @@ def test_decompositions_by_hand() -> None:
     assert left.float64 - decomposition(2, 3, Sides(0, 0), Numerics.cholesky).float64 == pytest.approx(
         2 * 2**3 / 3 + 2 * 2 * 2 * 3 + 2 * 2 * 2
     )
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 2), (2, 0), (2, 2)])
+def test_losses_of_forms_by_hand(left: int, right: int) -> None:
+    """Of (9, 24), one of the layers of 21 rows in all that one tensor feeds; the whole forms are looked at once, the
+    rounded factors at rank 8."""
+    m, n, rows = 9, 24, 21
+    words = ["gptq4-g2", "gptq2-g2", "gptq3-row", "rtn8-row", "factors", "factors8-row"]
+    found = measured(m, n, rows, Sides(left, right), FormStorage(words).menu.values())
+    losing = {(0, 2): 2 * m * n * n, (2, 0): 2 * m * m * n, (2, 2): 2 * m * n * n + 2 * m * m * n - m * n * n}
+    inputs = right == 2
+    walking = 3 * m * n * n  # half of the matrix for every column, two FLOPs each
+    factors = 2 * (4 / 3 * n**3) * m / rows  # of two sizes of groups, shared by rows
+    looks = 5 * losing[left, right] + 2 * 8 * m * n
+    assert found.float64 == pytest.approx(looks + inputs * (walking + factors))
+    assert found.bytes == 8 * 3 * rows * n
+
+
+def test_sizes_are_tried_on_the_text_that_is_asked_about(model_folder: Path, llama: PreTrainedModel) -> None:
+    def tried(counts: list[int], *words: str) -> Work:
+        about = ["eval.texts=[pydoc,wikitext2]", "eval.efficiency=null", "ppl=1.05x", *words]
+        config = validate(compose("config", [f"model.path={model_folder}", *about]))
+        method = build_method(config)
+        layers, budget, fixed, *_ = plan(llama, method, 0.8, Targets())
+        found = foreseen(config, method, llama, layers, budget, fixed, counts, streamed=False)
+        return next(row.work for row in found if row.name == "search")
+
+    assert tried([3, 5], "ppl_text=wikitext2") == tried([5, 3]) != tried([3, 5])
 
 
 def test_parts_state_their_own_cost(llama: PreTrainedModel) -> None:
@@ -342,6 +370,10 @@ def test_a_forecast_is_of_the_configured_run(model_folder: Path, llama: PreTrain
     beside = {round(row.bytes - other.bytes) for row, other in zip(shown, expected, strict=True)}
     assert len(beside) == 1
     assert beside.pop() > 0
+    there = forecast(config, method, llama, layers, budget, fixed, counts, published_machine("rtx4090", llama.dtype))
+    ours, theirs = ({row.name: row.work.flops for row in part} for part in (shown, there.rows))
+    assert theirs["evaluate_dense"] < ours["evaluate_dense"]  # only a CPU measures the dense model by our routes, too
+    assert theirs | {"evaluate_dense": 0} == ours | {"evaluate_dense": 0}
 
 
 def test_devices_that_are_not_here() -> None:
@@ -372,6 +404,9 @@ def test_cells_of_a_sweep_share_what_their_cache_keeps() -> None:
     alike = {"a": cell(calibration="x"), "b": cell(calibration="x"), "c": cell(calibration="y")}
     assert seconds_with_cache(alike) == 2 * 10 + 3 * 100
     assert seconds_with_cache({"a": cell(), "b": cell()}) == 2 * 110
+    dense = Stage("evaluate_dense", Work(50), 1e9, anew=Work(20))  # of which speed is measured in every run
+    twice = {name: Forecast("", [dense], machine, 0, {"evaluate_dense": "x"}) for name in ("a", "b")}
+    assert seconds_with_cache(twice) == 50 + 20
     text = summary(alike)
     assert "all 3 cells" in text
     assert text.count("NO") == 3
@@ -388,6 +423,8 @@ def test_what_runs_share_is_what_their_stages_depend_on(model_folder: Path) -> N
     assert other["evaluate_dense"] == shared("method=svd_llm")["evaluate_dense"]
     assert other["calibration"] != shared("method=svd_llm")["calibration"]
     assert "factorisation" not in shared("method=svd_llm", "method.traversal=blockwise")
+    fixed = shared("method=svd_llm", "+targets.ranks={*.q_proj:3}")  # which no statistic depends on
+    assert fixed == shared("method=svd_llm") != shared("method=svd_llm", "targets.include=['*.q_proj']")
 
 
 def test_few_digits() -> None:

@@ -1,16 +1,17 @@
 """The rows of an estimate against counts by hand, on a tiny Llama: q, k, v, o are 32 wide, the gated MLP is 48."""
 
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from svdexp.allocation import EffectiveRank, Uniform
+from svdexp.allocation import EffectiveRank, Forms, Uniform
 from svdexp.calibration.compressed_path import compressed_path
 from svdexp.calibration.statistics import INPUT_STATISTICS, Gram
 from svdexp.estimate.calibration import statistics_bytes
-from svdexp.estimate.decomposition import Sides, decomposition
+from svdexp.estimate.decomposition import Sides, decomposition, measured, sides
 from svdexp.estimate.devices import Machine
 from svdexp.estimate.speed import Speed
 from svdexp.estimate.stages import Stage, stages
@@ -18,8 +19,8 @@ from svdexp.estimate.table import render
 from svdexp.factorisation import InputMoment, TwoSided
 from svdexp.method import Method
 from svdexp.models.work import Work, Workload, cost_of
-from svdexp.schema import EfficiencyConfig, EvalConfig, Numerics, Save, Traversal
-from svdexp.storage import FactorStorage
+from svdexp.schema import RATIO_STEPS, EfficiencyConfig, EvalConfig, Numerics, Save, Traversal
+from svdexp.storage import FactorStorage, FormStorage
 from svdexp.training import BlockRefine
 from tests.conftest import tiny_model
 from tests.estimate.workloads import workload_at
@@ -124,6 +125,7 @@ def test_saving_holds_two_compressed_models(workload: Workload) -> None:
     small = workload.model_bytes - 4 * (MATRICES - KEPT)
     activations = LENGTH * (2 * 4 * (32 + 48) + 96 * (4 + 8))  # the widest, and logits beside their copy and softmax
     assert rows(workload)["save"].bytes == 2 * small + activations
+    assert rows(workload)["save"].work == workload.forward(2, compressed=True)  # a window through either
     assert "save" not in rows(workload, save=Save.none)
 
 
@@ -144,6 +146,20 @@ def test_speed_takes_prompts_and_steps(workload: Workload) -> None:
     assert found.moved == 2 * once
 
 
+def test_speed_takes_every_warm_up_and_our_routes_only_where_there_are_any(workload: Workload) -> None:
+    """As `measure_efficiency` has it: each warm-up is a prompt and at most four steps; routes are a CPU's, and what is
+    compiled has none."""
+    shape = EfficiencyConfig(batch_size=2, prompt=8, generate=6, repeats=2, warmup=5)
+    evaluation = EvalConfig(texts=[], efficiency=shape)
+    once = (workload.forward(7 * 2, length=8) + workload.decoding(2 * 6 + 5 * 4, 2)).flops
+    compiled = EvalConfig(texts=[], efficiency=replace(shape, compile=True))
+    found = rows(workload, evaluation=evaluation)["evaluate_dense"]
+    assert found.work.flops == pytest.approx(2 * once)
+    assert found.anew == found.work, "no cache keeps speeds"
+    assert rows(workload, evaluation=evaluation, routed=False)["evaluate_dense"].work.flops == pytest.approx(once)
+    assert rows(workload, evaluation=compiled)["evaluate_dense"].work.flops == pytest.approx(once)
+
+
 def test_the_dense_model_sees_all_windows_without_its_head_in_one_batch(workload: Workload) -> None:
     found = rows(workload)["calibration"]
     assert found.work.model == WINDOWS * LENGTH * (2 * MATRICES + 4 * LENGTH * 32 * BLOCKS)
@@ -156,6 +172,19 @@ def test_every_matrix_is_decomposed(workload: Workload) -> None:
     assert found.eigen == BLOCKS * sum(work.eigen for work in one_by_one)
     assert found.float32 == BLOCKS * sum(work.float32 for work in one_by_one)
     assert found.float64 == pytest.approx(BLOCKS * sum(work.float64 for work in one_by_one))
+
+
+def test_forms_are_measured_beside_what_shares_their_input(workload: Workload) -> None:
+    method = Method("mixed", InputMoment(), Forms(), FormStorage(["gptq4-g8", "factors"]))
+    found, needs = rows(workload, method)["factorisation"].work, method.statistics(workload.layers)
+    fed = [64, 64, 64, 32, 96, 96, 32]  # rows of all that q, k and v, o, gate and up, and down share their input with
+    expected = Work()
+    for layer, together in zip(workload.layers, BLOCKS * fed, strict=True):
+        given = sides(InputMoment(), needs[layer.name])
+        expected += decomposition(layer.m, layer.n, given, method.numerics)
+        expected += measured(layer.m, layer.n, together, given, method.storage.menu.values())
+    assert found.float64 == pytest.approx(expected.float64)
+    assert found.eigen == expected.eigen
 
 
 def test_products_of_the_other_numerics() -> None:
@@ -185,6 +214,27 @@ def test_texts_are_counted_together_and_in_batches(workload: Workload) -> None:
     assert found["evaluate"].work == workload.forward(7, length=16, batch=2, compressed=True)
     small = workload.model_bytes - 4 * (MATRICES - KEPT)
     assert found["evaluate_dense"].bytes - workload.model_bytes == found["evaluate"].bytes - small
+
+
+def sizes_tried(smallest: int) -> int:
+    """How many a bisection looks at before it knows the smallest that is near enough."""
+    asked: list[int] = []
+
+    def near(step: int) -> bool:
+        asked.append(step)
+        return step >= smallest
+
+    bisect_left(range(1, RATIO_STEPS + 1), True, key=near)
+    return len(asked)
+
+
+def test_a_search_takes_as_many_sizes_as_a_bisection_may_try_and_the_dense_model(workload: Workload) -> None:
+    most = max(map(sizes_tried, range(1, RATIO_STEPS + 1)))
+    evaluation = EvalConfig(texts=[], seq_len=16, batch_size=2, efficiency=None)
+    found = rows(workload, evaluation=evaluation, judged=5)["search"]
+    assert found.work == workload.forward(5, length=16, batch=2, compressed=True) * (1 + most)
+    small = workload.model_bytes - 4 * (MATRICES - KEPT)
+    assert found.bytes == workload.model_bytes + small + found.work.bytes
 
 
 def test_trainings_follow_each_other_beside_the_dense_model(workload: Workload) -> None:
