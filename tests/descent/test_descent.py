@@ -70,6 +70,26 @@ def test_the_best_parameters_stay() -> None:
     assert torch.equal(descent.parameters[0], torch.full((5,), 2.0))
     assert [entry[0] for entry in curve] == [0, 2, 4, 6], "three looks without improvement end it"
     assert not any(p.grad is not None for p in descent.parameters)
+    assert all(p.requires_grad for p in descent.parameters), "as before"
+
+
+def test_the_last_step_is_looked_at_too() -> None:
+    curve = descent_of(Schedule(steps=5, check_every=2, batch=2), distance).run(Shelf())
+    assert [entry[0] for entry in curve] == [0, 2, 4, 5]
+
+
+def test_the_best_is_the_best_of_all_looks() -> None:
+    """A score that is better than the one before, and worse than one long ago, keeps nothing."""
+    scores, seen = iter([5.0, 2.0, 4.0, 3.0]), []
+
+    def score(parameter: torch.Tensor) -> float:
+        seen.append(parameter.detach().clone())
+        return next(scores)
+
+    descent = descent_of(Schedule(steps=6, check_every=2, patience=9, batch=2), score)
+    descent.run(Shelf())
+    assert torch.equal(descent.parameters[0], seen[1])
+    assert not torch.equal(seen[1], seen[3])
 
 
 @pytest.mark.parametrize("fail_at", [1, 14, 25, 36])
@@ -125,6 +145,7 @@ def test_some_windows_are_held_out() -> None:
     learnt, held_out = Schedule(held_out=0.3).split(windows)
     assert learnt.flatten().tolist() == list(range(7))
     assert held_out.flatten().tolist() == [7, 8, 9]
+    assert len(Schedule(held_out=0.28).split(windows)[1]) == 3, "as near to the share as whole windows are"
     assert len(Schedule(held_out=0.0).split(windows)[1]) == 1
     with pytest.raises(UserError, match="leaves none to learn from"):
         Schedule().split(windows[:1])

@@ -32,7 +32,7 @@ from svdexp.storage import (
     stored_bits,
 )
 from svdexp.training import BlockRefine, Distill, Student, Training, learner
-from svdexp.training.stored import Scales, straight
+from svdexp.training.stored import Scales, half, straight
 from tests.conftest import tiny_model
 from tests.storage.test_pivot import random_factors
 from tests.storage.test_rounding import correlated, drawn
@@ -100,6 +100,8 @@ def test_a_learner_computes_what_is_stored(storage: Storage, dtype: torch.dtype)
         assert stored_bits(stored) == stored_bits(layer)
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             assert torch.equal(found(x), stored(x))
+            assert torch.equal(found(x.float()), stored(x)), "norms may give float32 where products are of 16 bits"
+        assert {parameter.dtype for parameter in found.learnt()} == {torch.float32}
         if dtype is torch.float32:  # products of factors in bfloat16 are rounded on the way
             torch.testing.assert_close(found.weight, stored.weight)
     changed = [key for key, part in stored.state_dict().items() if not torch.equal(part, layer.state_dict()[key])]
@@ -176,6 +178,19 @@ def test_rounding_lets_gradients_pass() -> None:
     assert torch.equal(rounded, values.round())
     (rounded * torch.arange(5.0)).sum().backward()
     assert torch.equal(values.grad, torch.arange(5.0))
+
+
+def test_scales_stay_finite_and_of_their_sign() -> None:
+    """Whatever is learnt; zeros, of rows without numbers, stay zeros."""
+    scales = Scales(torch.tensor([1.0, 1.0, 60000.0, 0.0], dtype=torch.float16).view(torch.int16))
+    scales.gain.data = torch.tensor([0.5, -3.0, 1.0, 2.0])
+    expected = torch.tensor([1.5, 2.0**-24, 65504.0, 0.0])
+    assert torch.equal(scales.kept().view(torch.float16).float(), expected)
+    assert torch.equal(scales(torch.float32), expected)
+
+
+def test_numbers_beyond_float16_become_its_largest() -> None:
+    assert torch.equal(half(torch.tensor([1e6, -1e6, 0.5])).float(), torch.tensor([65504.0, -65504.0, 0.5]))
 
 
 def test_gradients_are_not_rounded_with_the_scales() -> None:

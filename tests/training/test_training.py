@@ -24,7 +24,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
-from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training
+from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training, sequential_lora
 from svdexp.training.block_refine import Paths, mean_error
 from svdexp.update import IPCA, RefitOutput
 from tests.conftest import VOCABULARY, tiny_model
@@ -77,13 +77,17 @@ def test_the_teacher_is_the_dense_model_and_leaves_no_trace(model: PreTrainedMod
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)  # as if trained, norms and embeddings included
+    student.remember(model.parameters())  # for the next training, which is to bring it near the same model
     before = model(windows).logits
     with student.as_teacher() as teacher:
         assert torch.equal(teacher(windows).logits, dense)
     assert torch.equal(model(windows).logits, before)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"labels": 0.3}, {"labels": 1.0}, {"hidden": 0.7}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 2.0}, {"labels": 0.3}, {"labels": 1.0}, {"hidden": 0.7}, {"labels": 1.0, "hidden": 0.7}],
+)
 def test_the_distillation_loss(llama: PreTrainedModel, windows: torch.Tensor, options: dict[str, Any]) -> None:
     teacher = copy.deepcopy(llama).double()
     student = student_of(llama)
@@ -99,6 +103,16 @@ def test_the_distillation_loss(llama: PreTrainedModel, windows: torch.Tensor, op
     errors = [((a - b) ** 2).sum() / (b**2).sum() for a, b in states]
     expected = expected + options.get("hidden", 0.0) * sum(errors[1:]) / 3
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_factors_are_learnt_and_biases_are_not() -> None:
+    student = student_of(tiny_model("opt"))
+    learnt = {id(parameter) for parameter in student.learnt()}
+    named = {key: p for name, layer in student.layers.items() for key, p in layer.named_parameters(prefix=name)}
+    assert {key for key, parameter in named.items() if id(parameter) in learnt} == {
+        f"{name}.{side}.weight" for name in student.layers for side in ("rank_out", "rank_in")
+    }
+    assert any(key.endswith("bias") for key in named)
 
 
 def test_checkpointing_changes_no_gradient(llama: PreTrainedModel, windows: torch.Tensor) -> None:
@@ -311,6 +325,89 @@ def test_a_round_of_adapters_moves_one_factor_by_a_low_rank(llama: PreTrainedMod
         change = factors_of(layer).A - before[name].A
         assert torch.equal(factors_of(layer).B, before[name].B)
         assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 2
+
+
+def short_student() -> Student:
+    """Of one block."""
+    model: Any = tiny_model("llama_gqa")
+    del model.model.layers[1:]
+    model.config.num_hidden_layers = 1
+    return student_of(model)
+
+
+def test_distillation_moves_every_factor(windows: torch.Tensor) -> None:
+    student = short_student()
+    before = [parameter.clone() for parameter in student.learnt()]
+    replace(DISTILL, steps=1, batch=1)(Lesson(student, windows[:2], lambda **about: Shelf(), seed=0))
+    moved = [not torch.equal(parameter, value) for parameter, value in zip(student.learnt(), before, strict=True)]
+    assert all(moved)
+
+
+def test_adapters_are_as_asked_for_and_drop_out_only_while_they_learn(
+    windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W + (alpha / r) D E, with dropout before E."""
+    student, seen = short_student(), {"learns": list[Any](), "is judged": list[Any]()}
+
+    def watch(name: str, when: str) -> None:
+        plain = getattr(sequential_lora, name)
+
+        def watched(*args: Any) -> Any:
+            layers: list[Any] = [module for module in student.model.modules() if hasattr(module, "lora_dropout")]
+            drops = [layer.lora_dropout["default"] for layer in layers]
+            scales = {layer.scaling["default"] for layer in layers}
+            seen[when].append((len(layers), scales, {(drop.p, drop.training) for drop in drops}))
+            return plain(*args)
+
+        monkeypatch.setattr(sequential_lora, name, watched)
+
+    watch("cross_entropy", "learns")
+    watch("perplexity_of", "is judged")
+    training = replace(LORA, steps=2, r=2, alpha=6, dropout=0.25)
+    training.train(["rank_in"], Lesson(student, windows, lambda **about: Shelf(), seed=0))
+    count = len(student.layers)
+    for when, learning in (("learns", True), ("is judged", False)):
+        found = seen[when][1:]  # adapters that are still zero may drop what they like
+        assert found
+        assert all(one == (count, {3.0}, {(0.25, learning)}) for one in found), when
+
+
+def test_adapters_learn_the_texts_own_next_tokens(windows: torch.Tensor) -> None:
+    student = short_student()
+    theirs = student.model(windows[:1], labels=windows[:1]).loss
+    torch.testing.assert_close(sequential_lora.cross_entropy(student, windows[0]), theirs)
+
+
+def test_rounds_of_adapters_are_kept_apart(windows: torch.Tensor, tmp_path: Path) -> None:
+    """First the factors on the outputs' side, as in the paper; both are found again on the shelf."""
+    found, parts, cache = [], list[str](), Cache(tmp_path)
+
+    def shelf(**about: Any) -> Shelf:
+        parts.append(about["part"])
+        return cache.shelf("training", **about)
+
+    for where in (lambda **about: Shelf(), shelf, shelf):
+        student = short_student()
+        replace(LORA, steps=1, batch=1)(Lesson(student, windows, where, seed=0))
+        found.append([factors_of(layer) for layer in student.layers.values()])
+    assert parts == 2 * ["rank_out", "rank_in"]
+    for one, again, resumed in zip(*found, strict=True):
+        assert torch.equal(one.A, again.A)
+        assert torch.equal(one.B, again.B)
+        torch.testing.assert_close(resumed.A @ resumed.B, one.A @ one.B)
+
+
+def test_adapters_start_where_the_seed_says(windows: torch.Tensor) -> None:
+    """Whatever was drawn before."""
+    found = []
+    for state, seed in ((1, 0), (2, 0), (1, 5)):
+        student = short_student()
+        torch.manual_seed(state)
+        training = replace(LORA, steps=1, batch=1, weight_decay=0.0, dropout=0.0)
+        training.train(["rank_out"], Lesson(student, windows, lambda **about: Shelf(), seed))
+        found.append(factors_of(next(iter(student.layers.values()))).A)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_a_training_may_have_a_text_of_its_own(llama: PreTrainedModel, windows: torch.Tensor) -> None:
