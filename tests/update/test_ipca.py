@@ -1,11 +1,13 @@
 """IPCA: activation truncation is weight truncation; principal components against numpy; the paper's identity."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from svdexp.allocation import GlobalLoss, Uniform
@@ -19,8 +21,9 @@ from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.storage import FactorStorage
 from svdexp.update import IPCA
-from svdexp.update.ipca import Components
+from svdexp.update.ipca import Components, reduced
 from tests.conftest import tiny_model
+from tests.estimate.workloads import workload_at
 
 DOBI = Method("dobi_uniform", None, Uniform(), FactorStorage(), IPCA())
 
@@ -132,6 +135,42 @@ def test_every_architecture(model: PreTrainedModel, windows: torch.Tensor, by_en
             torch.testing.assert_close(layer.weight, V @ V.T @ W, rtol=1e-3, atol=1e-5)
             bias = dense[name].bias
             assert bias is None or torch.equal(layer.rank_out.bias, bias)
+
+
+@pytest.mark.parametrize(("m", "n"), [(6, 9), (9, 6)])
+def test_what_saw_no_token_keeps_the_largest_components_of_its_weight(m: int, n: int) -> None:
+    """As an expert that none chose: by Eckart and Young the best there is without any data."""
+    W, _ = samples(m, n, 1)
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    found = Components(W, 2, by_energy=False).factors()
+    torch.testing.assert_close(found.A @ found.B, (U[:, :2] * S[:2]) @ Vh[:2])
+
+
+@pytest.mark.parametrize("smallest", [1e-2, 1e-7])
+def test_tall_weights_lose_no_digits(smallest: float) -> None:
+    """P = Q T with orthonormal Q, also where the square of P has no more digits for its smallest direction."""
+    U, _ = torch.linalg.qr(torch.randn(20, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    P = U * torch.logspace(0, math.log10(smallest), 5, dtype=torch.float64) @ torch.linalg.qr(U[:5])[0]
+    T, lift = reduced(P)
+    eye = torch.eye(5, dtype=torch.float64)
+    Q = lift(eye)
+    torch.testing.assert_close(Q.T @ Q, eye, rtol=0, atol=1e-10)
+    torch.testing.assert_close(Q @ T, P, rtol=0, atol=1e-12)
+
+
+def test_its_cost_is_what_torch_counts() -> None:
+    workload = workload_at(tiny_model("llama_gqa"), 0.9, windows=3, length=24)
+    found, counted = IPCA().cost(workload), 0
+    for layer in workload.layers:
+        X = torch.randn(1, 24, layer.n)
+        part = Components(torch.randn(layer.m, layer.n), workload.rank(layer), by_energy=False)
+        with FlopCounterMode(display=False) as counter:
+            part.truncate(X, torch.empty(1, 24, layer.m))
+        counted += 3 * counter.get_total_flops()
+    assert 0.5 < (found.float32 + found.float64) / counted < 2
+    passes = workload.forward(3, head=False)
+    assert found.model == passes.model
+    assert IPCA(samples=2).cost(workload).model == pytest.approx(2 / 3 * passes.model)
 
 
 def test_full_rank_changes_nothing() -> None:

@@ -20,7 +20,7 @@ from tests.conftest import tiny_model
 from tests.test_compress import WHITENED
 
 
-@pytest.mark.parametrize("tokens", [200, 6])
+@pytest.mark.parametrize("tokens", [200, 6, 3])
 def test_refit_is_least_squares(tokens: int) -> None:
     """A = argmin ‖W X − A (B X)‖, one least-squares problem per row; with few tokens, the minimum-norm solution."""
     generator = torch.Generator().manual_seed(0)
@@ -65,14 +65,28 @@ def test_ranks_and_size_stay_what_they_were(name: str, storage: Storage, windows
     assert plain.bits == refitted.bits
 
 
+def test_inputs_are_those_of_so_many_windows(windows: torch.Tensor) -> None:
+    group, moments = "model.layers.0", []
+    for samples, given in ((2, windows), (6, windows[:2]), (6, windows)):
+        model = tiny_model("llama_gqa")
+        layers = [layer for layer in find_matrices(model, Targets()) if layer.group == group]
+        repair: Any = RefitOutput(samples).start(model, layers, given, {})
+        moments.append(repair.path.statistics(group, [layers[0].name])[layers[0].name]["gram"])
+    torch.testing.assert_close(moments[0], moments[1])
+    assert not torch.allclose(moments[0], moments[2])
+
+
 def test_what_got_no_token_stays_as_truncated(caplog: pytest.LogCaptureFixture) -> None:
     """Least squares on no data would give zeros."""
+
+    tried: set[str] = set()
 
     class Path:
         def sharing(self, group: str) -> list[list[str]]:
             return [["idle", "busy"]]
 
         def statistics(self, group: str, names: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+            assert tried == {"idle", "busy"}, "inputs are those behind truncated layers, in whatever order they run"
             return {"idle": {"gram": torch.zeros(5, 5)}, "busy": {"gram": torch.eye(5)}}
 
     W, pair = torch.randn(4, 5), Factors(torch.randn(4, 2), torch.randn(2, 5))
@@ -80,7 +94,9 @@ def test_what_got_no_token_stays_as_truncated(caplog: pytest.LogCaptureFixture) 
 
     def place(name: str, factors: Factors, *, trial: bool = False) -> None:
         placed.pop(name, None)  # what is placed on trial alone does not stand at the end
-        if not trial:
+        if trial:
+            tried.add(name)
+        else:
             placed[name] = factors
 
     repair: Any = Refit(Path())  # type: ignore[arg-type]
