@@ -16,7 +16,7 @@ from svdexp.checkpoints import checkpoint
 from svdexp.engine.compress import compress
 from svdexp.evaluation import accuracies, load_exams
 from svdexp.evaluation.accuracy import average, standard_error
-from svdexp.evaluation.tasks import SUITES
+from svdexp.evaluation.tasks import SUITES, Exam
 from svdexp.factorisation import InputMoment
 from svdexp.method import Method
 from svdexp.models.families import LINEAR
@@ -136,6 +136,25 @@ def test_the_same_model_is_asked_the_same_questions_once(
     write_local(tmp_path / "moved", ["piqa"], count=29)
     assert asked(tasks_dir=str(tmp_path / "moved"))[0] == 5
     assert asked() == (5, first[1])
+
+
+def test_the_seed_draws_the_examples(llama: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
+    """And answers after other examples, or of other tokens, are others."""
+    write_local(tmp_path, ["piqa"], count=3, dev=40)
+
+    def exam_of(seed: int) -> Exam:
+        return load_exams(EvalConfig(tasks=["piqa"], tasks_dir=str(tmp_path), num_fewshot=2), seed)[0]
+
+    def contexts(seed: int) -> list[str]:
+        exam = exam_of(seed)
+        module.answer(llama, tokenizer, exam, 8)
+        return [instance.args[0] for task in exam.parts.values() for instance in task.instances]
+
+    assert contexts(0) == contexts(0) != contexts(1)
+    assert module.asked(exam_of(0), tokenizer) == module.asked(exam_of(0), tokenizer)
+    assert module.asked(exam_of(0), tokenizer) != module.asked(exam_of(1), tokenizer)
+    others = module.asked(exam_of(0), lambda texts: {"input_ids": [[7] for _ in texts]})
+    assert others != module.asked(exam_of(0), tokenizer)
 
 
 def test_neither_tokenizer_nor_random_numbers_are_touched(

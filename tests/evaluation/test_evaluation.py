@@ -3,6 +3,7 @@
 import math
 import mmap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from svdexp.evaluation import evaluate, measure_efficiency, perplexity
-from svdexp.evaluation.efficiency import peak_memory, percentiles
+from svdexp.data import scored_tokens
+from svdexp.evaluation import Passage, efficiency, evaluate, kept_perplexity, measure_efficiency, perplexity
+from svdexp.evaluation.efficiency import Run, peak_memory, percentiles
+from svdexp.models.structure import stored_bytes
 from svdexp.runs.inputs import evaluation_windows
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
@@ -63,6 +67,27 @@ def test_windows_by_text_are_measured_and_never_mixed_up_in_the_cache(
     assert figures(windows_by_text={"files": None})[0] == 4000 // 16 * 15
 
 
+def test_of_the_same_windows_other_tokens_may_count(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    whole = scored_tokens(len(windows), windows.shape[1], windows.shape[1])
+    half, found = whole.clone(), []
+    half[:, :12] = False
+    for scored in (whole, half):
+        part = Passage(windows, scored, None)  # type: ignore[arg-type]
+        found.append(kept_perplexity(llama, part, 1, "tiny", Cache(tmp_path))["value"].item())
+    assert found == pytest.approx([perplexity(llama, windows, scored=scored).value for scored in (whole, half)])
+    assert found[0] != found[1]
+
+
+def test_each_attention_has_its_own_figures(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
+    """They round in different ways."""
+    for attention in ("sdpa", "eager", "sdpa"):
+        llama.set_attn_implementation(attention)
+        kept_perplexity(llama, Passage(windows, windows > 0, None), 1, "tiny", Cache(tmp_path))  # type: ignore[arg-type]
+    assert len(list((tmp_path / "perplexity").iterdir())) == 2
+
+
 def test_speed_is_measured_with_a_cache(model: PreTrainedModel) -> None:
     speed = measure_efficiency(model, EfficiencyConfig(batch_size=2, prompt=8, generate=4, repeats=1), "tiny")
     assert speed.prefill_spread == speed.decode_spread == 0  # of one run
@@ -86,6 +111,45 @@ def test_a_dense_model_takes_turns_with_itself_by_our_routes(llama: PreTrainedMo
         "tokens_per_second_routed/decode",
     }
     assert measure_efficiency(llama, shape, "tiny").routed is None
+
+
+def test_figures_are_of_all_repeats_and_of_nothing_before_them(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two texts of 8 tokens and 2 more, by hand; what warms up is as slow as nothing else."""
+    own = [Run(1.0, [1.0, 1.0], 10), Run(2.0, [0.5, 0.5], 20), Run(4.0, [0.25, 0.25], 30)]
+    routed, warmup = Run(0.5, [0.125, 0.125], 40), Run(99.0, [99.0], 99)
+    taken = iter([warmup, warmup, own[0], routed, own[1], routed, own[2], routed])
+    monkeypatch.setattr(efficiency, "_run", lambda *about: next(taken))
+    shape = EfficiencyConfig(batch_size=2, prompt=8, generate=2, warmup=1, repeats=3)
+    found = measure_efficiency(llama, shape, "tiny", routed=True)
+    assert (found.prefill, found.decode) == (8.0, 4.0)  # of 16, 8 and 4; of 2, 4 and 8
+    assert (found.prefill_spread, found.decode_spread) == (12 / 8, 6 / 4)
+    assert found.first_token == 2000.0
+    steps = [1000.0, 1000.0, 500.0, 500.0, 250.0, 250.0]
+    np.testing.assert_allclose(found.latency, np.percentile(steps, [50, 90, 99]))
+    assert found.cache_bytes == 30
+    assert found.routed == (32.0, 16.0)
+
+
+def test_memory_is_the_weights_and_what_came_on_top(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficiency, "peak_memory", lambda device: nullcontext([1000]))
+    found = measure_efficiency(llama, EfficiencyConfig(prompt=8, generate=1, repeats=1), "tiny")
+    assert found.peak_bytes == 1000 + stored_bytes(llama)
+
+
+def test_prompts_begin_with_the_token_that_texts_do(llama: PreTrainedModel) -> None:
+    """And are the seed's otherwise."""
+    seen: list[torch.Tensor] = []
+    with llama.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
+        for first in (None, 7):
+            measure_efficiency(llama, EfficiencyConfig(batch_size=2, prompt=8, generate=1), "tiny", 3, first)
+    plain, begun = (
+        next(x for x in part if x.shape == (2, 8)) for part in (seen[: len(seen) // 2], seen[-len(seen) // 2 :])
+    )
+    assert torch.equal(plain, torch.randint(96, (2, 8), generator=torch.Generator().manual_seed(3)))
+    assert begun[:, 0].tolist() == [7, 7]
+    assert torch.equal(begun[:, 1:], plain[:, 1:])
 
 
 def test_kv_cache_is_counted(llama: PreTrainedModel) -> None:
@@ -119,6 +183,17 @@ def test_flops_are_those_of_the_matrices(llama: PreTrainedModel) -> None:
     speed = measure_efficiency(llama, EfficiencyConfig(prompt=8, generate=1, repeats=1), "tiny")
     entries = sum(m.weight.numel() for m in llama.modules() if isinstance(m, torch.nn.Linear))
     assert 2 * entries <= speed.flops <= 2.2 * entries
+    several = measure_efficiency(llama, EfficiencyConfig(batch_size=3, prompt=8, generate=1, repeats=1), "tiny")
+    assert several.flops == speed.flops
+
+
+def test_products_with_a_single_vector_are_counted() -> None:
+    """Which torch does not count by itself."""
+    W, x, b = torch.randn(3, 5), torch.randn(5), torch.randn(3)
+    with FlopCounterMode(display=False, custom_mapping=efficiency.VECTOR_FLOPS) as counter:
+        torch.mv(W, x)
+        torch.addmv(b, W, x)
+    assert counter.get_total_flops() == 2 * (2 * 3 * 5)
 
 
 def test_peak_memory_sees_what_was_held_only_meanwhile() -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.data import cut_windows, scored_tokens
 from svdexp.evaluation import NotFiniteError, perplexity
+from svdexp.evaluation.perplexity import window_losses
 from svdexp.runtime.errors import UserError
 from tests.conftest import VOCABULARY, tiny_model
 
@@ -92,6 +93,49 @@ def test_the_standard_error_is_that_of_a_ratio_of_sums() -> None:
     expected = (mean.exp() * variance.sqrt()).item()
     assert perplexity(model, windows, scored=scored).stderr == pytest.approx(expected, rel=1e-4)
     assert math.isnan(perplexity(model, windows[:1]).stderr)
+
+
+class Second:
+    """The second of two processes; what the first one measured is added where processes add up."""
+
+    def __init__(self, first: torch.Tensor) -> None:
+        self.first = first
+
+    def share(self, items: range) -> list[int]:
+        return list(items)[1::2]
+
+    def add_up(self, losses: torch.Tensor) -> torch.Tensor:
+        assert not losses[0::2].any()
+        return losses + self.first
+
+
+def test_each_process_measures_windows_of_its_own() -> None:
+    model, (windows, scored) = tiny_model("llama"), sliding(random_tokens(150), 24, 10)
+    first = torch.zeros(len(windows), dtype=torch.float64)
+    first[0::2] = torch.tensor(window_losses(model, windows, scored, range(0, len(windows), 2), 1, None)).double()
+    found = perplexity(model, windows, scored=scored, processes=Second(first))  # type: ignore[arg-type]
+    alone = perplexity(model, windows, scored=scored)
+    assert (found.value, found.stderr) == pytest.approx((alone.value, alone.stderr))
+
+
+class Seeing:
+    """A model to which what is an image is any token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.device = model, model.device
+
+    def __call__(self, tokens: torch.Tensor, **options: Any) -> Any:
+        return self.model(tokens.clamp_min(0), **options)
+
+
+def test_images_are_not_predicted() -> None:
+    model, windows = tiny_model("llama"), random_tokens(4, 24)
+    windows[:, 1:5] = -9
+    text = windows >= 0
+    text[:, 0] = False
+    found = perplexity(Seeing(model), windows)  # type: ignore[arg-type]
+    assert found.tokens == 4 * 19
+    assert found.value == pytest.approx(transformers_own(model, windows.clamp_min(0), text), rel=1e-5)
 
 
 class Crowded:
