@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from svdexp.cells.guard import config_dir
 from svdexp.cells.identity import files_behind, identity_of
+from svdexp.cells.naming import plain, relevant
 from svdexp.factorisation.weighting import Metric
 from svdexp.runtime.errors import UserError
 from svdexp.schema import (
@@ -140,6 +141,28 @@ def test_cells_of_earlier_versions_are_found_again(known: str, tmp_path: Path, m
 def test_every_file_is_named(config: Config) -> None:
     names = {name for name in files_behind(config) if not name.startswith("model/")}
     assert names == {"calibration/0", "allocation/0", "files/0", "pydoc/0"}
+
+
+def test_files_of_tasks_and_images_of_prompts_are_named_too(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "test.jsonl").touch()
+    config.eval.tasks, config.eval.tasks_dir = ["piqa"], str(tmp_path)
+    config.eval.prompts = ["of text", f"<image:{tmp_path / 'a.png'}> seen"]
+    found = files_behind(config)
+    assert found["piqa/0"] == tmp_path / "piqa" / "test.jsonl"
+    assert found["prompts/0"] == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("storage", ["rtn_int4", "gptq4", "residual"])
+def test_storages_of_before_their_steps_were_fitted_are_found_again(storage: str) -> None:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        before, fitted = (
+            relevant(plain(compose("config", [f"storage={storage}", f"storage.fit={fit}"])))["storage"]
+            for fit in ("false", "true")
+        )
+    assert "fit" not in before
+    assert fitted == before | {"fit": True}
 
 
 def test_what_is_missing_is_named(config: Config) -> None:

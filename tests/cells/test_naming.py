@@ -57,6 +57,11 @@ def test_numbers_of_devices_do_not_count() -> None:
         "eval.efficiency.batch_size=2",
         "+targets.ranks={*_proj:3}",
         "model.revision=abc",
+        # of keys that came later, values that are not what was done before
+        "ppl=1.05x",
+        "calibration.split=test",
+        "eval.efficiency.cache=latent",
+        "method.allocation.depth=3",
     ],
 )
 def test_what_changes_a_figure_changes_the_name(override: str) -> None:
