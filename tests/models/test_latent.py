@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers.cache_utils import DynamicLayer
 
 from svdexp.checkpoints import checkpoint
-from svdexp.models.portable.svdexp_latent import LatentCache, attentions
+from svdexp.models.portable.svdexp_latent import LatentCache, LatentLayer, attentions
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from tests.conftest import LLAMA_LIKE, tiny_model
 from tests.support.shrunk import shrunk, truncated
@@ -90,10 +91,13 @@ def test_beams_crops_and_rows(windows: torch.Tensor) -> None:
             cache.batch_repeat_interleave(2)
             cache.reorder_cache(torch.tensor([3, 0, 1, 2]))  # type: ignore[arg-type]
             steps.append(model(windows[:4, :2], past_key_values=cache).logits)
+            cache.crop(-2)  # as many tokens as before, but other rows' positions
+            cache.reorder_cache(torch.tensor([2, 3, 0, 1]))  # type: ignore[arg-type]
+            steps.append(model(windows[:4, :2], past_key_values=cache).logits)
             cache.reset()
             steps.append(model(windows[:3, :2], past_key_values=cache).logits)
             steps.append(model(windows[:3, 2:3], past_key_values=cache).logits)
-    for ours, theirs in zip(steps[:3], steps[3:], strict=True):
+    for ours, theirs in zip(steps[:4], steps[4:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -138,11 +142,29 @@ def test_where_nothing_is_saved() -> None:
             LatentCache(one)
 
 
-def test_rotations_that_change_with_the_length() -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ],
+    ids=["dynamic", "longrope"],
+)
+def test_rotations_that_change_with_the_length(rope: dict[str, Any]) -> None:
+    rope |= {"rope_theta": 10000.0, "original_max_position_embeddings": 32}
     model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_LIKE, rope_parameters=rope))
-    with pytest.raises(ValueError, match="rotated by the length, dynamic RoPE"):
+    with pytest.raises(ValueError, match=f"rotated by the length, {rope['rope_type']} RoPE"):
         LatentCache(model)
+
+
+def test_a_rank_as_large_as_the_width_is_kept_as_it_is() -> None:
+    model = small()
+    attention: Any = attentions(model)[1]
+    for name in ("k_proj", "v_proj"):
+        W = attention.get_submodule(name).weight
+        setattr(attention, name, FactorStorage().layer(truncated(W, 32), None, W))
+    kinds = [type(layer) for layer in LatentCache(model).layers]
+    assert kinds == [LatentLayer, DynamicLayer, LatentLayer]
 
 
 def test_nobody_listens_when_it_is_gone(windows: torch.Tensor) -> None:
@@ -162,6 +184,9 @@ def test_two_caches_at_once(windows: torch.Tensor) -> None:
         logits = [model(windows[:2, :1], past_key_values=cache).logits for cache in caches]
     for found in logits:
         torch.testing.assert_close(found, logits[1], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        model(windows[:2, :1], past_key_values=caches[1])
+    assert not any(layer.site.seen for layer in caches[0].layers)  # of another's pass nothing is held
 
 
 def test_where_svdexp_is_not(windows: torch.Tensor, tokenizer: Any, tmp_path: Any) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints where svdexp is not installed: every architecture and storage; compiled, with adapters, in parts."""
 
+import copy
 import itertools
 import json
 import subprocess
@@ -19,7 +20,7 @@ from svdexp.checkpoints import checkpoint
 from svdexp.models.portable import modeling_svdexp, svdexp_products
 from svdexp.models.structure import Targets, find_matrices
 from svdexp.storage import FactorStorage, PivotStorage, RemapStorage, RTNStorage
-from tests.conftest import tiny_model
+from tests.conftest import TINY, tiny_model
 from tests.support.shrunk import shrunk, truncated
 
 STORAGES = {
@@ -241,6 +242,26 @@ def test_the_plan_of_a_model_that_is_dense_in_places() -> None:
     up = [rule for rule in rules if "up_proj" in rule]
     assert up == [f"model.layers.*.mlp.up_proj{side}" for side in (".rank_out", ".rank_in", "")]
     assert "model.layers.*.mlp.down_proj" not in rules
+
+
+@pytest.mark.parametrize(("rank", "fits"), [(32, True), (33, False)])
+def test_no_rank_is_beyond_the_shorter_side(rank: int, fits: bool) -> None:
+    config: Any = copy.deepcopy(TINY["llama"])
+    name = "model.layers.0.mlp.up_proj"  # (48, 32)
+    config.svdexp = {"version": 1, "layers": {name: {"storage": "factors", "rank": rank}}}
+    made = modeling_svdexp.low_rank(transformers.LlamaForCausalLM)
+    if fits:
+        assert made(config).get_submodule(name).rank_in.weight.shape == (32, 32)
+        return
+    with pytest.raises(ValueError, match=r"up_proj of shape \(48, 32\) cannot have the rank 33 of config\.json"):
+        made(config)
+
+
+def test_a_config_still_asks_for_the_quantiser_that_one_load_goes_without() -> None:
+    config: Any = copy.deepcopy(TINY["llama"])
+    config.quantization_config = dict(modeling_svdexp.QUANTISED)
+    assert not modeling_svdexp.names_quantiser(modeling_svdexp.without_quantiser(config))
+    assert modeling_svdexp.names_quantiser(config)
 
 
 def test_pivots_and_codes_have_no_plan() -> None:

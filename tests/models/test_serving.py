@@ -119,6 +119,16 @@ def test_modules_of_one_class_have_the_same_children_compressed(windows: torch.T
     torch.testing.assert_close(served(windows).logits, plain(windows).logits)
 
 
+def test_modules_with_other_children_compressed_are_of_other_classes() -> None:
+    """vLLM would take the dense ones of the first for those of all."""
+    AttentionInterface.register(ATTENTION, sdpa_attention_forward)
+    table: Any = {"version": 1, "layers": {}}
+    for block, part in enumerate(["up_proj", "gate_proj", "up_proj"]):
+        table["layers"][f"model.layers.{block}.mlp.{part}"] = {"storage": "factors", "rank": 3}
+    first, second, third = (type(block.mlp) for block in built(ATTENTION, table).model.layers)
+    assert first is third is not second
+
+
 @pytest.mark.parametrize("name", ["LlamaModel", "LlamaForCausalLM"])
 def test_the_constructor_has_its_architecture_s_signature(name: str) -> None:
     import transformers

@@ -179,6 +179,22 @@ def test_a_copy_of_one_layer_copies_no_other(windows: torch.Tensor) -> None:
     assert torch.equal(twin(windows).logits, model(windows).logits)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_list_keeps_the_mean_that_it_has(trained: bool) -> None:
+    """One without takes that of the first layer that has one, to be trained as its factors are."""
+    first, second = (
+        DeltaStorage().layer(Factors(torch.randn(4, 2), torch.randn(2, 6)), None, W, {"base": W})
+        for W in torch.randn(2, 4, 6)
+    )
+    mean = first.base.clone()
+    stack = svdexp_experts.ExpertList([torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)])
+    stack[0], stack[1] = first.requires_grad_(trained), second
+    assert torch.equal(stack.base, mean)
+    assert stack.base.requires_grad is trained
+    assert first.base is second.base is stack.base
+    assert len(list(stack.parameters())) == 1 + 2 * 2
+
+
 def test_statistics_on_the_shelf_give_the_same(windows: torch.Tensor, tmp_path: Path) -> None:
     """The mean is kept once for a stack, not once for each expert."""
     logits = []

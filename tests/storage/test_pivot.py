@@ -172,6 +172,14 @@ def test_casting_leaves_the_order_alone() -> None:
     layer.validate()
 
 
+@pytest.mark.parametrize(("width", "index"), [(2**15, torch.int16), (2**15 + 1, torch.int32)])
+def test_indices_are_as_narrow_as_they_can_be(width: int, index: torch.dtype) -> None:
+    """The largest of as many as int16 can number is 32,767."""
+    layer = build(Factors(torch.ones(width, 1), torch.ones(1, width)), torch.float32)
+    assert layer.order.dtype is index
+    layer.validate()
+
+
 def test_every_rank_costs_more_than_the_one_before_and_less_than_factors() -> None:
     m, n = 96, 64
     prices = [PivotStorage().bits(rank, m, n) for rank in range(1, n)]

@@ -120,6 +120,15 @@ def test_checkpoint_holds_the_promised_bits_and_gives_the_same_logits(
     torch.testing.assert_close(narrow(windows).logits.float(), model(windows).logits, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("part", ["scale", "rest"])
+def test_numbers_that_are_not_finite_are_found(part: str) -> None:
+    layer = build(random_factors(9, 4, 2))
+    layer.validate()
+    layer.get_buffer(part).view(torch.float16).flatten()[-1] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        layer.validate()
+
+
 def test_a_damaged_checkpoint_is_refused(windows: torch.Tensor, tmp_path: Path, tokenizer: object) -> None:
     model = tiny_model("llama_gqa")
     checkpoint.save(model, tokenizer, tmp_path, compress(model, windows, REMAPPED, 0.5).ranks)
