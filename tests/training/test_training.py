@@ -24,7 +24,7 @@ from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
 from svdexp.schema import Traversal
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
-from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training, sequential_lora
+from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training, sequential_lora, teach
 from svdexp.training.block_refine import Paths, mean_error
 from svdexp.update import IPCA, RefitOutput
 from tests.conftest import VOCABULARY, tiny_model
@@ -333,6 +333,31 @@ def short_student() -> Student:
     del model.model.layers[1:]
     model.config.num_hidden_layers = 1
     return student_of(model)
+
+
+def test_what_a_training_left_is_found_again_after_the_same_trainings_alone(windows: torch.Tensor) -> None:
+    distill, refine = replace(DISTILL, steps=1, batch=1), replace(REFINE, steps=1, batch=1)
+
+    def last_shelf(texts: dict[str, torch.Tensor], **trainings: Training) -> dict[str, Any]:
+        asked: list[dict[str, Any]] = []
+
+        def shelf(**about: Any) -> Shelf:
+            asked.append(about)
+            return Shelf()
+
+        teach(short_student(), trainings, windows[:2], texts, shelf, seed=0)
+        return asked[-1]
+
+    alone = last_shelf({}, distill=distill)
+    assert alone == last_shelf({}, distill=distill)
+    assert alone != last_shelf({}, refine=refine, distill=distill)
+    assert alone != last_shelf({"distill": windows[2:4]}, distill=distill)
+
+
+def test_tokens_are_counted_of_the_text_that_is_learnt(windows: torch.Tensor) -> None:
+    refine = replace(REFINE, steps=2, batch=3)
+    found = teach(short_student(), {"refine": refine}, windows, {"refine": windows[:2, :7]}, lambda **about: Shelf(), 0)
+    assert found["refine"].tokens == 2 * 3 * 7
 
 
 def test_distillation_moves_every_factor(windows: torch.Tensor) -> None:
