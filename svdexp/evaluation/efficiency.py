@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, StaticCache
 
 from svdexp.models.portable.svdexp_base import Replacement
 from svdexp.models.portable.svdexp_latent import LatentCache
@@ -134,15 +134,16 @@ def measure_efficiency(
     with FlopCounterMode(display=False, custom_mapping=VECTOR_FLOPS) as counter:
         model(prompt[:1], use_cache=False)
     weights = stored_bytes(model)
-    forward = _compiled(model, prompt, shape) if shape.compile else model
+    empty_cache = _caches(model, prompt, shape)
+    forward = _compiled(model, prompt, shape, empty_cache) if shape.compile else model
     # the routes are a CPU's, and what is compiled keeps its own
     beside = routed and model.device.type == "cpu" and not shape.compile
 
     def turns(steps: int) -> list[Run]:
-        found = [_run(forward, model, prompt, steps, shape.cache)]
+        found = [_run(forward, prompt, steps, empty_cache())]
         if beside:
             with by_our_routes(model):
-                found.append(_run(forward, model, prompt, steps, shape.cache))
+                found.append(_run(forward, prompt, steps, empty_cache()))
         return found
 
     for _ in range(shape.warmup):
@@ -214,46 +215,70 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         watcher.join()
 
 
-def _compiled(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfig) -> Any:
-    """The model under torch.compile; what it compiles for the shape is compiled before anything is timed."""
+def _compiled(
+    model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfig, empty_cache: Callable[[], Cache]
+) -> Any:
+    """The model under torch.compile; what it compiles for the shape is compiled before anything is timed.
+
+    With a static cache, as transformers' `generate` has it: a graph for prompts and one for steps, CUDA graphs on CUDA.
+    """
+    static = takes_static(model)
+    mode = "reduce-overhead" if static and model.device.type == "cuda" else None
     try:
-        compiled = torch.compile(model, dynamic=True)
-        _run(compiled, model, prompt, min(WARM_UP_STEPS, shape.generate), shape.cache)
+        compiled = torch.compile(model, mode=mode, dynamic=None if static else True)
+        _run(compiled, prompt, min(WARM_UP_STEPS, shape.generate), empty_cache())
     except Exception as error:  # whatever a backend raises
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"eval.efficiency.compile=true: torch.compile cannot compile this model: {reason}") from error
     return compiled
 
 
-def _empty_cache(model: PreTrainedModel, kind: CacheKind) -> DynamicCache:
-    """A cache of `kind`; a dense model, which has no pairs, always has a plain one.
+def takes_static(model: PreTrainedModel) -> bool:
+    """Whether the model can be compiled with a cache whose tensors are as long at the start as at the end."""
+    return bool(model._can_compile_fullgraph)
+
+
+def _caches(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfig) -> Callable[[], Cache]:
+    """What gives every run an empty cache.
+
+    A static one is the same each time, and has its tensors before anything is compiled: that may hold on to where they
+    lie. A dense model, which has no pairs, has a plain one in place of a latent one.
 
     Raises:
         UserError: it is latent and would save nothing.
     """
-    if kind is CacheKind.plain or not any(isinstance(module, Replacement) for module in model.modules()):
-        return DynamicCache(config=model.config)
+    if shape.compile and takes_static(model):
+        held = StaticCache(config=model.config, max_cache_len=shape.prompt + shape.generate)
+        model(prompt, past_key_values=held, use_cache=True, logits_to_keep=1)
+
+        def emptied() -> Cache:
+            held.reset()
+            return held
+
+        return emptied
+    if shape.cache is CacheKind.plain or not any(isinstance(module, Replacement) for module in model.modules()):
+        return lambda: DynamicCache(config=model.config)
     try:
-        return LatentCache(model)
+        LatentCache(model)
     except ValueError as error:
-        raise UserError(f"eval.efficiency.cache={kind}: {error}") from error
+        raise UserError(f"eval.efficiency.cache={shape.cache}: {error}") from error
+    return lambda: LatentCache(model)
 
 
-def _run(forward: Any, model: PreTrainedModel, prompt: torch.Tensor, steps: int, kind: CacheKind) -> Run:
-    cache = _empty_cache(model, kind)
-    times = [_now(model.device)]
+def _run(forward: Any, prompt: torch.Tensor, steps: int, cache: Cache) -> Run:
+    times = [_now(prompt.device)]
     logits = forward(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     token = logits[:, -1:].argmax(-1)
-    times.append(_now(model.device))
+    times.append(_now(prompt.device))
     for _ in range(steps):
         logits = forward(token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         token = logits[:, -1:].argmax(-1)
-        times.append(_now(model.device))
+        times.append(_now(prompt.device))
     seconds = [after - before for before, after in pairwise(times)]
     return Run(seconds[0], seconds[1:], _bytes(cache))
 
 
-def _bytes(cache: DynamicCache) -> int:
+def _bytes(cache: Cache) -> int:
     """Of keys and values, and of where they stand; a layer with another kind of state has neither."""
     tensors = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values", "positions")]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from svdexp.data import scored_tokens
 from svdexp.evaluation import Passage, efficiency, evaluate, kept_perplexity, measure_efficiency, perplexity
-from svdexp.evaluation.efficiency import Run, peak_memory, percentiles
+from svdexp.evaluation.efficiency import Run, _caches, peak_memory, percentiles
 from svdexp.models.structure import stored_bytes
 from svdexp.runs.inputs import evaluation_windows
 from svdexp.runtime.errors import UserError
@@ -218,7 +218,27 @@ def test_compiled_speed(llama: PreTrainedModel) -> None:
     del llama.model.layers[1:]  # each takes half a minute to compile
     llama.config.num_hidden_layers = 1
     shape = EfficiencyConfig(prompt=8, generate=3, repeats=1, compile=True)
-    assert measure_efficiency(llama, shape, "tiny").decode > 0
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    found = measure_efficiency(llama, shape, "tiny")
+    assert found.decode > 0
+    assert found.cache_bytes == measure_efficiency(llama, replace(shape, compile=False), "tiny").cache_bytes
+    assert graphs["unique_graphs"] == 2  # of the prompt and of every step after it
+
+
+def test_only_what_is_compiled_has_one_static_cache(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emptied before each run; where the architecture cannot be compiled with one it is as without."""
+    prompt, shape = torch.ones(1, 8, dtype=torch.long), EfficiencyConfig(prompt=8, generate=3, compile=True)
+    empty_cache = _caches(llama, prompt, shape)
+    first = empty_cache()
+    assert isinstance(first, StaticCache)
+    llama(prompt, past_key_values=first)
+    assert first.get_seq_length() == 8
+    assert empty_cache() is first
+    assert first.get_seq_length() == 0
+    assert isinstance(_caches(llama, prompt, replace(shape, compile=False))(), DynamicCache)
+    monkeypatch.setattr(llama, "_can_compile_fullgraph", False)
+    assert isinstance(_caches(llama, prompt, shape)(), DynamicCache)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(llama: PreTrainedModel) -> None:
