@@ -252,7 +252,7 @@ def _caches(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfi
         model(prompt, past_key_values=held, use_cache=True, logits_to_keep=1)
 
         def emptied() -> Cache:
-            held.reset()
+            held.reset()  # type: ignore[no-untyped-call]
             return held
 
         return emptied
