@@ -25,7 +25,7 @@ from svdexp.runtime.disk import UnwritableError
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.interruption import interruptible
 from svdexp.runtime.invocation import same_again, shown
-from svdexp.runtime.masking import masked_words
+from svdexp.runtime.masking import as_given, masked_words
 from svdexp.runtime.reading import read_object
 from svdexp.runtime.version import __version__
 from svdexp.schema import Config, EvaluateConfig, ExportConfig
@@ -62,7 +62,7 @@ def guarded(
     sys.argv[1:] = masked_words(sys.argv[1:])  # Hydra has read it; from here on it is only told to records and trackers
     try:
         refuse_half_a_sweep()
-        refuse_two_sizes(HydraConfig.get().overrides.task)
+        refuse_two_sizes(as_given(HydraConfig.get().overrides.task))
         if dry := is_dry(cfg):
             remove_traces(folder)
         config = check(cfg)
@@ -109,7 +109,8 @@ def refuse_half_a_sweep() -> None:
     """Raise UserError for a single run of a configuration that is a sweep, unless every swept key has its value."""
     hydra = HydraConfig.get()
     swept = hydra.sweeper.get("params") or {}
-    given = {override.get_key_element() for override in OverridesParser.create().parse_overrides(hydra.overrides.task)}
+    overrides = OverridesParser.create().parse_overrides(as_given(hydra.overrides.task))
+    given = {override.get_key_element() for override in overrides}
     open_keys = [key for key in swept if key not in given]
     if hydra.mode is RunMode.RUN and open_keys:
         chosen = hydra.runtime.choices.get("experiment")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 MASK = "***"
 ENVIRONMENT, SETUP = "hydra.job.env_set", "hydra.launcher.setup"
@@ -21,8 +21,15 @@ HIDING = re.compile(
 )
 
 
+def as_given(words: Iterable[str]) -> list[str]:
+    """Words, or Hydra's record of overrides, whose ${…} stand for nothing there: what they name is elsewhere."""
+    found: Any = OmegaConf.to_container(words, resolve=False) if isinstance(words, ListConfig) else words
+    return list(found)
+
+
 def masked_words(words: Iterable[str]) -> list[str]:
     """A command line's words, or overrides, without values that may be tokens."""
+    words = as_given(words)
     return [HIDING.sub(rf"\g<1>{MASK}", word) if HIDING.fullmatch(word) else word for word in words]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from svdexp.runtime.masking import masked_words
+from svdexp.runtime.masking import as_given, masked_words
 
 # Of what is set of Hydra, what a run can depend on; the rest says where it runs, and how it prints.
 HYDRA_KEPT = ("hydra.searchpath", "hydra.job.chdir", "hydra.job.env_set", "hydra.job.env_copy")
@@ -70,8 +70,8 @@ def words() -> list[str]:
     options = [word for path in added for word in ("--config-dir", path)]
     if job.job.config_name not in USUAL:
         options += ["--config-name", str(job.job.config_name)]
-    kept = [word for word in job.overrides.hydra if word.lstrip("+").startswith(HYDRA_KEPT)]
-    return [*options, *masked_words([*job.overrides.task, *kept])]
+    kept = [word for word in as_given(job.overrides.hydra) if word.lstrip("+").startswith(HYDRA_KEPT)]
+    return [*options, *masked_words([*as_given(job.overrides.task), *kept])]
 
 
 def _git(root: Path, *words: str) -> str:

@@ -17,6 +17,17 @@ def words(tiny_job: list[str], tmp_path: Path) -> list[str]:
     return [*fixed, "eval.efficiency=null", "save=none", "method=svd", f"cache={tmp_path}/cache"]
 
 
+def test_an_override_may_name_another_key(words: list[str], tmp_path: Path) -> None:
+    words = [*words, "ratio=0.5", "eval.seq_len=${calibration.seq_len}"]
+    cell = run(tmp_path, ["-m", *words, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${method.name}-${ratio}"])
+    assert cell.returncode == 0, cell.output
+    record = json.loads((tmp_path / "sweep" / "svd-0.5" / "results.json").read_text())
+    assert "calibration.seq_len}" in record["command"].replace("\\", "")  # Hydra's sweeper escapes the braces
+    alone = run(tmp_path, [*shlex.split(record["command"]), "hydra.run.dir=${method.name}"])
+    assert alone.returncode == 0, alone.output
+    assert json.loads((tmp_path / "svd" / "results.json").read_text())["cell"] == record["cell"]
+
+
 def test_a_sweep_is_taken_up_again(words: list[str], tmp_path: Path) -> None:
     words = ["-m", *words, "method=svd_llm", "hydra.sweep.dir=sweep"]
     blank = run(tmp_path, [*words, "ratio=0.5", "dry_run=true"])
