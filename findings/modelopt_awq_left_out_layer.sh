@@ -9,7 +9,7 @@
 # the usual thing to do with a layer that suffers) is written as it was, bit by bit, behind a norm that now multiplies
 # by s: in the checkpoint it multiplies another input than it did. No error, no warning. The quantised model in memory is
 # right, so whoever measures before the export sees nothing. A left-out layer behind no norm (down_proj) is right. The
-# recipes that come with modelopt leave in_proj_a and in_proj_b of Qwen3.5 and Qwen3-Next out in the same way.
+# recipes that come with modelopt leave in_proj_a and in_proj_b of Qwen3.5 out in the same way.
 #
 # The codes are unpacked here by this script; "mended" divides the columns of the left-out v_proj by s, which shows that
 # this is all there is to it. Numbers are relative differences to the logits of the dense model, a tiny random Llama
