@@ -8,8 +8,8 @@
 # that peft has for a bias of an adapter. But peft has such biases only where adapter_config.json says lora_bias: true,
 # which mergekit does not write, and what a file has beyond the adapter's own parameters PeftModel.from_pretrained passes
 # over. Neither program says a word. Here the rank is full, so the adapted model ought to be the tuned one: a Llama,
-# without biases, is, and so is the Qwen2 once the line is added to adapter_config.json by hand, so the file is right (peft then warns of
-# the layers that have no bias).
+# without biases, is, and so is the Qwen2 once the line is added to adapter_config.json by hand, so the file is right
+# (peft then warns of the layers that have no bias).
 #
 # Output seen (largest differences of logits from the tuned model's: those of the base alone, and with the adapter):
 #   mergekit 0.1.5, peft 0.21.2, transformers 5.23.0
