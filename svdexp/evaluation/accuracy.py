@@ -186,20 +186,18 @@ def asked(exam: Exam, tokenizer: Any) -> dict[str, Any]:
         texts += [json.dumps(list(task.fewshot_docs()), default=str) for task in exam.parts.values()]
     recipe = {"recipe": json.dumps(exam.recipe, default=str)} if exam.recipe is not None else {}
     beside = {"beside": exam.beside} if exam.beside is not None else {}
-    return (
-        recipe
-        | beside
-        | {
-            "task": exam.name,
-            "version": exam.version,
-            "lm_eval": version("lm-eval"),
-            "num_fewshot": exam.num_fewshot,
-            "seed": exam.seed,
-            "softmax": LIKELIHOODS,
-            "data": identity(parts=list(exam.rows), texts=texts),
-            "tokens": identity(ids=tokenizer(texts)["input_ids"]),
-        }
-    )
+    return {
+        **recipe,
+        **beside,
+        "task": exam.name,
+        "version": exam.version,
+        "lm_eval": version("lm-eval"),
+        "num_fewshot": exam.num_fewshot,
+        "seed": exam.seed,
+        "softmax": LIKELIHOODS,
+        "data": identity(parts=list(exam.rows), texts=texts),
+        "tokens": identity(ids=tokenizer(texts)["input_ids"]),
+    }
 
 
 def standard_error(right: torch.Tensor) -> float:

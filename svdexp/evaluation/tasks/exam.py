@@ -115,13 +115,14 @@ def load_exams(part: EvalConfig, seed: int) -> list[Exam]:
     Raises:
         UserError: unknown task, missing or damaged file, too few examples, or an unreachable hub.
     """
-    exams = []
-    for name in expand(part.tasks, part.include_path):
-        own = own_tasks(part.include_path)
+    exams, names, own = [], expand(part.tasks, part.include_path), own_tasks(part.include_path)
+    beside = contents_of_own(part.include_path) if own.keys() & set(names) else None
+    for name in names:
         if name in TASKS and name not in own:
             exams.append(load_exam(name, part, seed))
         else:
-            exams += library_exams(name, own.get(name), part, seed)
+            found = library_exams(name, own.get(name), part, seed)
+            exams += [replace(exam, beside=beside) for exam in found] if name in own else found
     for exam in exams:
         asked = sum(map(len, exam.rows.values()))
         log.info("%s: %s of its rows", exam.name, f"all {asked}" if asked == exam.of else f"{asked} of {exam.of}")
@@ -141,7 +142,6 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
     files = source_files(name, part)
     with quiet():
         found, groups = lm_eval_tasks(name, defined, files)
-    beside = contents_of_own(part.include_path) if defined else None
     exams = []
     for key, task in found.items():
         require(not getattr(task, "UNSAFE_CODE", False), f"eval.tasks: {key} runs code that a model writes; not here")
@@ -150,7 +150,7 @@ def library_exams(name: str, defined: Path | None, part: EvalConfig, seed: int) 
         source = str(files[0] if files else defined or "hub")
         exam = drawn(key, {key: task}, part, seed, shots, source)
         own_groups = tuple(group for group in groups if task in group.get_all_tasks())
-        exams.append(replace(exam, recipe=task.dump_config(), groups=own_groups, beside=beside))
+        exams.append(replace(exam, recipe=task.dump_config(), groups=own_groups))
     return exams
 
 
