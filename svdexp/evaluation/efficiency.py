@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any
@@ -242,10 +243,7 @@ def _caches(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfi
     """What gives every run an empty cache.
 
     A static one is the same each time, and has its tensors before anything is compiled: that may hold on to where they
-    lie. A dense model, which has no pairs, has a plain one in place of a latent one.
-
-    Raises:
-        UserError: it is latent and would save nothing.
+    lie.
     """
     if shape.compile and takes_static(model):
         held = StaticCache(config=model.config, max_cache_len=shape.prompt + shape.generate)
@@ -256,13 +254,21 @@ def _caches(model: PreTrainedModel, prompt: torch.Tensor, shape: EfficiencyConfi
             return held
 
         return emptied
-    if shape.cache is CacheKind.plain or not any(isinstance(module, Replacement) for module in model.modules()):
-        return lambda: DynamicCache(config=model.config)
+    return partial(_empty_cache, model, shape.cache)
+
+
+def _empty_cache(model: PreTrainedModel, kind: CacheKind) -> DynamicCache:
+    """A cache of `kind`; a dense model, which has no pairs, always has a plain one.
+
+    Raises:
+        UserError: it is latent and would save nothing.
+    """
+    if kind is CacheKind.plain or not any(isinstance(module, Replacement) for module in model.modules()):
+        return DynamicCache(config=model.config)
     try:
-        LatentCache(model)
+        return LatentCache(model)
     except ValueError as error:
-        raise UserError(f"eval.efficiency.cache={shape.cache}: {error}") from error
-    return lambda: LatentCache(model)
+        raise UserError(f"eval.efficiency.cache={kind}: {error}") from error
 
 
 def _run(forward: Any, prompt: torch.Tensor, steps: int, cache: Cache) -> Run:
