@@ -129,8 +129,8 @@ def pair(inner: Any, outer: Any, x: torch.Tensor) -> torch.Tensor:
         return OPERATORS["pair"](x, B, A, b)
     if how == TORCH:
         return without_onednn(_pair, x, B, A, b)
-    if how == SPACED:
-        return nn.functional.linear(narrow(x, B, len(A)), A, b)
+    if how == SPACED and is_worth(x, B, len(A)):
+        return nn.functional.linear(row_by_row(spaced, x, B), A, b)
     y: torch.Tensor = outer(inner(x))
     return y
 
@@ -195,11 +195,14 @@ def row_by_row(work: Callable[..., torch.Tensor], x: torch.Tensor, *args: Any) -
 
 
 def narrow(x: torch.Tensor, B: torch.Tensor, m: int) -> torch.Tensor:
-    """B x, (…, n) → (…, r), before a product with (m, r), in rows that lie apart where that one is faster for it."""
-    apart = x.numel() // x.shape[-1] * len(B) * m >= WORTH and ROUTES.get(("pair", x.dtype, MANY, ready())) == SPACED
-    if not apart or not is_open(x, B) or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
-        return nn.functional.linear(x, B)
-    return row_by_row(spaced, x, B)
+    """B x, (…, n) → (…, r), of a factor B that is no parameter and before a product with (m, r), as `pair` has it."""
+    apart = is_worth(x, B, m) and route("pair", x, None) == SPACED
+    return row_by_row(spaced, x, B) if apart else nn.functional.linear(x, B)
+
+
+def is_worth(x: torch.Tensor, B: torch.Tensor, m: int) -> bool:
+    """Whether a product of B x, (…, r), with (m, r) is large enough for `spaced` to save more than it costs."""
+    return x.numel() // x.shape[-1] * len(B) * m >= WORTH
 
 
 def spaced(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
