@@ -108,6 +108,7 @@ def test_every_epoch_sees_every_item_once() -> None:
     assert all(sorted(seen[start : start + 7]) == list(range(7)) for start in range(0, 42, 7))
     assert seen[:7] != seen[7:14]
     assert batch_of(4, 3, 7, seed=1) == seen[12:15]
+    assert batch_of(0, 7, 7, seed=1) != batch_of(0, 7, 7, seed=2)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:

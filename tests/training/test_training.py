@@ -172,6 +172,27 @@ def test_refinement_leaves_the_teachers_biases(windows: torch.Tensor) -> None:
     assert any(not torch.equal(layer.bias(model), before[layer.name]) for layer in done.layers), "biases are refined"
 
 
+def test_refinement_leaves_the_teacher_dense(llama: PreTrainedModel) -> None:
+    """Norms are refined, which both models have, and the next training's teacher has them as they were."""
+    windows = speech(loud(llama))
+    dense, before = llama(windows).logits, llama.model.layers[1].input_layernorm.weight.clone()
+    student = student_of(llama)
+    REFINE(Lesson(student, windows, lambda **about: Shelf(), 0))
+    assert not torch.equal(llama.model.layers[1].input_layernorm.weight, before)
+    with student.as_teacher() as teacher:
+        assert torch.equal(teacher(windows).logits, dense)
+
+
+def test_refinement_takes_windows_in_the_order_of_the_seed(windows: torch.Tensor) -> None:
+    found = []
+    for seed in (0, 0, 1):
+        student = student_of(tiny_model("llama_gqa"))
+        replace(REFINE, steps=1, batch=1)(Lesson(student, windows, lambda **about: Shelf(), seed))
+        found.append(factors_of(next(iter(student.layers.values()))).A)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_paths_are_those_of_the_two_models(model: PreTrainedModel, windows: torch.Tensor) -> None:
     """Brute force: whole passes of the dense and of the compressed model, whose blocks have moved meanwhile."""
     dense = hidden_states_of(model, windows)
