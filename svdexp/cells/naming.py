@@ -42,7 +42,7 @@ LATER_IN_PARTS: dict[str, dict[str, Any]] = {
     "svdexp.storage.GPTQStorage": GRID,
     "svdexp.storage.ResidualStorage": {"fit": False},
     "svdexp.training.BlockRefine": STORED,
-    "svdexp.training.Distill": STORED,
+    "svdexp.training.Distill": {**STORED, "text": None, "files": [], "chat": False, "samples": None},
 }
 LONGEST = 80  # bytes of a word in a folder's name; file systems take 255 in all
 LONGEST_LABEL = 160  # bytes of all words

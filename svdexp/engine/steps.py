@@ -21,7 +21,7 @@ from svdexp.models.residency import at_hand
 from svdexp.runtime.progress import progress
 from svdexp.runtime.shelves import Shelf
 from svdexp.storage import Kept, Storage, bits_of, largest_rank, parts_of, stored_bits
-from svdexp.training import Student, Trained, Training, learner, teach
+from svdexp.training import Student, Trained, Training, learner, teach, with_text
 from svdexp.update import Repair, place_all
 
 
@@ -172,7 +172,7 @@ def train_stored(job: Job, ranks: Ranks, dense: Mapping[Matrix, nn.Module]) -> d
     changed = {matrix: found for matrix, found in learners.items() if found is not None}
     for matrix, found in changed.items():
         matrix.put(job.model, found)
-    after = [described(part) for part in job.method.trains_factors.values()]
+    after = [with_text(part, job.texts.get(name)) for name, part in job.method.trains_factors.items()]
     storages = {name: described(storage) for name, storage in job.storages.items()}
     trained = taught(job, student, ranks, job.method.trains_stored, after=after, storages=storages)
     for matrix, found in changed.items():

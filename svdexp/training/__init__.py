@@ -4,7 +4,7 @@ Add one with one file here and its YAML in conf/method/training/.
 """
 
 from svdexp.descent.descent import Curve
-from svdexp.training.base import Lesson, Trained, Training, learns_stored, teach
+from svdexp.training.base import Lesson, Trained, Training, learns_stored, teach, with_text
 from svdexp.training.block_refine import BlockRefine
 from svdexp.training.distill import Distill
 from svdexp.training.sequential_lora import SequentialLora
@@ -24,4 +24,5 @@ __all__ = [
     "learner",
     "learns_stored",
     "teach",
+    "with_text",
 ]

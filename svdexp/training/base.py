@@ -1,17 +1,25 @@
 """What every training can do."""
 
 import logging
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 
+from svdexp.data import Excerpt
 from svdexp.data.reads import described
+from svdexp.data.texts import NAMES
 from svdexp.descent.descent import Curve
+from svdexp.runtime.errors import require
 from svdexp.runtime.shelves import Shelf, fingerprint
+from svdexp.schema import COLLECTED
 from svdexp.training.student import Student
+
+# A data set of any name, images and mixtures have more options than a training has.
+OWN = tuple(name for name in NAMES if name not in COLLECTED)
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,42 @@ class Training(Protocol):
         """How many tokens the steps of `curve` saw, given `windows` (N, L); what is seen again counts again."""
 
 
+class OwnText:
+    """What a training with these options has in common with others: it may learn a text of its own.
+
+    Attributes:
+        text: what is learnt, a name as in calibration.text; None is the calibration windows.
+        files: with text=files.
+        chat: instruction data as conversations in the tokenizer's chat template.
+        samples: how many items of the text; None is all.
+        seq_len: tokens an item.
+    """
+
+    text: str | None
+    files: Sequence[str]
+    chat: bool
+    samples: int | None
+    seq_len: int
+
+    @property
+    @abstractmethod
+    def knob(self) -> str:
+        """Where these options stand in the configuration."""
+
+    def excerpt(self) -> Excerpt | None:
+        """The text of its own, if it has one.
+
+        Raises:
+            UserError: no text has this name, or it is one that calibrates alone, such as a data set of any name.
+        """
+        if self.text is None:
+            return None
+        require(self.text in OWN, f"{self.knob}.text: {self.text!r} cannot be; choose from {', '.join(OWN)}")
+        mine = (self.text == "files") == bool(self.files)
+        require(mine, f"{self.knob}.files and {self.knob}.text=files go together")
+        return Excerpt(self.text, self.files, self.chat, self.samples, self.seq_len)
+
+
 class Trained(NamedTuple):
     """What became of a training: its curve, and how many tokens it saw."""
 
@@ -56,6 +100,11 @@ class Trained(NamedTuple):
 def learns_stored(training: Training) -> bool:
     """Whether it trains what is stored, after rounding; one that has no option `stored` trains plain factors."""
     return getattr(training, "stored", False)
+
+
+def with_text(training: Training, own: torch.Tensor | None) -> str:
+    """The training as the identity of what comes after it knows it; `own` are the windows of a text of its own."""
+    return described(training) if own is None else f"{described(training)} {fingerprint({'': own})}"
 
 
 def teach(
@@ -76,8 +125,8 @@ def teach(
     found: dict[str, Trained] = {}
     done: list[str] = []
     for name, training in trainings.items():
-        done.append(described(training))
         own = texts.get(name, windows)
+        done.append(with_text(training, texts.get(name)))
         part = partial(shelf, trainings=list(done), text=fingerprint({"": own}))
         lesson = Lesson(student, own, part, seed)
         curve = training(lesson)

@@ -8,7 +8,7 @@ hidden states as a share of the dense ones' squared norm.
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,18 +19,18 @@ from svdexp.evaluation.perplexity import perplexity
 from svdexp.models.structure import checkpointed_blocks
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_tokens
-from svdexp.training.base import Lesson
+from svdexp.training.base import Lesson, OwnText
 from svdexp.training.cost import descent, stored_descent
 from svdexp.training.logit_divergence import divergence
 from svdexp.training.student import Student
 
 
 @dataclass(frozen=True)
-class Distill(Schedule):
-    """Knowledge distillation on the calibration windows.
+class Distill(Schedule, OwnText):
+    """Knowledge distillation on the calibration windows, or on more text.
 
     Attributes:
-        seq_len: tokens an item, cut from the windows.
+        text, files, chat, samples, seq_len: as `OwnText`; items are cut from the calibration windows if it is those.
         temperature: T.
         labels: λ, the share of the cross-entropy with the text's own next tokens.
         hidden: μ, the weight of the hidden states.
@@ -38,6 +38,11 @@ class Distill(Schedule):
         stored: train what is stored, after rounding, instead of plain factors before.
     """
 
+    # what is in them counts in identities, not what they are called
+    text: str | None = field(default=None, repr=False)
+    files: list[str] = field(default_factory=list, repr=False)
+    chat: bool = field(default=False, repr=False)
+    samples: int | None = field(default=None, repr=False)
     seq_len: int = 512
     temperature: float = 1.0
     labels: float = 0.0
@@ -48,6 +53,8 @@ class Distill(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_tokens(f"{self.knob}.seq_len", self.seq_len)
+        for key in ("files", "chat", "samples") if self.text is None else ():
+            require(not getattr(self, key), f"{self.knob}.{key} has no effect without {self.knob}.text")
         require(0 < self.temperature < math.inf, f"{self.knob}.temperature must be positive, not {self.temperature}")
         require(0 <= self.labels <= 1, f"{self.knob}.labels is a share, from 0 to 1, not {self.labels}")
         require(0 <= self.hidden < math.inf, f"{self.knob}.hidden must not be negative, but is {self.hidden}")
@@ -58,8 +65,11 @@ class Distill(Schedule):
         return "method.training.distill"
 
     def cost(self, workload: Workload) -> Work:
-        """The dense model forward, the compressed one forward and backward, on every item."""
-        count = workload.windows * (workload.length // self.seq_len)
+        """The dense model forward, the compressed one forward and backward, on every item.
+
+        All of a text of its own counts as much as calibrates.
+        """
+        count = self.samples or workload.windows * (workload.length // self.seq_len)
         tokens = self.steps_over(count) * self.batch * self.seq_len
         teacher = workload.forward(tokens / workload.length) if self.needs_teacher else Work()
         if self.stored:

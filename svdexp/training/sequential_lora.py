@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdexp.data import Excerpt
 from svdexp.descent.descent import Curve, Descent, Schedule, joined
 from svdexp.models.work import Work, Workload
 from svdexp.runtime.errors import require, require_positive, require_tokens
-from svdexp.training.base import Lesson
+from svdexp.training.base import Lesson, OwnText
 from svdexp.training.cost import descent
 from svdexp.training.distill import cut, perplexity_of
 from svdexp.training.student import Student
@@ -27,15 +26,11 @@ ALPACA_ITEMS = 24_000
 
 
 @dataclass(frozen=True)
-class SequentialLora(Schedule):
+class SequentialLora(Schedule, OwnText):
     """Adapters by peft; an item is `seq_len` tokens of the text, rows one after the other.
 
     Attributes:
-        text: what is learnt, a name as in calibration.text; None is the calibration windows.
-        files: with text=files.
-        chat: instruction data as conversations in the tokenizer's chat template.
-        samples: how many items of the text; None is all.
-        seq_len: tokens an item.
+        text, files, chat, samples, seq_len: as `OwnText`.
         r, alpha, dropout: of the adapters: W + (alpha / r) D E with D (m, r).
         sequential: one factor after the other; False is both at once.
     """
@@ -72,12 +67,6 @@ class SequentialLora(Schedule):
         tokens = self.steps_over(known // self.seq_len) * self.batch * self.seq_len
         adapters = sum(self.r * (layer.m + workload.rank(layer)) for layer in workload.layers)
         return descent(workload, tokens, self.seq_len, adapters) * len(ROUNDS[self.sequential])
-
-    def excerpt(self) -> Excerpt | None:
-        """The text of its own, if it has one."""
-        if self.text is None:
-            return None
-        return Excerpt(self.text, self.files, self.chat, self.samples, self.seq_len)
 
     def item_length(self, length: int) -> int:
         """Tokens of one item."""

@@ -113,8 +113,9 @@ def test_contents_count_and_times_do_not(config: Config, tmp_path: Path, file: s
         ("allocation", {"_target_": "svdexp.allocation.FromFile", "path": "table"}),
         ("allocation", {"_target_": "svdexp.allocation.FromGamma", "path": "table"}),
         ("training", {"own": {"_target_": "svdexp.training.SequentialLora", "text": "files", "files": ["table"]}}),
+        ("training", {"own": {"_target_": "svdexp.training.Distill", "text": "files", "files": ["table"]}}),
     ],
-    ids=["a class of one's own, an option of any name", "from_file", "from_gamma", "training"],
+    ids=["a class of one's own, an option of any name", "from_file", "from_gamma", "sequential_lora", "distill"],
 )
 def test_what_a_part_reads_counts(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, options: dict[str, Any]

@@ -72,7 +72,8 @@ def test_windows_that_a_training_cannot_use(training: Training, sentence: str) -
     method = replace(method_of(Uniform()), training={"it": training})
     with pytest.raises(UserError, match=sentence):
         check_windows(config_of(), method)
-    check_windows(config_of(), replace(method, training={"it": SequentialLora(seq_len=200)}))  # of its own text
+    for own in (SequentialLora(seq_len=200), Distill(text="c4", seq_len=200)):  # of its own text
+        check_windows(config_of(), replace(method, training={"it": own}))
 
 
 def test_sequences_that_ranks_cannot_be_learnt_from() -> None:

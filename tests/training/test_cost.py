@@ -58,6 +58,12 @@ def test_distillation_takes_the_dense_model_where_it_counts(
     assert found.backward == pytest.approx(passes(workload, tokens).backward + 2 * tokens * workload.factor_numbers)
 
 
+def test_distillation_counts_the_items_of_a_text_of_its_own(workload: Workload) -> None:
+    how: dict[str, Any] = {"steps": None, "epochs": 1, "batch": 1, "seq_len": 12, "text": "c4"}
+    asked, all_of_it = Distill(**how, samples=100).cost(workload), Distill(**how).cost(workload)
+    assert asked.model / all_of_it.model == pytest.approx(100 / (WINDOWS * (LENGTH // 12)))
+
+
 @pytest.mark.parametrize(
     ("options", "items"), [({"text": None}, WINDOWS * 2), ({"samples": 100}, 100), ({}, ALPACA_ITEMS)]
 )

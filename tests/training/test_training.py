@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Uniform
+from svdexp.data import Excerpt
 from svdexp.engine.compress import compress
 from svdexp.engine.result import Compression
 from svdexp.factorisation import InputMoment
@@ -373,6 +374,47 @@ def test_what_a_training_left_is_found_again_after_the_same_trainings_alone(wind
     assert alone == last_shelf({}, distill=distill)
     assert alone != last_shelf({}, refine=refine, distill=distill)
     assert alone != last_shelf({"distill": windows[2:4]}, distill=distill)
+    before = last_shelf({"refine": windows[2:4]}, refine=refine, distill=distill)
+    assert before == last_shelf({"refine": windows[2:4]}, refine=refine, distill=distill)
+    assert before != last_shelf({"refine": windows[3:5]}, refine=refine, distill=distill)
+
+
+def test_what_is_stored_learns_anew_where_the_text_before_it_is_another(tmp_path: Path) -> None:
+    """Plain factors learn a text of their own, and then what is stored of them the calibration windows."""
+    windows = speech(loud(tiny_model("llama_gqa")))
+    short = replace(DISTILL, steps=4, lr=1e-3)
+    method = method_of(factors=short, kept=replace(short, stored=True))
+    said = []
+    for folder, text in ((tmp_path, windows), (tmp_path, windows.flip(0)), (tmp_path / "other", windows.flip(0))):
+        model = loud(tiny_model("llama_gqa"))
+        compress(model, windows, method, 0.5, texts={"factors": text}, cache=Cache(folder))
+        said.append(model(windows).logits)
+    assert not torch.equal(said[0], said[1])
+    assert torch.equal(said[1], said[2])
+
+
+@pytest.mark.parametrize("options", [{"files": ["a.txt"]}, {"chat": True}, {"samples": 4}])
+def test_options_of_a_text_say_of_which(options: dict[str, Any]) -> None:
+    (key,) = options
+    with pytest.raises(UserError, match=rf"^method\.training\.distill\.{key} has no effect without .*\.text$"):
+        replace(DISTILL, **options)
+    files = {"files": ["a.txt"], **options}
+    assert replace(DISTILL, text="files", **files).excerpt() == Excerpt(
+        "files", **{"chat": False, "samples": None, **files}, seq_len=12
+    )
+    assert DISTILL.excerpt() is None
+
+
+@pytest.mark.parametrize("training", [DISTILL, SequentialLora(text=None)], ids=lambda part: type(part).__name__)
+def test_texts_that_no_training_has(training: Distill | SequentialLora) -> None:
+    for name in ("foo", "mixture", "hub", "images"):
+        with pytest.raises(
+            UserError, match=rf"^method\.training\.\w+\.text: '{name}' cannot be; choose from pydoc, .*, files$"
+        ):
+            replace(training, text=name).excerpt()
+    for how in ({"text": "c4", "files": ["a.txt"]}, {"text": "files"}):
+        with pytest.raises(UserError, match=r"\.files and method\.training\.\w+\.text=files go together$"):
+            replace(training, **how).excerpt()
 
 
 def test_tokens_are_counted_of_the_text_that_is_learnt(windows: torch.Tensor) -> None:
