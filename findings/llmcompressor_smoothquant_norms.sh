@@ -1,32 +1,35 @@
 #!/usr/bin/env bash
-# SmoothQuant by llm-compressor changes what Gemma 2, Gemma 3 and GLM-4-MoE compute, before anything is quantised.
+# SmoothQuant by llm-compressor changes what Gemma 2 and 3, GLM-4-MoE and Qwen3.5-MoE compute, before anything is quantised.
 #
 # Seen with llmcompressor 0.14.0.1, compressed-tensors 0.19.0, transformers 5.17.0, torch 2.13.0 (Python 3.11, CPU).
 #
 # SmoothQuant divides what a norm puts out by scales s and multiplies the columns of the matrices behind it by s: by
 # itself, with no quantisation in the recipe, the model has to stay what it was. SmoothQuantModifier has a table that
-# says which matrices are behind which norm, and these three architectures stand in it with Llama's entry.
+# says which matrices are behind which norm. The first three of these architectures stand in it with Llama's entry.
 #   - The norm before gate_proj and up_proj of Gemma 2 and 3 is called pre_feedforward_layernorm. Their
 #     post_attention_layernorm, Llama's name for that place, works on the output of the attention, and its result goes
 #     into the residual stream. It is divided by s, and the matrices are multiplied by s all the same.
 #   - Of GLM-4-MoE the table has the experts, but not the router, which reads the same norm and then gets what was
-#     divided by s: tokens are weighted, or sent to experts, otherwise. (For Qwen's and Mixtral's mixtures the table
-#     leaves that norm out.)
+#     divided by s: tokens are weighted, or sent to experts, otherwise. (For Qwen3-MoE and Mixtral the table leaves
+#     that norm out.)
+#   - Qwen3.5-MoE has an entry of its own, which has the shared expert behind that norm and nothing else. Both the
+#     router and all routed experts then read what was divided by s.
 # No error and no warning of it, and the quantised model that is written inherits it. "mended" gives the modifier its
-# mappings by hand: the right norm for the Gemmas, the attention alone for GLM.
+# mappings by hand: the right norm for the Gemmas, the attention alone for the mixtures.
 #
 # Numbers are relative differences of the logits in float32 to those of the model before, tiny ones with random
 # weights and a few large channels.
 #
 # Output seen:
 #   llmcompressor 0.14.0.1, transformers 5.17.0
-#                 smoothed  mended
-#   llama            0.0000
-#   qwen3_moe        0.0000
-#   gemma            0.0000
-#   gemma2           0.4240  0.0000
-#   gemma3_text      0.4329  0.0000
-#   glm4_moe         0.0851  0.0000
+#                   smoothed  mended
+#   llama              0.0000
+#   qwen3_moe          0.0000
+#   gemma              0.0000
+#   gemma2             0.4240  0.0000
+#   gemma3_text        0.4329  0.0000
+#   glm4_moe           0.0851  0.0000
+#   qwen3_5_moe_text   0.6668  0.0000
 #
 # Exits 0 while this is so, 1 when it changes. Removes all it made; downloads 0.5 to 6 GB, as torch's build is.
 set -euo pipefail
@@ -57,6 +60,10 @@ SHAPE = {
 }  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 48, "num_experts_per_tok": 2}
 GLM = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+QWEN = EXPERTS | {
+    "num_experts": 4, "shared_expert_intermediate_size": 48, "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
 ATTENTION = [["re:.*q_proj", "re:.*k_proj", "re:.*v_proj"], "re:.*input_layernorm"]
 GEMMA = [ATTENTION, [["re:.*gate_proj", "re:.*up_proj"], "re:.*pre_feedforward_layernorm"]]
 CASES = {
@@ -66,6 +73,7 @@ CASES = {
     "gemma2": ({}, GEMMA),
     "gemma3_text": ({}, GEMMA),
     "glm4_moe": (GLM, [ATTENTION]),
+    "qwen3_5_moe_text": (QWEN, [[ATTENTION[0], "re:.*layers.1.input_layernorm"]]),
 }
 words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(128)}, unk_token="t0"))
 words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -89,7 +97,7 @@ def off(place, **options):
         return float((model(tokens).logits - before).norm() / before.norm())
 
 
-lines = [f"llmcompressor {version('llmcompressor')}, transformers {version('transformers')}", f"{'':13} smoothed  mended"]
+lines = [f"llmcompressor {version('llmcompressor')}, transformers {version('transformers')}", f"{'':16} smoothed  mended"]
 found = []
 for name, (settings, mappings) in CASES.items():
     torch.manual_seed(0)
@@ -104,7 +112,7 @@ for name, (settings, mappings) in CASES.items():
     made.save_pretrained(place)
     tokenizer.save_pretrained(place)
     smoothed = off(place)
-    line = f"{name:13} {smoothed:8.4f}"
+    line = f"{name:16} {smoothed:8.4f}"
     if mappings:
         mended = off(place, mappings=mappings)
         line += f"  {mended:6.4f}"
