@@ -202,6 +202,28 @@ def test_a_head_of_its_own(tokenizer: Any, windows: torch.Tensor, tmp_path: Path
         assert torch.equal(head(body(windows)[0]), model(windows).logits)
 
 
+def test_a_compressed_head_keeps_its_tokens(tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:
+    """One sentence, and the model as it was; where the head is dense, tokens are added as to any model."""
+    model, ranks = shrunk("llama", FactorStorage(), torch.float32)
+    plain = copy.deepcopy(model)
+    model.lm_head = FactorStorage().layer(truncated(model.lm_head.weight, 7), None, model.lm_head.weight)
+    checkpoint.save(model, tokenizer, tmp_path / "head", ranks | {"lm_head": 7})
+    checkpoint.save(plain, tokenizer, tmp_path / "plain", ranks)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "head", trust_remote_code=True)
+    with torch.no_grad():
+        before = found(windows).logits
+        for how in ({"new_num_tokens": 101}, {"pad_to_multiple_of": 64}):
+            with pytest.raises(ValueError, match=r"the head of this model is compressed \(targets.lm_head=true\)"):
+                found.resize_token_embeddings(**how)
+        found.resize_token_embeddings(96, pad_to_multiple_of=32)  # as many as there are
+        assert torch.equal(found(windows).logits, before)
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", trust_remote_code=True)
+        before = found(windows).logits
+        found.resize_token_embeddings(97, pad_to_multiple_of=8)
+        torch.testing.assert_close(found(windows).logits[..., :96], before)
+        assert found(windows).logits.shape[-1] == 104
+
+
 def test_shards(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint, "SHARD_SIZE", "10KB")
     model, ranks = shrunk("mistral", PivotStorage())

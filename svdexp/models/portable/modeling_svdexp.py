@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pytorch_utils import Conv1D
 
-from .svdexp_base import blank
+from .svdexp_base import Replacement, blank
 from .svdexp_experts import ExpertList, split_named
 from .svdexp_latent import LatentCache
 from .svdexp_layers import LAYERS
@@ -86,12 +86,26 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         """A fresh cache that keeps less: model.generate(tokens, past_key_values=model.latent_cache())."""
         return LatentCache(self)
 
+    def resize_token_embeddings(
+        self: Any, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        # transformers changes the embedding first, and only then finds that it cannot change such a head.
+        rows = self.get_input_embeddings().weight.shape[0]
+        step = pad_to_multiple_of or 1
+        wanted = -(-(new_num_tokens or rows) // step) * step
+        if wanted != rows and isinstance(self.get_output_embeddings(), Replacement):
+            raise ValueError(
+                f"the head of this model is compressed (targets.lm_head=true) and stays one of {rows} tokens, so the "
+                f"embedding cannot have {wanted}: add tokens to the dense model, or compress without targets.lm_head"
+            )
+        return architecture.resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of, *args, **kwargs)
+
     def reduce(self: Any) -> tuple[Any, ...]:
         """For pickles: made of the dense class, and then filled."""
         return blank, (low_rank, architecture), self.__dict__
 
     members: dict[str, Any] = {"__init__": initialise, "save_pretrained": save_pretrained, "latent_cache": latent_cache}
-    members |= {"__reduce__": reduce}
+    members |= {"__reduce__": reduce, "resize_token_embeddings": resize_token_embeddings}
     members |= {"from_pretrained": classmethod(from_pretrained)}
     members |= {"__module__": __name__, "__doc__": low_rank.__doc__, "_low_rank_of": architecture}
     # transformers would copy this file and what it imports by name; `save_pretrained` knows the formats, and the config
