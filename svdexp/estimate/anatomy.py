@@ -1,12 +1,13 @@
 """The numbers of a model that costs depend on, from its modules; the weights are not looked at."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from transformers import PreTrainedModel
 
 from svdexp.allocation import Budget
@@ -74,10 +75,16 @@ def input_leaders(model: PreTrainedModel, matrices: Sequence[Matrix]) -> dict[st
     """For each of the matrices' layers the first one fed by the same tensor, from a short forward pass.
 
     Without weights it runs on shapes alone: models look at values, for instance of masks, which a meta tensor
-    refuses; torch's fake tensors stand for any value.
+    refuses; torch's fake tensors stand for any value. Where shapes depend on values, as of a loop over the experts that
+    tokens chose, the pass ends, and layers behind it count as fed by tensors of their own: an upper bound.
     """
     body: Any = model.base_model
     shapes_only: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True)
     with shapes_only if model.device.type == "meta" else nullcontext():
         tokens = torch.zeros(1, 16, dtype=torch.int64, device=model.device)
-        return shared_inputs(layers_of(model, matrices), lambda: body(tokens, use_cache=False))
+        return shared_inputs(layers_of(model, matrices), partial(_as_far_as_shapes_go, body, tokens))
+
+
+def _as_far_as_shapes_go(body: Any, tokens: torch.Tensor) -> None:
+    with suppress(DynamicOutputShapeException, DataDependentOutputException):
+        body(tokens, use_cache=False)
