@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.quantizers import AutoQuantizationConfig
 
 import svdexp
 from svdexp.checkpoints import checkpoint
@@ -222,6 +223,19 @@ def test_a_compressed_head_keeps_its_tokens(tokenizer: Any, windows: torch.Tenso
         found.resize_token_embeddings(97, pad_to_multiple_of=8)
         torch.testing.assert_close(found(windows).logits[..., :96], before)
         assert found(windows).logits.shape[-1] == 104
+
+
+def test_a_program_that_passes_on_what_config_json_asks_for(tokenizer: Any, windows: Any, tmp_path: Path) -> None:
+    """As lm-eval does where svdexp is imported."""
+    model, ranks = shrunk("llama", FactorStorage(), torch.float32)
+    checkpoint.save(model, tokenizer, tmp_path / "here", ranks)
+    read = {"quant_method": "svdexp"}
+    known = AutoQuantizationConfig.from_dict(read)
+    for trusted, asked in ((True, known), (True, read), (False, known)):
+        how: dict[str, Any] = {"trust_remote_code": trusted, "quantization_config": asked}
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "here", **how)
+        with torch.no_grad():
+            assert torch.equal(found(windows).logits, model(windows).logits)
 
 
 def test_shards(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, windows: torch.Tensor, tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def low_rank(architecture: type[PreTrainedModel]) -> type[PreTrainedModel]:
         furnish(self)
 
     def from_pretrained(cls: Any, /, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        # The constructor puts the layers in, so no quantiser is asked for, and another library's can be.
+        # The constructor puts the layers in, so no quantiser is asked for, and another library's can be. Programs that
+        # have read config.json themselves, lm-eval for one, give what it says of svdexp's.
+        if is_own_quantiser(kwargs.get("quantization_config")):
+            del kwargs["quantization_config"]
         loaded: Any = architecture.from_pretrained
         with uncollected():
             return loaded.__func__(cls, *args, config=without_quantiser(config), **kwargs)
@@ -149,6 +152,12 @@ def together(model: Any) -> list[list[str]]:
 def names_quantiser(config: Any) -> bool:
     """Whether a config asks for svdexp's quantiser."""
     return getattr(config, "quantization_config", None) == QUANTISED
+
+
+def is_own_quantiser(asked: Any) -> bool:
+    """Whether a `quantization_config`, a mapping or transformers' object, asks for svdexp's quantiser."""
+    method = asked.get("quant_method") if isinstance(asked, dict) else getattr(asked, "quant_method", None)
+    return bool(method == QUANTISED["quant_method"])
 
 
 def without_quantiser(config: Any) -> Any:
