@@ -6,7 +6,7 @@ here, when the part is built, and nowhere else. This is the only place that turn
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,7 +72,7 @@ class Method:
     def excerpts(self) -> dict[str, Excerpt]:
         """What trainings learn from instead of the calibration windows, by their names."""
         found = {name: excerpt_of(part) for name, part in self.training.items()}
-        return {name: excerpt for name, excerpt in found.items() if excerpt is not None}
+        return {name: replace(it, knob=f"method.training.{name}") for name, it in found.items() if it is not None}
 
     def check_windows(self, calibration: WindowsSize, own: Mapping[str, WindowsSize]) -> None:
         """Raise UserError where a part cannot use the windows that it gets: its `own`, by its key, or those that

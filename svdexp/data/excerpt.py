@@ -28,6 +28,7 @@ class Excerpt:
         seq_len: tokens a window.
         collection: the data set behind the names `hub` and `images`.
         shares: of the texts that the name `mixture` stands for, by name.
+        knob: the key that configures it, to blame in errors.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Excerpt:
     seq_len: int
     collection: Collection | None = None
     shares: tuple[tuple[str, float], ...] = ()
+    knob: str = "calibration"
 
     @classmethod
     def of(cls, part: CalibrationConfig) -> "Excerpt":
@@ -59,7 +61,7 @@ class Excerpt:
 
     @property
     def _reading(self) -> Reading:
-        return Reading(collection=self.collection)
+        return Reading(collection=self.collection, knob=self.knob)
 
     def check(self) -> None:
         """Raise UserError now for a mistake that reading would find later: cheap, and never downloads."""
@@ -69,7 +71,7 @@ class Excerpt:
             return
         check_text(self.text, Split.calibration, self.files, self._reading)
         if self.chat:
-            require_rows(self.text, Split.calibration, self.files)
+            require_rows(self.text, Split.calibration, self.files, self._reading)
 
     def read_from(self) -> list[Path]:
         """The local files that the text is read from; of one from the hub there are none.
@@ -81,31 +83,29 @@ class Excerpt:
             return [path for member in self.members for path in member.read_from()]
         return files_of(self.text, Split.calibration, self.files, self._reading)
 
-    def whole_files(self, knob: str) -> dict[str, list[Path]]:
-        """Those of them whose whole text is learnt, by the key below `knob` that names them."""
+    def whole_files(self) -> dict[str, list[Path]]:
+        """Those of them whose whole text is learnt, by the key that names them."""
         if self.text == MIXTURE:
-            return {key: paths for member in self.members for key, paths in member.whole_files(knob).items()}
-        key = f"{knob}.files" if self.text == "files" else f"{knob}.text={self.text}"
+            return {key: paths for member in self.members for key, paths in member.whole_files().items()}
+        key = f"{self.knob}.files" if self.text == "files" else f"{self.knob}.text={self.text}"
         return {key: whole_files(self.text, Split.calibration, self.files, self._reading)}
 
-    def windows(
-        self, tokenizer: Any, bos: Beginning, knob: str, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def windows(self, tokenizer: Any, bos: Beginning, generator: torch.Generator | None = None) -> torch.Tensor:
         """Token ids (samples, seq_len): the first windows, or, with a generator, windows drawn by it.
 
         Raises:
-            UserError: the text cannot be read, or is too short for what `knob`.samples asks for.
+            UserError: the text cannot be read, or is too short for the samples that are asked for.
         """
         if self.text == MIXTURE:
-            return interleaved([member.windows(tokenizer, bos, knob, generator) for member in self.members])
+            return interleaved([member.windows(tokenizer, bos, generator) for member in self.members])
         of_windows = bos.of_windows
-        stream, knob = self._tokens(tokenizer, bos), f"{knob}.samples"
+        stream, knob = self._tokens(tokenizer, bos), f"{self.knob}.samples"
         return cut_windows(stream, self.seq_len, self.samples, knob=knob, bos=of_windows, generator=generator)
 
     def _tokens(self, tokenizer: Any, bos: Beginning) -> torch.Tensor:
         """All tokens of the text, (T,); with the one at its start, if `bos` has one there."""
-        source = (self.text, Split.calibration, self.files)
+        source = (self.text, Split.calibration, self.files, self._reading)
         if not self.chat:
-            return bos.begun(tokenize(read_text(*source, self._reading), tokenizer))
-        stream = chat_tokens(read_rows(*source), tokenizer)
+            return bos.begun(tokenize(read_text(*source), tokenizer))
+        stream = chat_tokens(read_rows(*source), tokenizer, self.knob)
         return bos.begun(stream[1:] if bos.token is not None and stream[:1].tolist() == [bos.token] else stream)

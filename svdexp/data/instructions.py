@@ -22,17 +22,17 @@ def plain_rows(rows: Sequence[Row]) -> list[str]:
     return [_lines(*row) for row in rows]
 
 
-def chat_tokens(rows: Sequence[Row], tokenizer: Any) -> torch.Tensor:
+def chat_tokens(rows: Sequence[Row], tokenizer: Any, knob: str) -> torch.Tensor:
     """Every row as a conversation in the tokenizer's chat template, one after the other: their tokens, (T,) int64.
 
     The user says the instruction and, on the next line, the input; the assistant answers with the output. The special
     tokens of the template are special tokens, those that are written out in a row are text.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that does not take such conversations.
+        UserError: the tokenizer has no chat template, or one that does not take such conversations; blames `knob`.
     """
     if not tokenizer.chat_template:
-        raise UserError("calibration.chat=true, but the model's tokenizer has no chat template")
+        raise UserError(f"{knob}.chat=true, but the model's tokenizer has no chat template")
     conversations = [
         [
             {"role": "user", "content": _lines(row.instruction, row.input)},
@@ -44,9 +44,7 @@ def chat_tokens(rows: Sequence[Row], tokenizer: Any) -> torch.Tensor:
         spoken = tokenizer.apply_chat_template(conversations, sanitize_control_tokens=True)["input_ids"]
     except Exception as error:  # a template is a program, which may raise whatever it likes
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"calibration.chat=true, but the chat template of the model's tokenizer fails: {reason}"
-        ) from error
+        raise UserError(f"{knob}.chat=true, but the chat template of the model's tokenizer fails: {reason}") from error
     return torch.tensor([token for conversation in spoken for token in conversation], dtype=torch.int64)
 
 

@@ -35,12 +35,14 @@ class Reading:
         separator: what stands between two rows.
         rows: how many, from the first; None is all.
         collection: the data set behind the names `hub` and `images`.
+        knob: the key that configures it, to blame in errors; None: calibration, or eval, by what it is read for.
     """
 
     split: str | None = None
     separator: str | None = None
     rows: int | None = None
     collection: Collection | None = None
+    knob: str | None = None
 
 
 AS_IS = Reading()
@@ -61,7 +63,7 @@ def read_documents(name: str, split: Split, files: Sequence[str] = (), reading: 
     Raises:
         UserError: as in `read_text`.
     """
-    knob = _knob(split)
+    knob = _knob(split, reading)
     if name == "files":
         rows = [row for file in files for row in _file_texts(file, f"{knob}.files")]
     elif name in COLLECTED:
@@ -83,7 +85,7 @@ def split_of(name: str, split: Split, reading: Reading = AS_IS) -> str:
     Raises:
         UserError: the text has no such split, or it is the one that calibrates.
     """
-    knob = _knob(split)
+    knob = _knob(split, reading)
     if name in COLLECTED:
         return _collection(reading, knob).split
     text = FILES if name == "files" else _text(name, knob)
@@ -110,18 +112,18 @@ def dataset_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS) -
     return ", ".join(files) if name == "files" else _text(name, "eval").dataset
 
 
-def read_rows(name: str, split: Split, files: Sequence[str] = ()) -> list[Row]:
+def read_rows(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[Row]:
     """The rows of the instruction data called `name`; of all `files` one after the other behind the name `files`.
 
     Raises:
         UserError: as in `read_text`, or the text is no instruction data.
     """
-    require_rows(name, split, files)
-    knob = _knob(split)
+    require_rows(name, split, files, reading)
+    knob = _knob(split, reading)
     if name == "files":
         rows = [row for file in files for row in _file_rows(file, f"{knob}.files")]
     else:
-        rows = INSTRUCTIONS[name](split_of(name, split))
+        rows = INSTRUCTIONS[name](split_of(name, split, reading))
     if not rows:
         raise UserError(f"{knob}: the text {name} is empty")
     return rows
@@ -129,7 +131,7 @@ def read_rows(name: str, split: Split, files: Sequence[str] = ()) -> list[Row]:
 
 def check_text(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> None:
     """Raise UserError now for a mistake that reading would find later: cheap, and never downloads."""
-    knob = _knob(split)
+    knob = _knob(split, reading)
     wanted = split_of(name, split, reading)
     if name == "files":
         for file in files:
@@ -151,7 +153,7 @@ def files_of(name: str, split: Split, files: Sequence[str] = (), reading: Readin
     if name == "files":
         return [Path(file) for file in files]
     if name in COLLECTED:
-        return _collection(reading, _knob(split)).files
+        return _collection(reading, _knob(split, reading)).files
     if name in LOCAL:
         return [local_path(name, split_of(name, split, reading))]
     return [pydoc_path()] if name == "pydoc" else []
@@ -172,17 +174,17 @@ def characters_of(name: str, files: Sequence[str] = (), reading: Reading = AS_IS
 
 def whole_files(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> list[Path]:
     """Those of `files_of` that are one split alone; pydoc's file holds both, and so may those of a data set."""
-    shared = name == "pydoc" or (name in COLLECTED and not _collection(reading, _knob(split)).is_one_file)
+    shared = name == "pydoc" or (name in COLLECTED and not _collection(reading, _knob(split, reading)).is_one_file)
     return [] if shared else files_of(name, split, files, reading)
 
 
-def require_rows(name: str, split: Split, files: Sequence[str] = ()) -> None:
+def require_rows(name: str, split: Split, files: Sequence[str] = (), reading: Reading = AS_IS) -> None:
     """Raise UserError unless the text called `name` is instruction data."""
     others = [file for file in files if Path(file).suffix not in ROW_FILES] if name == "files" else [name]
     for other in others:
         if other not in INSTRUCTIONS:
             raise UserError(
-                f"{_knob(split)}.chat=true: {other} is no instruction data; "
+                f"{_knob(split, reading)}.chat=true: {other} is no instruction data; "
                 f"choose {', '.join(INSTRUCTIONS)} or files that end in {' or '.join(ROW_FILES)}"
             )
 
@@ -194,13 +196,13 @@ def _collection(reading: Reading, knob: str) -> Collection:
     return reading.collection
 
 
-def _knob(split: Split) -> str:
-    return "calibration" if split is Split.calibration else "eval"
+def _knob(split: Split, reading: Reading) -> str:
+    return reading.knob or ("calibration" if split is Split.calibration else "eval")
 
 
 def _text(name: str, knob: str) -> Text:
     if name not in TEXTS:
-        where = "calibration.text" if knob == "calibration" else "eval.texts"
+        where = "eval.texts" if knob == "eval" else f"{knob}.text"
         raise UserError(f"{where}: no text is called {name!r}; choose from {', '.join(NAMES)}")
     return TEXTS[name]
 

@@ -74,7 +74,8 @@ def cut_windows(
         stream: token ids.
         length: tokens per window, including `bos`.
         count: how many; None takes all.
-        knob: the key that says how many, to blame in errors: `calibration.samples`, `eval.windows`.
+        knob: the key that says how many, to blame in errors: `calibration.samples`, `eval.windows`,
+            `method.training.distill.samples`.
         bos: token id to begin every window with.
         stride: how far a window begins after the one before it, in tokens of the stream; None: where that one ends.
         generator: draw windows at random offsets instead of taking the first ones.
@@ -87,7 +88,7 @@ def cut_windows(
     available = max(0, (len(stream) - body) // step + 1)
     wanted = available if count is None else count
     if available < max(wanted, 1):
-        group = knob.partition(".")[0]
+        group = "eval" if knob.startswith("eval.") else knob.rpartition(".")[0]
         number = f"{knob}={wanted} ×" if available else "one window of"
         raise UserError(f"{group}: the text has {len(stream)} tokens, too few for {number} {group}.seq_len={length}")
     if generator is None:

@@ -93,8 +93,8 @@ def target_text(config: Config) -> str:
 
 def excerpts(config: Config, method: Method) -> dict[str, Excerpt]:
     """What calibrates, and what trainings learn from instead, by the keys that configure them."""
-    own = {f"method.training.{name}": excerpt for name, excerpt in method.excerpts.items()}
-    return {"calibration": Excerpt.of(config.calibration)} | own
+    found = [Excerpt.of(config.calibration), *method.excerpts.values()]
+    return {excerpt.knob: excerpt for excerpt in found}
 
 
 def refuse_known_texts(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
@@ -120,8 +120,8 @@ def refuse_equal_rows(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
 def files_learnt(learnt: Mapping[str, Excerpt]) -> dict[str, list[Path]]:
     """The files whose whole text calibrates or trains, by the key that names them."""
     found: dict[str, list[Path]] = {}
-    for knob, excerpt in learnt.items():
-        found |= excerpt.whole_files(knob)
+    for excerpt in learnt.values():
+        found |= excerpt.whole_files()
     return found
 
 

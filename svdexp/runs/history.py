@@ -46,7 +46,7 @@ class Learnt:
             try:
                 if excerpt.read_from():
                     bos = resolve_bos(self.bos, tokenizer, f"{knob}.bos")
-                    yield knob, excerpt.windows(tokenizer, bos, knob, generator)
+                    yield knob, excerpt.windows(tokenizer, bos, generator)
             except UserError as error:
                 log.debug("%s", error)
 
@@ -77,7 +77,8 @@ def learnt_in(record: Record) -> Learnt:
         options = training["options"]
         if isinstance(options, Mapping) and options.get("text"):
             chosen = {key: options.get(key) for key in ("text", "files", "chat", "samples", "seq_len")}
-            found[f"method.training.{name}"] = Excerpt(**chosen)  # type: ignore[arg-type]
+            knob = f"method.training.{name}"
+            found[knob] = Excerpt(**chosen, knob=knob)  # type: ignore[arg-type]
     return Learnt(
         {knob: excerpt for knob, excerpt in found.items() if is_there(excerpt)},
         Bos(keys.CALIBRATION_BOS.get(record) or Bos.none),

@@ -131,7 +131,7 @@ def calibration_windows(config: Config, tokenizer: Any, viewer: Viewer | None = 
         return windows_of(pairs_of(found, "calibration", part.samples), seer, part.samples, part.seq_len, "calibration")
     warn_without_bos(part.bos, tokenizer, "calibration.bos")
     drawn = torch.Generator().manual_seed(config.seed) if part.sampling is Sampling.random else None
-    return Excerpt.of(part).windows(tokenizer, calibration_bos(config, tokenizer), "calibration", drawn)
+    return Excerpt.of(part).windows(tokenizer, calibration_bos(config, tokenizer), drawn)
 
 
 def training_windows(config: Config, method: Method, tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -140,9 +140,7 @@ def training_windows(config: Config, method: Method, tokenizer: Any) -> dict[str
     They begin as those that calibrate do.
     """
     bos = calibration_bos(config, tokenizer)
-    return {
-        name: excerpt.windows(tokenizer, bos, f"method.training.{name}") for name, excerpt in method.excerpts.items()
-    }
+    return {name: excerpt.windows(tokenizer, bos) for name, excerpt in method.excerpts.items()}
 
 
 def evaluation_windows(

@@ -87,7 +87,7 @@ class OwnText:
         require(self.text in OWN, f"{self.knob}.text: {self.text!r} cannot be; choose from {', '.join(OWN)}")
         mine = (self.text == "files") == bool(self.files)
         require(mine, f"{self.knob}.files and {self.knob}.text=files go together")
-        return Excerpt(self.text, self.files, self.chat, self.samples, self.seq_len)
+        return Excerpt(self.text, self.files, self.chat, self.samples, self.seq_len, knob=self.knob)
 
 
 class Trained(NamedTuple):

