@@ -109,10 +109,11 @@ def refuse_equal_rows(asked: EvalConfig, learnt: Mapping[str, Excerpt]) -> None:
     if name is None:
         return
     rows = reading_of(name, asked).collection
+    key = f"eval.split_by_text.{name}" if name in asked.split_by_text else "eval.split"
     for knob, excerpt in learnt.items():
         if rows and any(rows.is_also(part.collection) for part in excerpt.members if part.text in COLLECTED):
             raise UserError(
-                f"{knob}.split and eval.split are both {asked.split} of {asked.dataset}: what "
+                f"{knob}.split and {key} are both {rows.split} of {asked.dataset}: what "
                 "calibrates or trains cannot evaluate, because its figures would be too good"
             )
 

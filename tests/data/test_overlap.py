@@ -149,6 +149,10 @@ def test_one_split_does_not_calibrate_and_evaluate(model_folder: Path, files: Pa
 
     with pytest.raises(UserError, match=r"calibration\.split and eval\.split are both train"):
         check_inputs(config(str(files), "train", "train"), method_with())
+    by_text = config(str(files), "train", "test")
+    by_text.eval.split_by_text["hub"] = "train"
+    with pytest.raises(UserError, match=r"calibration\.split and eval\.split_by_text\.hub are both train of"):
+        check_inputs(by_text, method_with())
     check_inputs(config(str(files), "train", "test"), method_with())
     with pytest.raises(UserError, match=r"calibration\.text=hub and eval\.texts \(hub\) share"):
         check_inputs(config(str(files / "a.txt"), "train", "test"), method_with())
