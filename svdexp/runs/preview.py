@@ -14,7 +14,7 @@ from svdexp.cells import state_of
 from svdexp.cells.choices import published_config
 from svdexp.checkpoints.hub import hub_answers
 from svdexp.checkpoints.loading import dense_config, resolve_device, resolve_dtype, skeleton_of
-from svdexp.data import characters_of
+from svdexp.data import Split, characters_of, read_documents
 from svdexp.engine.plan import plan
 from svdexp.estimate.beginning import beginning
 from svdexp.estimate.devices import published_machine
@@ -31,7 +31,7 @@ from svdexp.runs.foreseen import cached_stages
 from svdexp.runs.inputs import calibration_windows, size_of
 from svdexp.runs.residency import obstacle, room, streams, why_not_read
 from svdexp.runtime.errors import UserError
-from svdexp.schema import THIS, Config, ModelConfig, Precision, Residency, dry_device
+from svdexp.schema import IMAGES, THIS, Config, ModelConfig, Precision, Residency, dry_device
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ def window_counts(config: Config, offline: bool = False) -> tuple[list[int], lis
     part, counts, guessed = config.eval, [], []
     for name in part.texts:
         count = part.windows_of(name)[0]
+        if name == IMAGES and count is None:
+            count = len(read_documents(name, Split.evaluation, reading=reading_of(name, part)))  # a window each
         if count is None and not offline:
             try:
                 count = len(passage(name, part, tokenizer_of(config.model, config.cache)))

@@ -16,6 +16,7 @@ from svdexp.runs.compression import run
 from svdexp.runs.preview import known_config, preview, window_counts
 from svdexp.runtime.errors import UserError
 from svdexp.schema import CalibrationConfig, Config, EvalConfig, ModelConfig, validate
+from tests.support.vision import two_images
 
 PRESETS = sorted((Path(config_dir()) / "model").glob("*.yaml"))
 # As published: parameters, tied ones once.
@@ -107,6 +108,13 @@ def test_windows_are_counted_where_the_text_is_and_guessed_where_it_is_not(model
     assert counts(model_folder, texts=["c4"], rows_by_text={"c4": 2000})[0] == [
         100_000_000 * 2000 // 45_576 // 4 // 100
     ]
+
+
+def test_every_image_is_a_window(model_folder: Path, tmp_path: Path) -> None:
+    images = two_images(tmp_path / "images")
+    asked = {"texts": ["images"], "dataset": str(images), "split": "train"}
+    assert counts(model_folder, **asked) == ([2], [])
+    assert counts(model_folder, windows=1, **asked) == ([1], [])
 
 
 def test_a_disk_too_small_is_said_first(
