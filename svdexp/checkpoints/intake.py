@@ -50,6 +50,16 @@ def weight_files(folder: Path) -> list[Path]:
     return weights
 
 
+def safetensors_read(folder: Path) -> list[Path]:
+    """Those safetensors files that transformers would read the model in `folder` from: others may lie beside them, as
+    Mistral's consolidated.safetensors does, which holds all of it again.
+
+    Raises:
+        UserError: their index cannot be read.
+    """
+    return [path for name in _names(folder) if (path := folder / name).is_file()]
+
+
 def has_safetensors(folder: Path) -> bool:
     """Whether transformers would read the model in `folder` from safetensors files."""
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from svdexp.allocation import REPEATABLE, FromFile, FromGamma, Whole
 from svdexp.checkpoints import checkpoint
+from svdexp.checkpoints.intake import safetensors_read
 from svdexp.checkpoints.loading import load_skeleton, locate, resolve_dtype
 from svdexp.checkpoints.loading_streamed import streamable_files
 from svdexp.engine.plan import Plan, plan
@@ -55,7 +56,7 @@ def skeleton_to_stream(config: Config, method: Method, size: Size, device: torch
 def fits_surely(config: Config, device: torch.device) -> bool:
     """Whether the model's files are small beside the memory of `device`, or none that could be streamed."""
     source = locate(config.model)
-    files = [] if source.gguf_file else list(Path(source.location).glob("*.safetensors"))
+    files = [] if source.gguf_file else safetensors_read(Path(source.location))
     return MOST * sum(path.stat().st_size for path in files) <= USABLE * room(device)
 
 
@@ -167,7 +168,7 @@ def evaluation_streams(config: EvaluateConfig, source: ModelConfig, device: torc
         return False
     usable, needed = USABLE * room(device), 0
     if config.residency is Residency.auto:
-        files = [] if locate(source).gguf_file else Path(locate(source).location).glob("*.safetensors")
+        files = [] if locate(source).gguf_file else safetensors_read(Path(locate(source).location))
         needed = sum(path.stat().st_size for path in files)
         if needed <= usable:
             return False

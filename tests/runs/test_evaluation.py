@@ -35,6 +35,9 @@ def test_neither_a_model_nor_a_run(tmp_path: Path) -> None:
 def test_what_the_files_take_is_known_of_those_on_this_disk(model_folder: Path, tmp_path: Path) -> None:
     weights = sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
     assert file_bytes(ModelConfig("", str(model_folder))) == {"file_bytes": weights}
+    twice = shutil.copytree(model_folder, tmp_path / "twice")
+    shutil.copy(twice / "model.safetensors", twice / "consolidated.safetensors")  # as Mistral's folders have it
+    assert file_bytes(ModelConfig("", str(twice))) == {"file_bytes": weights}
     (tmp_path / "a.gguf").write_bytes(b"x" * 77)
     (tmp_path / "b.gguf").write_bytes(b"x" * 99)
     assert file_bytes(ModelConfig("", str(tmp_path / "a.gguf"))) == {"file_bytes": 77}
