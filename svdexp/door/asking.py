@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from svdexp.cells.choices import names_of
-from svdexp.door.composing import composed, keys_of, refuse_idle
+from svdexp.door.composing import composed, keys_of, plain, refuse_idle
 from svdexp.door.texts import documents_in, files_in, windows_in
 from svdexp.method import Method, build_method
 from svdexp.models.structure import Targets
@@ -161,6 +161,7 @@ class Asked:
         refuse_idle(self.overrides, ELSEWHERE)
         if self.whole is not None:
             self._refuse_beside_method()
+        self._refuse_beside_parts()
         words = [*self.overrides, "tracker=none", "eval=ppl"]
         values = {**self.values, "eval.texts": []}
         config = validate(composed("config", Config, words, values))
@@ -178,6 +179,11 @@ class Asked:
         refuse_idle([word for word in self.overrides if not word.startswith("experiment")], idle)
         beside = [*self.given, *(key for key in self.values if key.partition(".")[0] in idle)]
         require(not beside, f"{', '.join(beside)}: no effect, because {idle['method']}")
+
+    def _refuse_beside_parts(self) -> None:
+        for key in keys_of(self.overrides):
+            stage = key.replace("/", ".").removeprefix("method.").partition(".")[0].partition("@")[0]
+            require(stage not in self.given, f"overrides: {key} has no effect, because {stage} is given as an object")
 
 
 def _note(config: Config, method: Method, given: Mapping[str, Any]) -> None:
@@ -203,7 +209,7 @@ def as_options(part: object) -> dict[str, Any] | None:
     if part is None:
         return None
     kind = type(part)
-    options = {key.name: getattr(part, key.name) for key in fields(part)} if is_dataclass(part) else {}
+    options = {key.name: plain(getattr(part, key.name)) for key in fields(part)} if is_dataclass(part) else {}
     return {"_target_": _path_of(kind), **options}
 
 
@@ -267,7 +273,20 @@ def plain_word(value: object) -> object:
 
 
 def _with_options(entry: str | Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    return {entry: {}} if isinstance(entry, str) else entry
+    """The trainings that an entry names, with their options.
+
+    Raises:
+        UserError: it has options of no training.
+    """
+    if isinstance(entry, str):
+        return {entry: {}}
+    options = dict(entry)
+    name = options.pop("name", None)
+    chosen = options if name is None else {str(name): options}
+    for training, its in chosen.items():
+        fits = isinstance(its, Mapping)
+        require(fits, f"training: {training}={its!r} is an option of which? Give {{'name': …, '{training}': {its!r}}}")
+    return chosen
 
 
 def _own_name(training: object) -> str:

@@ -25,12 +25,18 @@ def composed(name: str, schema: type, overrides: Sequence[str], values: Mapping[
     """The configuration `name` of conf/ with `overrides`, as on a command line, and then `values` by their dotted keys.
 
     Raises:
-        UserError: it is a sweep.
+        UserError: it is a sweep, or a key is below one that is null.
         HydraException, OmegaConfBaseException: as on a command line.
     """
     words = list(overrides)
     with hydra_of_ours(schema), hydra.initialize_config_dir(config_dir(), job_name="svdexp", version_base="1.3"):
-        cfg = hydra.compose(name, words, return_hydra_config=True)
+        try:
+            cfg = hydra.compose(name, words, return_hydra_config=True)
+        except AssertionError as error:  # OmegaConf's, which Hydra lets through
+            below = [key for key in keys_of(words) if "." in key]
+            raise UserError(
+                f"overrides: {' or '.join(below)} is below a key that is null here: give all of that, KEY={{…}}"
+            ) from error
     _refuse_sweep(cfg, words, values)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -43,10 +49,13 @@ def put(cfg: DictConfig, key: str, value: Any) -> None:
     """Set the value of a dotted key.
 
     Raises:
-        UserError: there is no such key, or the value is of another type.
+        UserError: there is no such key, or it is below one that is null, or the value is of another type.
     """
     try:
         OmegaConf.update(cfg, key, value, merge=True)
+    except AssertionError as error:  # OmegaConf's
+        above = key.rpartition(".")[0]
+        raise UserError(f"{above} is null here, so {key} is an option of nothing: name the choice as well") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
 

@@ -1,6 +1,7 @@
 """What `import svdexp` does for a script or a notebook."""
 
 import copy
+import json
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ from hydra.version import VersionBase
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
 
 import svdexp
-from svdexp.allocation import Uniform
+from svdexp.allocation import FromFile, Uniform
 from svdexp.calibration.statistics import Statistics
 from svdexp.cells.choices import config_dir, names_of
 from svdexp.factorisation import InputMoment, Metric
@@ -152,6 +153,24 @@ def test_parts_are_names_options_or_objects(llama: PreTrainedModel, windows: tor
     assert by_name["distill"].steps == 1
 
 
+def test_a_training_by_name_with_options(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    options = {"steps": 2, "seq_len": 8}
+    for asked in ({"name": "distill", **options}, {"distill": options}):
+        result = svdexp.compress(copy.deepcopy(llama), windows, "svd_llm", 0.5, training=asked)
+        assert [(type(part), part.steps) for part in result.method.training.values()] == [(Distill, 2)]
+
+
+def test_options_that_are_objects_are_saved_in_words(
+    llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    ranks = tmp_path / "ranks.json"
+    ranks.write_text(json.dumps(svdexp.compress(copy.deepcopy(llama), windows, WHITENED, 0.5).ranks))
+    loosely: Any = FromFile
+    result = svdexp.compress(llama, windows, "svd_llm", 0.5, allocation=loosely(path=ranks))
+    result.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "results.json").read_text())["allocation_options"]["path"] == str(ranks)
+
+
 def test_a_part_of_ones_own_is_in_the_record(llama: PreTrainedModel, windows: torch.Tensor) -> None:
     record = svdexp.compress(llama, windows, weighting=Doubled(3.0), allocation="uniform").summary().record
     assert record["weighting"] == "Doubled"
@@ -207,6 +226,23 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
         ({"method": WHITENED, "storage": "pivot"}, "storage: no effect|storage has no effect"),
         ({"experiment": "quick"}, "is a sweep; give one value for each of method, ratio"),
         ({"training": ["distill", Distill()]}, "names or objects, not both"),
+        ({"training": {"steps": 2}}, "^training: steps=2 is an option of which"),
+        (
+            {"method": "svd_llm", "update": {"solver": 2}},
+            r"^method\.update is null here, so method\.update\.solver is an",
+        ),
+        (
+            {"method": "svd_llm", "overrides": ["method.update.solver=2"]},
+            r"^overrides: method\.update\.solver is below a",
+        ),
+        (
+            {"allocation": Uniform(), "overrides": ["method/allocation=dynamic"]},
+            "^overrides: method/allocation has no eff",
+        ),
+        (
+            {"training": Distill(), "overrides": ["method.training.distill.steps=2"]},
+            "because training is given as an obj",
+        ),
         ({"elastic": True}, "save=elastic keeps components of plain factors"),
         ({"calibration": torch.zeros(3, 4)}, r"token ids are integers \(N, L\)"),
         ({"calibration": ["the rank of a matrix"]}, "calibration given as text needs a tokenizer"),
