@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from svdexp.checkpoints import checkpoint
 from svdexp.checkpoints.loading import resolve_dtype
+from svdexp.door.asking import refuse_moves
 from svdexp.door.composing import composed
 from svdexp.door.evaluate import Questions, answered, questions
 from svdexp.door.figures import Comparison, side_by_side
@@ -114,7 +115,8 @@ class Result:
         """
         require_known("evaluate", options, inspect.signature(questions))
         wanted = {"tokenizer": self.tokenizer, "seed": self.config.seed, "cache": self.config.cache} | options
-        asked = questions(self.config.model.path, texts, tasks, **wanted)
+        refuse_moves(**{key: options.get(key) for key in ("device", "precision", "residency", "revision")})
+        asked = questions(self.model, texts, tasks, **wanted)
         known = {knob: text for knob, text in excerpts(self.config, self.method).items() if is_there(text)}
         refuse_known_texts(asked.config.eval, known)
         figures = answered(self.model, asked, "compressed")
@@ -193,7 +195,8 @@ class Result:
         said = record(
             self.config, Path(), {}, self.figures, self.compression, self.clock, self.model, self.dense_fingerprint
         )
-        return {key: value for key, value in said.items() if key != keys.RUN_DIR.name}
+        # whatever started this process, a command of another application perhaps, repeats no run
+        return {key: value for key, value in said.items() if key != keys.RUN_DIR.name} | keys.COMMAND.says(None)
 
     def _dense_figures(
         self, asked: Questions, dense: PreTrainedModel | Mapping[str, float] | bool | None

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
 from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel
@@ -30,6 +31,7 @@ from svdexp.models.modes import at_rest
 from svdexp.runs.compression import run
 from svdexp.schema import Config, validate
 from svdexp.storage import FactorStorage, PivotStorage
+from svdexp.tracking.provenance import command
 from svdexp.training import Distill
 from tests.conftest import tiny_model
 from tests.evaluation.task_rows import write_local
@@ -415,6 +417,25 @@ def test_the_dense_model_is_where_it_can_be_had(
         assert table.loc["ppl/given", "dense"] == before["ppl/given"]
     with pytest.raises(svdexp.UserError, match="dense=MODEL"):
         result.evaluate([text], seq_len=32, dense=True)
+
+
+def test_a_model_without_a_tokenizer_is_measured_on_tokens(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    """It may have no name either: nothing is looked for on a hub."""
+    result = svdexp.compress(llama, windows, WHITENED, 0.5)
+    assert result.evaluate(windows).loc["ppl/given", "compressed"] == svdexp.evaluate(llama, windows)["ppl/given"]
+    with pytest.raises(svdexp.UserError, match="texts given as text needs a tokenizer"):
+        result.evaluate(["the rank of a matrix"])
+    with pytest.raises(svdexp.UserError, match=r"^residency has no effect on a model that is given"):
+        result.evaluate(windows, residency="streamed")
+
+
+def test_another_applications_command_is_not_the_runs(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    with hydra.initialize_config_dir(config_dir(), version_base="1.3"):
+        HydraConfig.instance().set_config(hydra.compose("evaluate", ["seed=7"], return_hydra_config=True))
+        assert command() == "seed=7"
+        result = svdexp.compress(llama, windows, WHITENED, 0.5)
+        assert result.summary().record["command"] is None
+    Singleton._instances.pop(HydraConfig, None)
 
 
 def test_a_file_that_calibrated_measures_no_result(model_folder: Path, text_file: Path, other_text_file: Path) -> None:
