@@ -20,7 +20,15 @@ from svdexp.evaluation.generation import TOKENS as CONTINUATION
 from svdexp.method import Method
 from svdexp.models.positions import positions_of
 from svdexp.record import place
-from svdexp.record.results import ACHIEVED_RATIO, LATENCY, PPL, SPEED
+from svdexp.record.results import (
+    ACHIEVED_RATIO,
+    FLOPS_PER_TOKEN,
+    GENERATION_BYTES,
+    LATENCY,
+    PPL,
+    SPEED,
+    SPEED_SPREAD,
+)
 from svdexp.runtime.errors import UserError, require
 from svdexp.schema import COLLECTED, IMAGES, Config, EvalConfig, ModelConfig
 
@@ -63,7 +71,7 @@ def check_objective(config: Config) -> None:
     if found.entry is PPL:
         text = key.partition("/")[2]
         require(text in texts, f"objective={key}: eval.texts has no {text}, only {', '.join(texts) or 'none'}")
-    if found.entry in (SPEED, LATENCY):
+    if found.entry in (SPEED, SPEED_SPREAD, LATENCY, GENERATION_BYTES, FLOPS_PER_TOKEN):
         require(config.eval.efficiency is not None, f"objective={key} wants eval.efficiency, which is null")
 
 

@@ -120,6 +120,8 @@ def test_an_objective_that_a_run_will_have_passes(key: str | None) -> None:
         ("perplexity", r"^objective=perplexity is no figure of results\.json, as ppl/pydoc is"),
         ("method", r"^objective=method is no figure"),
         ("ppl/wikitext2", r"^objective=ppl/wikitext2: eval\.texts has no wikitext2, only pydoc$"),
+        ("generation_bytes/peak", r"^objective=generation_bytes/peak wants eval\.efficiency, which is null$"),
+        ("flops_per_token", r"^objective=flops_per_token wants eval\.efficiency, which is null$"),
         ("tokens_per_second/decode", r"^objective=tokens_per_second/decode wants eval\.efficiency, which is null$"),
     ],
 )
