@@ -51,10 +51,11 @@ class Collection:
 
     @property
     def files(self) -> list[Path]:
-        """All files of a local one, none of the hub's."""
+        """All files of a local one, none of the hub's; hidden ones, as of git or of a download, hold no rows."""
         if self.local is None or self.local.is_file():
             return [self.local] if self.local else []
-        return sorted(path for path in self.local.rglob("*") if path.is_file() and not path.name.startswith("."))
+        inside = sorted(path.relative_to(self.local) for path in self.local.rglob("*") if path.is_file())
+        return [self.local / path for path in inside if not any(part.startswith(".") for part in path.parts)]
 
     def check(self, knob: str) -> None:
         """Raise UserError now for a path that can only be local and is not there, or a file of an unknown kind."""

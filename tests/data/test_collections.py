@@ -92,6 +92,9 @@ def test_calibration_and_evaluation_read_their_splits(folder: Path, tokenizer: P
     assert excerpt.windows(tokenizer, NO_BOS).flatten().tolist() == expected
     assert excerpt.read_from() == sorted(folder.iterdir())
     assert excerpt.whole_files() == {"calibration.text=hub": []}
+    (folder / ".git").mkdir()
+    (folder / ".git" / "index").touch()  # which changes where no row does
+    assert excerpt.read_from() == sorted(path for path in folder.iterdir() if path.name != ".git")
     asked = EvalConfig("mine", texts=["hub"], dataset=str(folder), seq_len=4, bos=Bos.none)
     found = passage("hub", asked, tokenizer)
     assert (found.protocol.dataset, found.protocol.split, found.protocol.rows) == (str(folder), "test", 3)
