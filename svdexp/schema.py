@@ -211,6 +211,17 @@ class MethodConfig:
     training: dict[str, Any] = field(default_factory=dict)
 
 
+def refuse_idle_collection(group: str, part: Any, split: str) -> None:
+    """Raise UserError for what says how a data set is read where none is named; `split` is the usual one."""
+    for key, usual in {"subset": None, "split": split, "column": "text"}.items():
+        value = getattr(part, key)
+        require(
+            part.dataset is not None or value == usual,
+            f"{group}.{key}={value} has no effect without {group}.dataset"
+            + ("; eval.split_by_text.TEXT=… is for other texts" if (group, key) == ("eval", "split") else ""),
+        )
+
+
 @dataclass
 class CalibrationConfig:
     """The text that calibrates, and how many windows of which length are cut from it."""
@@ -256,6 +267,7 @@ class CalibrationConfig:
             any(name in texts for name in COLLECTED) == (self.dataset is not None),
             f"calibration={collected(texts)} and calibration.dataset=… go together: give both or neither",
         )
+        refuse_idle_collection("calibration", self, "train")
 
 
 @dataclass
@@ -348,6 +360,7 @@ class EvalConfig:
             any(name in self.texts for name in COLLECTED) == (self.dataset is not None),
             f"eval.texts=[{collected(self.texts)}] and eval.dataset=… go together: give both or neither",
         )
+        refuse_idle_collection("eval", self, "test")
         require(not all(name in self.texts for name in COLLECTED), "eval.texts: one of hub and images, not both")
         for key in ("rows_by_text", "cut_by_text", "separator_by_text"):
             idle = IMAGES in self.texts and IMAGES in getattr(self, key)

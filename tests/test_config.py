@@ -141,6 +141,11 @@ def test_an_evaluation_composes() -> None:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
+        (
+            "eval.split=validation",
+            r"^eval\.split=validation has no effect without eval\.dataset; eval\.split_by_text\.",
+        ),
+        ("calibration.column=body", r"^calibration\.column=body has no effect without calibration\.dataset$"),
         ("ratio=0", "ratio is the kept fraction"),
         ("ratio=1.5", "ratio is the kept fraction"),
         ("ratio=nan", "ratio is the kept fraction"),
