@@ -1,6 +1,6 @@
 """Compress a model from Python: the arguments are the options of conf/, and the run's own checks and steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from svdexp.allocation import Allocation
 from svdexp.checkpoints.loading import require_dense, resolve_device
 from svdexp.door.asking import Asked, Options, cache_folder, refuse_moves, targets_of, tokenizer_at
+from svdexp.door.composing import keys_of
 from svdexp.door.evaluate import questions
 from svdexp.door.guest import as_guest
 from svdexp.door.result import Result
@@ -137,14 +138,18 @@ def compress(
         "cache": str(store.folder) if store.folder else None,
     }
     asked.overrides += overrides
+    if own is not None:
+        _refuse_idle(overrides)
     config, built = asked.configured()
+    said = {*asked.values, *keys_of(overrides)}
+    cut_to = {key: getattr(config.calibration, key) for key in ("samples", "seq_len") if f"calibration.{key}" in said}
 
     clock = StageClock()
     with clock("load"):
         tokenizer = _tokenizer(config, tokenizer, given)
         target = None if ppl is None else _target(ppl, ppl_text, model, config, built, tokenizer)
         torch.manual_seed(config.seed)
-        tokens, lessons = _material(config, built, own, tokenizer, (samples, seq_len))
+        tokens, lessons = _material(config, built, own, tokenizer, cut_to, getattr(model, "config", None))
         texts = {"calibration": tokens} | {f"method.training.{name}": lesson for name, lesson in lessons.items()}
         if target:
             config.ppl, config.ppl_text = ppl, target.size.text
@@ -176,6 +181,13 @@ def compress(
         dense_fingerprint=dense.weights,
         loaded=not given,
     )
+
+
+def _refuse_idle(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of calibration that a text which is given makes no use of."""
+    used = ("calibration.samples", "calibration.seq_len", "calibration.bos")
+    idle = [key for key in keys_of(overrides) if key.partition(".")[0] == "calibration" and key not in used]
+    require(not idle, f"overrides: {', '.join(idle)}: no effect on documents or token ids, which calibrate as they are")
 
 
 class Target(NamedTuple):
@@ -239,11 +251,12 @@ def _material(
     method: Method,
     given: list[str] | torch.Tensor | None,
     tokenizer: Any,
-    asked: tuple[int | None, int | None],
+    asked: Mapping[str, int],
+    found: Any = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Windows (N, L) that calibrate, and those of trainings with a text of their own; the configuration is told.
 
-    `asked`: how many windows, of which length; None: not said.
+    `asked`: how many windows, of which length, as far as that was said. `found`: a given model's own configuration.
 
     Raises:
         UserError: as `check_inputs`, or text without a tokenizer.
@@ -255,14 +268,14 @@ def _material(
         require(
             part.text != IMAGES, "calibration='images' is for the command line: python -m svdexp calibration=images"
         )
-        check_inputs(config, method)
+        check_inputs(config, method, found)
         windows = calibration_windows(config, tokenizer)
     elif isinstance(given, torch.Tensor):
-        require(asked == (None, None), "samples and seq_len have no effect on token ids: slice the tensor")
+        require(not asked, "samples and seq_len have no effect on token ids: slice the tensor")
         windows = given
     else:
-        windows = cut(given, tokenizer, calibration_bos(config, tokenizer), *asked)
+        windows = cut(given, tokenizer, calibration_bos(config, tokenizer), asked.get("samples"), asked.get("seq_len"))
     lessons = training_windows(config, method, tokenizer) if method.excerpts else {}
     if given is not None:
-        config.calibration = CalibrationConfig("given", [], len(windows), windows.shape[1], part.sampling, part.bos)
+        config.calibration = CalibrationConfig("given", [], len(windows), windows.shape[1], bos=part.bos)
     return windows, lessons

@@ -15,7 +15,7 @@ from svdexp.cells.choices import model_path
 from svdexp.checkpoints.loading import resolve_device, resolve_dtype
 from svdexp.data import resolve_bos, scored_tokens, tokenize
 from svdexp.door.asking import cache_folder, model_keys, plain_word, refuse_moves, tokenizer_at
-from svdexp.door.composing import composed, refuse_idle
+from svdexp.door.composing import composed, keys_of, refuse_idle
 from svdexp.door.figures import Figures
 from svdexp.door.guest import as_guest
 from svdexp.door.texts import SEPARATOR, documents_in, files_in, fitting, names_in, tokenizer_wanted, windows_in
@@ -191,6 +191,7 @@ def questions(
         speed = bool(speed)
     words += _speed(speed)
     values |= {"eval.efficiency": None} if speed is False else {}
+    said = {*values, *keys_of(overrides)}
     config = validate_evaluation(composed("evaluate", EvaluateConfig, [*words, *overrides], values))
 
     torch.manual_seed(config.seed)
@@ -201,8 +202,9 @@ def questions(
     written = [text for text in own.values() if not isinstance(text, torch.Tensor)]
     if tokenizer is None and (written or config.eval.texts or config.eval.tasks):
         raise tokenizer_wanted("texts")
+    size = [getattr(config.eval, key) if f"eval.{key}" in said else None for key in ("windows", "seq_len")]
     passages = {} if tokenizer is None else evaluation_windows(config, tokenizer)
-    passages |= {name: _passage(name, text, config.eval, tokenizer, windows, seq_len) for name, text in own.items()}
+    passages |= {name: _passage(name, text, config.eval, tokenizer, *size) for name, text in own.items()}
     if passages:
         warn_of_shared_passages({name: text.windows for name, text in passages.items()}, learnt.windows(tokenizer))
     return Questions(config, tokenizer, passages, load_exams(config.eval, config.seed))

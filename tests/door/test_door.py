@@ -196,6 +196,20 @@ def test_calibration_is_a_name_files_documents_or_tokens(
     assert calibration(windows % 15).samples == len(windows)
 
 
+def test_overrides_say_how_documents_are_cut(llama: PreTrainedModel, tokenizer: Any, text: str) -> None:
+    how = ["calibration.samples=2", "calibration.seq_len=16"]
+    part = svdexp.compress(llama, [text], WHITENED, 0.5, tokenizer=tokenizer, overrides=how).config.calibration
+    assert (part.samples, part.seq_len) == (2, 16)
+    for options in ({"overrides": ["eval.windows=2", "eval.seq_len=16"]}, {"eval": {"windows": 2, "seq_len": 16}}):
+        assert svdexp.evaluate(llama, [text], tokenizer=tokenizer, **options)["ppl_tokens/given"] == 2 * 15
+
+
+def test_a_model_without_a_name_calibrates_on_a_text_by_name(llama: PreTrainedModel, tokenizer: Any) -> None:
+    assert not llama.name_or_path
+    result = svdexp.compress(llama, "pydoc", WHITENED, 0.5, tokenizer=tokenizer, samples=2, seq_len=16)
+    assert result.config.calibration.text == "pydoc"
+
+
 def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Tensor, tmp_path: Path) -> None:
     result = svdexp.compress(
         llama, windows, "svd_llm", targets={"include": ["*.mlp.*"]}, storage="factors", elastic=True
@@ -228,6 +242,11 @@ def test_targets_and_seed_and_elastic(llama: PreTrainedModel, windows: torch.Ten
         ({"method": WHITENED, "storage": "pivot"}, "storage: no effect|storage has no effect"),
         ({"experiment": "quick"}, "is a sweep; give one value for each of method, ratio"),
         ({"training": ["distill", Distill()]}, "names or objects, not both"),
+        (
+            {"overrides": ["calibration.sampling=random"]},
+            r"^overrides: calibration\.sampling: no effect on documents or",
+        ),
+        ({"overrides": ["calibration.samples=2"]}, "samples and seq_len have no effect on token ids"),
         ({"training": {"steps": 2}}, "^training: steps=2 is an option of which"),
         (
             {"method": "svd_llm", "update": {"solver": 2}},
