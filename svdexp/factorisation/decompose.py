@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Stands in for a zero divisor; the dividend is then zero as well.
 TINY = 1e-150
+# Singular values up to this share of the largest are rounding errors: divided by them, noise would be infinite.
+ZERO = 1e-8
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Decomposition:
         # All components are scaled, because the order in which a norm is summed depends on how many there are.
         A, B = self.left.double(), self.right.double()  # L⁻¹ U and Σ Vᵀ R⁻¹
         sigma = self.spectrum[: len(B)].to(A)
+        balanced = (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt()
         scale = {
             SigmaFuse.V: torch.ones_like(sigma),
-            SigmaFuse.U: sigma,
-            SigmaFuse.UV: sigma.sqrt(),
-            SigmaFuse.balanced: (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt(),
+            SigmaFuse.U: torch.where(sigma > ZERO * sigma[:1], sigma, balanced),
+            SigmaFuse.UV: torch.where(sigma > ZERO * sigma[:1], sigma.sqrt(), balanced),
+            SigmaFuse.balanced: balanced,
         }[fuse].clamp_min(TINY)
         return Factors(A[:, :rank] * scale[:rank], B[:rank] / scale[:rank, None])
 

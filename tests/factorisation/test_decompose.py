@@ -114,6 +114,18 @@ def test_factors_are_balanced() -> None:
     torch.testing.assert_close(factors.A.norm(dim=0), factors.B.norm(dim=1))
 
 
+@pytest.mark.parametrize("fuse", SigmaFuse)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranks_beyond_that_of_the_matrix_are_numbers(shape: tuple[int, int], fuse: SigmaFuse) -> None:
+    """What stands there is noise, and was infinite where it was divided by a singular value of zero."""
+    m, n = shape
+    for W in (torch.zeros(m, n), torch.randn(1, n, generator=torch.Generator().manual_seed(0)).repeat(m, 1)):
+        for metric in (Metric(), metrics(m, n)["right"]):
+            factors = decompose(W, metric).truncate(min(m, n), fuse)
+            A, B = factors.A.half().float(), factors.B.half().float()
+            torch.testing.assert_close(A @ B, W, rtol=5e-3, atol=5e-3)
+
+
 def test_a_lower_rank_is_a_slice_to_the_last_bit() -> None:
     """Also at rank 1, where a norm over columns is summed in another order than over several."""
     generator = torch.Generator().manual_seed(0)
