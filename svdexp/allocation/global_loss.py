@@ -112,7 +112,9 @@ def spend(trades: Sequence[Trade], rungs: Sequence[torch.Tensor], total: float) 
         steps = trade.bits[now + 1 :] - trade.bits[now]
         steps = steps[: int(torch.searchsorted(steps, left, right=True))]
         if len(steps):
-            gain, best = ((trade.losses[row, now] - trade.losses[row, now + 1 :][: len(steps)]) / steps).max(0)
+            gains = (trade.losses[row, now] - trade.losses[row, now + 1 :][: len(steps)]) / steps
+            # of two forms that take and lose the same: 0 / 0, which `max` would give in the place of all others
+            gain, best = gains.where(~gains.isnan(), 0.0).max(0)
             if gain > 0:
                 heapq.heappush(heap, (-float(gain), name, now + 1 + int(best)))
 

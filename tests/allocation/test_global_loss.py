@@ -137,6 +137,11 @@ def test_a_climb_may_skip_a_rung_that_alone_helps_little() -> None:
     assert spent(25, a=([5.0, 5, 0], [10.0, 30, 35])) == {"a": 2}
 
 
+def test_a_twin_does_not_hide_what_comes_after_it() -> None:
+    """Two forms of the same bits and loss: a matrix stayed at the first one, whatever was left."""
+    assert spent(25, a=([4.0, 4, 0], [10.0, 10, 20])) == {"a": 2}
+
+
 def test_climbs_go_on_while_they_fit() -> None:
     """One of a's after another; b's first wants 20, and of c's, 9 less for 40 or 1 for 10, only the smaller is left."""
     assert spent(20, a=([4.0, 2, 0], [10.0, 20, 30])) == {"a": 2}
