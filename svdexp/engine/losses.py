@@ -14,6 +14,7 @@ from svdexp.calibration import StatisticsSource
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Metric, Weighting
 from svdexp.factorisation.loss import energy, loss
+from svdexp.models.factors import Factors
 from svdexp.models.matrices import Matrix
 from svdexp.models.residency import at_hand
 from svdexp.runtime.clock import StageClock
@@ -96,7 +97,8 @@ class LossBench:
         found = torch.full((min(layer.m, layer.n) + 1,), torch.inf, dtype=torch.float64)
         rest, _ = form.storage.target(W, kept=bench.kept(layer.group, layer.name))
         for rank in ranks:
-            held = form.storage.rounded_factors(part.truncate(rank, SigmaFuse.balanced))
+            factors = part.truncate(rank, SigmaFuse.balanced)  # of a cache on disk, on the CPU
+            held = form.storage.rounded_factors(Factors(factors.A.to(W.device), factors.B.to(W.device)))
             found[rank] = loss((rest - held.A @ held.B).float(), metric)
         return found
 

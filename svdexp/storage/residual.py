@@ -98,7 +98,8 @@ class ResidualStorage(Storage):
                 kept = kept_of(gptq(W, C, self.grid))
             else:
                 kept = kept_of(to_nearest(W, self.grid))
-        return W.double() - self.grid.numbers(rounded_of(kept)), kept
+        # those of a cache on disk are on the CPU
+        return W.double() - self.grid.numbers(rounded_of(kept)).to(W.device), kept
 
     def bits(self, rank: int, m: int, n: int) -> int:
         """Q and both factors."""

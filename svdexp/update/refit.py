@@ -83,6 +83,6 @@ def refit(W: torch.Tensor, factors: Factors, C: torch.Tensor) -> Factors:
         factors: A (m, r) and B (r, n).
         C: input second moment, (n, n); the minimum-norm solution where it leaves A undetermined.
     """
-    B = factors.B.double()
+    B = factors.B.to(W.device, torch.float64)  # which a cache on disk gives on the CPU
     CB = C.double() @ B.mT
     return Factors(W.double() @ CB @ torch.linalg.pinv(B @ CB, hermitian=True), B)
