@@ -14,7 +14,7 @@ from svdexp.engine.losses import Losses
 from svdexp.engine.workbench import Workbench
 from svdexp.factorisation import Decomposition
 from svdexp.models.matrices import Ranks
-from svdexp.schema import Traversal
+from svdexp.schema import SigmaFuse, Traversal
 
 
 def evidence(
@@ -30,6 +30,8 @@ def evidence(
         "numerics": method.numerics,
         "storage": described(method.storage),
     }
+    if method.sigma_fuse is not SigmaFuse.balanced:  # of which older files say nothing
+        made_with["sigma_fuse"] = method.sigma_fuse
     matrices = {matrix.name: matrix for matrix in job.layers}
 
     @lru_cache(maxsize=1)  # one layer is tried out at several ranks

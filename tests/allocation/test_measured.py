@@ -20,6 +20,7 @@ from svdexp.models.hooks import input_hooks
 from svdexp.models.structure import Targets
 from svdexp.runtime.errors import UserError
 from svdexp.runtime.shelves import Cache
+from svdexp.schema import SigmaFuse
 from svdexp.storage import FactorStorage
 from tests.conftest import tiny_model
 from tests.support.streaming import streamed
@@ -130,6 +131,16 @@ def test_nothing_is_measured_twice(windows: torch.Tensor, tmp_path: Path, monkey
     other = replace(METHOD, allocation=replace(SCALED, measured=0.5))
     compress(tiny_model("llama_gqa"), windows, other, 0.8, cache=Cache(tmp_path))
     assert len(calls) == 3 * 3 * 7  # that of no cache counts as well
+
+
+def test_other_factors_of_the_same_product_are_measured_again(windows: torch.Tensor, tmp_path: Path) -> None:
+    """In 16 bits they round in another way."""
+    method = Method("kron", InputMoment(), GlobalLoss(measured=0.5, windows=1, length=4), FactorStorage())
+    targets = Targets(include=["*layers.2.*v_proj"])
+    for fuse in (SigmaFuse.balanced, SigmaFuse.U):
+        model = tiny_model("llama").bfloat16()
+        compress(model, windows[:2], replace(method, sigma_fuse=fuse), 0.7, targets=targets, cache=Cache(tmp_path))
+    assert len(list((tmp_path / "divergence").iterdir())) == 2
 
 
 def test_streamed_is_the_same(windows: torch.Tensor, tmp_path: Path) -> None:
