@@ -484,7 +484,8 @@ class Experts(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """Methods of the dense class, too."""
         method = None if name in STACKS else getattr(type(self)._dense_class, name, None)
-        return MethodType(method, self) if isfunction(method) else super().__getattr__(name)
+        # no MethodType: torch.export(strict=True) cannot trace the making of one
+        return partial(method, self) if isfunction(method) else super().__getattr__(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickles: made of the dense class, and then filled."""
