@@ -31,7 +31,7 @@ def evidence(
         "storage": described(method.storage),
     }
     if method.sigma_fuse is not SigmaFuse.balanced:  # of which older files say nothing
-        made_with["sigma_fuse"] = method.sigma_fuse
+        made_with["fuse"] = method.sigma_fuse
     matrices = {matrix.name: matrix for matrix in job.layers}
 
     @lru_cache(maxsize=1)  # one layer is tried out at several ranks
