@@ -60,6 +60,15 @@ def safetensors_read(folder: Path) -> list[Path]:
     return [path for name in _names(folder) if (path := folder / name).is_file()]
 
 
+def weights_read(folder: Path) -> list[Path]:
+    """The same, and those in torch's own format where there are none.
+
+    Raises:
+        UserError: as `safetensors_read`.
+    """
+    return safetensors_read(folder) or sorted(folder.glob("*.bin"))
+
+
 def has_safetensors(folder: Path) -> bool:
     """Whether transformers would read the model in `folder` from safetensors files."""
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))

@@ -50,11 +50,12 @@ class Decomposition:
         # All components are scaled, because the order in which a norm is summed depends on how many there are.
         A, B = self.left.double(), self.right.double()  # L⁻¹ U and Σ Vᵀ R⁻¹
         sigma = self.spectrum[: len(B)].to(A)
+        counts = sigma > ZERO * sigma[:1]
         balanced = (B.norm(dim=1) / A.norm(dim=0).clamp_min(TINY)).sqrt()
         scale = {
             SigmaFuse.V: torch.ones_like(sigma),
-            SigmaFuse.U: torch.where(sigma > ZERO * sigma[:1], sigma, balanced),
-            SigmaFuse.UV: torch.where(sigma > ZERO * sigma[:1], sigma.sqrt(), balanced),
+            SigmaFuse.U: torch.where(counts, sigma, balanced),
+            SigmaFuse.UV: torch.where(counts, sigma.sqrt(), balanced),
             SigmaFuse.balanced: balanced,
         }[fuse].clamp_min(TINY)
         return Factors(A[:, :rank] * scale[:rank], B[:rank] / scale[:rank, None])

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from svdexp.checkpoints import gguf_tokenizer
-from svdexp.checkpoints.intake import safetensors_read
+from svdexp.checkpoints.intake import weights_read
 from svdexp.checkpoints.loading import Source, load_model, load_tokenizer, locate, rope_scaling
 from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.models.fingerprint import model_fingerprint
@@ -126,7 +126,7 @@ def weight_files(config: Config, dtype: torch.dtype) -> list[Path] | None:
             return None
         folder = _folder_of_model(config.model, Path(config.cache), source, dtype)
         return sorted(folder.glob("*.safetensors")) or None
-    return safetensors_read(folder) or sorted(folder.glob("*.bin"))
+    return weights_read(folder)
 
 
 def _folder_of_model(model: ModelConfig, cache: Path, source: Source, dtype: torch.dtype) -> Path:

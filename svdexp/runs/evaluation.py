@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from svdexp.cells.identity import identity_of
 from svdexp.checkpoints import checkpoint
-from svdexp.checkpoints.intake import safetensors_read
+from svdexp.checkpoints.intake import weights_read
 from svdexp.checkpoints.loading import load_model, locate, resolve_device, resolve_dtype
 from svdexp.checkpoints.loading_streamed import load_streamed
 from svdexp.evaluation import continuations, evaluate, load_exams, protocols
@@ -141,7 +141,7 @@ def file_bytes(config: ModelConfig) -> Results:
     """What the files with the weights take, where they are on this disk: of a GGUF file less than once it is loaded."""
     source = locate(config)
     folder = Path(source.location)
-    files = [folder / source.gguf_file] if source.gguf_file else safetensors_read(folder) or [*folder.glob("*.bin")]
+    files = [folder / source.gguf_file] if source.gguf_file else weights_read(folder)
     return keys.FILE_BYTES.says(sum(path.stat().st_size for path in files)) if files else {}
 
 

@@ -55,9 +55,14 @@ def skeleton_to_stream(config: Config, method: Method, size: Size, device: torch
 
 def fits_surely(config: Config, device: torch.device) -> bool:
     """Whether the model's files are small beside the memory of `device`, or none that could be streamed."""
-    source = locate(config.model)
+    return MOST * streamable_bytes(config.model) <= USABLE * room(device)
+
+
+def streamable_bytes(model: ModelConfig) -> int:
+    """What the files take from which the model could be streamed; 0 where there are none, as of a GGUF file."""
+    source = locate(model)
     files = [] if source.gguf_file else safetensors_read(Path(source.location))
-    return MOST * sum(path.stat().st_size for path in files) <= USABLE * room(device)
+    return sum(path.stat().st_size for path in files)
 
 
 def streams(
@@ -168,8 +173,7 @@ def evaluation_streams(config: EvaluateConfig, source: ModelConfig, device: torc
         return False
     usable, needed = USABLE * room(device), 0
     if config.residency is Residency.auto:
-        files = [] if locate(source).gguf_file else safetensors_read(Path(locate(source).location))
-        needed = sum(path.stat().st_size for path in files)
+        needed = streamable_bytes(source)
         if needed <= usable:
             return False
     spread = SPREAD if config.device == BALANCED else None
